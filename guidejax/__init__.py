@@ -1,0 +1,30 @@
+"""guidejax: guidance for diffusion models as pure JAX functions."""
+
+from guidejax.denoisers import Denoiser as Denoiser
+from guidejax.denoisers import denoiser as denoiser
+from guidejax.guidance import Guidance as Guidance
+from guidejax.guidance import chain as chain
+from guidejax.guidance import guidance as guidance
+from guidejax.processes import Process as Process
+from guidejax.processes import convert as convert
+from guidejax.processes import cosine as cosine
+from guidejax.processes import edm as edm
+from guidejax.processes import linear_vp as linear_vp
+from guidejax.processes import noise_to as noise_to
+from guidejax.processes import rectified_flow as rectified_flow
+from guidejax.rules import Rule as Rule
+from guidejax.rules import adg as adg
+from guidejax.rules import cfg as cfg
+from guidejax.rules import rule as rule
+from guidejax.sampling import sample as sample
+from guidejax.sampling import uniform_times as uniform_times
+from guidejax.solvers import Solver as Solver
+from guidejax.solvers import ddim as ddim
+from guidejax.weights import OmegaNet as OmegaNet
+from guidejax.weights import Weight as Weight
+from guidejax.weights import clamp_linear as clamp_linear
+from guidejax.weights import constant as constant
+from guidejax.weights import from_scale as from_scale
+from guidejax.weights import interval as interval
+from guidejax.weights import to_scale as to_scale
+from guidejax.weights import triangular as triangular

@@ -1,0 +1,90 @@
+"""Per-sample array helpers shared by every room: broadcasting, reductions, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Tree = Any
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype that sums over `dtype` run in: float32 at least, float64 kept."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def upcast(x: Array) -> Array:
+    """`x` in the dtype its reductions run in."""
+    return x.astype(accumulator(x.dtype))
+
+
+def expand(value: Array, x: Array) -> Array:
+    """Give a scalar or (batch,) `value` trailing axes so that it broadcasts against `x`."""
+    value = jnp.asarray(value)
+    if value.ndim == 0:
+        return value
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+def dot(a: Array, b: Array) -> Array:
+    """⟨a, b⟩ of each sample over all non-batch axes, shape (batch,)."""
+    return jnp.sum(upcast(a) * upcast(b), axis=tuple(range(1, a.ndim)))
+
+
+def square_norm(a: Array) -> Array:
+    """‖a‖² of each sample, shape (batch,)."""
+    return dot(a, a)
+
+
+def norm(a: Array) -> Array:
+    """‖a‖ of each sample, shape (batch,); its gradient at a = 0 is 0, not NaN."""
+    return safe_sqrt(square_norm(a))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """√x for x ≥ 0, with gradient 0 where x = 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def safe_divide(a: Array, b: Array, otherwise: float = 0.0) -> Array:
+    """a / b, and `otherwise` (with gradient 0) where b = 0."""
+    nonzero = b != 0
+    return jnp.where(nonzero, a / jnp.where(nonzero, b, 1), otherwise)
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether every leaf of `values` is known now, so that Python may look at it."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check_finite(what: str, value: Any) -> None:
+    """Raise `ValueError` if a concrete `value` holds a NaN or an infinity."""
+    for leaf in jax.tree.leaves(value):
+        if is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True):
+            array = np.asarray(leaf)
+            if not np.issubdtype(array.dtype, np.number):
+                array = np.asarray(leaf, np.float32)  # bfloat16 is no np.number
+            if not np.all(np.isfinite(array)):
+                raise ValueError(f"{what} holds NaN or infinite values; expected finite numbers.")
+
+
+def tree_map(fn: Callable[..., Any], *trees: Tree) -> Tree:
+    """`jax.tree.map`: a state may be one array or several (image and text latents)."""
+    return jax.tree.map(fn, *trees)
+
+
+def batch_size(x: Tree) -> int:
+    """The common leading axis of every leaf of `x`."""
+    leaves = jax.tree.leaves(x)
+    if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError("expected arrays with a leading batch axis, got a scalar or nothing.")
+    sizes = {leaf.shape[0] for leaf in leaves}
+    if len(sizes) != 1:
+        raise ValueError(f"expected one batch size on every leaf, got {sorted(sizes)}.")
+    return sizes.pop()

@@ -1,0 +1,145 @@
+"""What a rule is: a pure function on arrays that also carries its facts.
+
+    @rule(space="x0", paper="arXiv 2506.11039, Algorithm 1")
+    def adg(cond, uncond, omega, *, max_angle=jnp.pi / 3): ...
+
+The signature is the declaration. Parameters without a default are what the rule combines:
+`omega`, branches (`cond`, `uncond`, `negative`, `weak`, any name), `guided` (the prediction so far,
+which makes the rule a refinement to chain after another) and what the sampler knows (`CONTEXT`).
+Keyword parameters with a default are the rule's numbers; any may be a `Weight`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+# What `guidance` can hand a rule besides the branches: the state, the times of the step, the
+# process and the rule's own carried state.
+CONTEXT = ("x", "t", "s", "process", "state")
+SPACES = ("any", "x0", "eps", "v", "velocity", "score", "log_prob")
+
+REGISTRY: dict[str, Rule] = {}
+
+
+@dataclasses.dataclass(eq=False)
+class Rule:
+    """A combination rule: call it on arrays, bind it in `guidance`, or chain it.
+
+    Calling with arrays computes. Calling without them (`adg(max_angle=1.0)`, or a number alone,
+    `rescale(0.7)`) binds its numbers for use in `guidance` and `chain`.
+
+    Attributes:
+        fn: The function.
+        space: Where its paper defines it: "x0", "eps", "v", "velocity", "score"; "any" where the
+            result is the same in all of them, so that nothing is converted.
+        paper: Source.
+        init: For a rule with state, `init(x) -> state`; the function then takes `state` and
+            returns `(guided, state)`.
+        exact_at_zero: Whether ω = 0 returns `cond`.
+        static: Names of numbers that are structure (an option, a count), not traced.
+    """
+
+    fn: Callable[..., Any]
+    space: str
+    paper: str
+    init: Callable[[Any], Any] | None
+    exact_at_zero: bool
+    static: tuple[str, ...]
+    takes: tuple[str, ...]
+    defaults: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name in `guidejax`."""
+        return self.fn.__name__
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The predictions it combines, by name."""
+        return tuple(n for n in self.takes if n not in (*CONTEXT, "omega", "guided"))
+
+    @property
+    def refines(self) -> bool:
+        """Whether it takes the prediction of the rule before it."""
+        return "guided" in self.takes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Samples lead with a batch axis, so a bare number is never one.
+        binds = not (args or self.takes[0] in kwargs) or (args and jnp.ndim(args[0]) == 0)
+        if binds:
+            numbers = dict(zip(self.defaults, args, strict=False)) | kwargs
+            return Bound(self, self.check_numbers(numbers))
+        return self.fn(*args, **kwargs)
+
+    def check_numbers(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """`numbers` over the defaults, or an error that names what is unknown."""
+        unknown = sorted(set(numbers) - set(self.defaults))
+        if unknown:
+            raise ValueError(
+                f"{self.name} has no number named {', '.join(unknown)}; it takes "
+                f"{', '.join(self.defaults) or 'none'}."
+            )
+        return {**self.defaults, **numbers}
+
+    def __repr__(self) -> str:
+        return f"<rule {self.name}, space {self.space}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A rule with its numbers, ready for `guidance` and `chain`."""
+
+    rule: Rule
+    numbers: Mapping[str, Any]
+
+
+def make_rule(
+    fn: Callable[..., Any],
+    *,
+    space: str,
+    paper: str = "",
+    init: Callable[[Any], Any] | None = None,
+    exact_at_zero: bool = True,
+    static: tuple[str, ...] = (),
+) -> Rule:
+    """A `Rule` of any function whose signature follows the convention above, unregistered.
+
+    Raises:
+        ValueError: If the space is unknown or the signature doesn't follow the convention.
+    """
+    if space not in SPACES:
+        raise ValueError(f"unknown space {space!r}; expected one of {', '.join(SPACES)}.")
+    takes, defaults = [], {}
+    for name, parameter in inspect.signature(fn).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise ValueError(f"{fn.__name__}: name every parameter; got *{name}.")
+        if parameter.default is parameter.empty:
+            takes.append(name)
+        else:
+            defaults[name] = parameter.default
+    if not {"cond", "guided"} & set(takes):
+        raise ValueError(f"{fn.__name__}: a rule takes `cond`, `guided` or both; it takes {takes}.")
+    if (init is not None) != ("state" in takes):
+        raise ValueError(
+            f"{fn.__name__}: a rule with state has `init` and takes `state`, or neither."
+        )
+    made = Rule(fn, space, paper, init, exact_at_zero, tuple(static), tuple(takes), defaults)
+    functools.update_wrapper(made, fn, updated=())
+    return made
+
+
+def rule(**facts: Any) -> Callable[[Callable[..., Any]], Rule]:
+    """Decorator: declare a rule's facts (`make_rule`) and list it, which also tests it."""
+
+    def declare(fn: Callable[..., Any]) -> Rule:
+        made = make_rule(fn, **facts)
+        REGISTRY[made.name] = made
+        return made
+
+    return declare
