@@ -1,10 +1,19 @@
 """guidejax: guidance for diffusion models as pure JAX functions."""
 
+from guidejax import analytic as analytic
 from guidejax.denoisers import Denoiser as Denoiser
 from guidejax.denoisers import denoiser as denoiser
 from guidejax.guidance import Guidance as Guidance
 from guidejax.guidance import chain as chain
 from guidejax.guidance import guidance as guidance
+from guidejax.learning import fit_omega as fit_omega
+from guidejax.learning import l2 as l2
+from guidejax.learning import load_omega as load_omega
+from guidejax.learning import omega_step as omega_step
+from guidejax.learning import pixels as pixels
+from guidejax.learning import rollout as rollout
+from guidejax.learning import self_consistency as self_consistency
+from guidejax.learning import unit_spread as unit_spread
 from guidejax.processes import Process as Process
 from guidejax.processes import convert as convert
 from guidejax.processes import cosine as cosine

@@ -23,7 +23,7 @@ def upcast(x: Array) -> Array:
     return x.astype(accumulator(x.dtype))
 
 
-def expand(value: Array, x: Array) -> Array:
+def expand(value: Array | float, x: Array) -> Array:
     """Give a scalar or (batch,) `value` trailing axes so that it broadcasts against `x`."""
     value = jnp.asarray(value)
     if value.ndim == 0:
@@ -52,10 +52,20 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
-def safe_divide(a: Array, b: Array, otherwise: float = 0.0) -> Array:
+def safe_divide(a: Array | float, b: Array, otherwise: float = 0.0) -> Array:
     """a / b, and `otherwise` (with gradient 0) where b = 0."""
     nonzero = b != 0
     return jnp.where(nonzero, a / jnp.where(nonzero, b, 1), otherwise)
+
+
+def quantile(x: Array, q: Array | float, axis: int = 1) -> Array:
+    """The q-quantile along `axis` with linear interpolation; `q` is a scalar or (batch,)."""
+    n = x.shape[axis]
+    ranks = jnp.arange(n, dtype=accumulator(x.dtype)).reshape((n,) + (1,) * (x.ndim - 1 - axis))
+    rank = expand(jnp.clip(q, 0, 1), x) * (n - 1)
+    # A hat over the ranks and not a lookup: q may be traced, per sample, and differentiated.
+    hat = jnp.maximum(1 - jnp.abs(ranks - rank), 0)
+    return jnp.sum(hat * jnp.sort(upcast(x), axis=axis), axis=axis)
 
 
 def is_concrete(*values: Any) -> bool:
@@ -72,6 +82,14 @@ def check_finite(what: str, value: Any) -> None:
                 array = np.asarray(leaf, np.float32)  # bfloat16 is no np.number
             if not np.all(np.isfinite(array)):
                 raise ValueError(f"{what} holds NaN or infinite values; expected finite numbers.")
+
+
+def check_not_nan(what: str, value: Any) -> None:
+    """Raise `ValueError` if a concrete `value` holds a NaN; infinities may stand for "no limit"."""
+    for leaf in jax.tree.leaves(value):
+        known = is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True)
+        if known and np.any(np.isnan(np.asarray(leaf, np.float32))):
+            raise ValueError(f"{what} is NaN or holds one; expected numbers.")
 
 
 def tree_map(fn: Callable[..., Any], *trees: Tree) -> Tree:

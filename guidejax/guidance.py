@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, expand, is_concrete, upcast
+from guidejax._arrays import Array, Tree, check_not_nan, expand, is_concrete, upcast
 from guidejax.processes import Process, from_x0, x0_per_unit
 from guidejax.rules.base import SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
@@ -53,27 +54,38 @@ class Guidance:
 
     def active(self, times: Array, process: Process) -> Any:
         """For each step, whether any branch but "cond" matters: NumPy where known now."""
-        if not self.links[0].rule.exact_at_zero:
-            return np.ones(times.shape[0] - 1, bool)
-        if is_concrete(self.omega, times, process):
+        steps = times.shape[0] - 1
+        needy = [link.rule for link in self.links if set(link.rule.branches) - {"cond"}]
+        if not needy:
+            return np.zeros(steps, bool)
+        if not all(rule.exact_at_zero and "omega" in rule.takes for rule in needy):
+            return np.ones(steps, bool)
+        if is_concrete(times, process):
             host = np.asarray(times)
-            on = [
-                np.any(self.omega.active(s, t, process=process, times=host))
-                for s, t in zip(host[1:], host[:-1], strict=True)
-            ]
-            return np.asarray(on, bool)
+            on = []
+            for s, t in itertools.pairwise(host[::-1]):
+                on.append(self.omega.active(s, t, process=process, times=host))
+                if not is_concrete(on[-1]):
+                    break
+            else:
+                return np.asarray([np.any(step) for step in on[::-1]], bool)
         rows = jax.vmap(lambda s, t: jnp.any(self.omega.active(s, t, process=process, times=times)))
         return rows(times[1:], times[:-1])
 
-    def rows(self, times: Array, cond: Any, process: Process) -> Tree:
-        """ω and every number at every step: what the scan is fed, leading axis (steps,)."""
-        table = lambda weight: weight.table(times, cond, process=process)  # noqa: E731
-        return table(self.omega), tuple(
-            {name: table(weight) for name, weight in numbers.items()} for numbers in self.numbers
+    def evaluate(self, s: Array, t: Array, cond: Any, process: Process, times: Any = None) -> Tree:
+        """(ω, numbers) for the step t → s: what `apply` takes as `row`."""
+        value = lambda weight: weight(s, t, cond, process=process, times=times)  # noqa: E731
+        return value(self.omega), tuple(
+            {name: value(weight) for name, weight in numbers.items()} for numbers in self.numbers
         )
 
+    def rows(self, times: Array, cond: Any, process: Process) -> Tree:
+        """`evaluate` at every step, in one batch: leading axis (steps,)."""
+        row = lambda s, t: self.evaluate(s, t, cond, process, times)  # noqa: E731
+        return jax.vmap(row)(times[1:], times[:-1])
+
     def init(self, x: Tree) -> Tree:
-        """State at the start of a run: for each leaf of `x`, for each rule; () where it has none."""
+        """State at the start of a run: per leaf of `x`, per rule; () where a rule has none."""
         return [
             tuple(() if link.rule.init is None else link.rule.init(leaf) for link in self.links)
             for leaf in jax.tree.leaves(x)
@@ -147,7 +159,7 @@ def _apply_link(link, values, state, predictions, omega, x, t, s, process):
     """
     rule = link.rule
     start = predictions["guided" if rule.refines else "cond"]
-    native = link.space in ("any", "x0")
+    native = link.space in ("any", "x0", "log_prob")
     known = {
         **(
             predictions
@@ -255,5 +267,8 @@ def guidance(
             if name in each.rule.static or value is None or isinstance(value, (str, bool))
         }
         links.append(_Link(each.rule, space or each.rule.space, tuple(options.items())))
+        for name, value in each.numbers.items():
+            if not (name in options or callable(value)):
+                check_not_nan(f"{each.rule.name}'s {name}", value)
         traced.append({n: as_weight(v) for n, v in each.numbers.items() if n not in options})
     return Guidance(as_weight(omega), tuple(traced), mask, tuple(links))

@@ -7,7 +7,7 @@ from and to x0 by one affine map for each kind of prediction.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,14 @@ class Process:
         raise NotImplementedError
 
 
-def _process(cls: type) -> type:
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def _process(cls: type[_T]) -> type[_T]:
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(made)]
+    return jax.tree_util.register_dataclass(made, data_fields=names, meta_fields=[])
 
 
 @_process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, check_finite, is_concrete, tree_map
+from guidejax._arrays import Array, Tree, batch_size, check_not_nan, is_concrete, tree_map
 from guidejax.denoisers import Denoiser, as_denoiser
 from guidejax.guidance import Guidance
 from guidejax.guidance import guidance as make_guidance
@@ -97,6 +98,11 @@ def sample(
     solver = ddim() if solver is None else solver
     denoise = as_denoiser(denoise, process)
     times = jnp.asarray(times, jnp.result_type(float))
+    key = as_keys(key)
+    if key.shape not in ((), (batch_size(noise),)):
+        raise ValueError(
+            f"expected one key or ({batch_size(noise)},) keys, one a sample; got {key.shape}."
+        )
     _check(times, noise, cond, guided, denoise, process)
     active = guided.active(times, process)
     segments = _segments(active) if isinstance(active, np.ndarray) else None
@@ -104,12 +110,14 @@ def sample(
     if segments is None or any(on for _, _, on in segments):
         others = _branches(guided, denoise, process, cond, uncond, branches or {})
     return _run(
-        as_keys(key), denoise, process, noise, times, cond, others, guided, solver, active,
+        key, denoise, process, noise, times, cond, others, guided, solver, active,
         segments=segments, remat=remat,
     )  # fmt: skip
 
 
-def _check(times, noise, cond, guided, denoise, process) -> None:
+def _check(
+    times: Array, noise: Tree, cond: Any, guided: Guidance, denoise: Denoiser, process: Process
+) -> None:
     batch = batch_size(noise)
     if times.ndim not in (1, 2) or times.shape[0] < 2:
         raise ValueError(f"times must be (steps + 1,) with steps ≥ 1, got shape {times.shape}.")
@@ -123,22 +131,57 @@ def _check(times, noise, cond, guided, denoise, process) -> None:
             raise ValueError(
                 f"times must fall from noise to data, each below the last; got {grid}."
             )
-        if denoise.prediction in ("eps", "score") and is_concrete(process):
-            if np.any(np.asarray(process.alpha(grid[0])) <= 0):
-                raise ValueError(
-                    f"at t = {grid[0]} α is 0, where {denoise.prediction!r} says nothing of x0; "
-                    "start lower: uniform_times(steps, start=0.999)."
-                )
+        blind = denoise.prediction in ("eps", "score") and is_concrete(process)
+        if blind and np.any(np.asarray(process.alpha(grid[0])) <= 0):
+            raise ValueError(
+                f"at t = {grid[0]} α is 0, where {denoise.prediction!r} says nothing of x0; "
+                "start lower: uniform_times(steps, start=0.999)."
+            )
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
             raise ValueError(
                 f"cond has shape {jnp.shape(leaf)}; expected a leading axis of {batch}, the batch "
                 "of `noise`."
             )
-    check_finite("omega or a number of the guidance", (guided.omega, guided.numbers))
+    check_not_nan("omega", guided.omega)
+    for link, numbers in zip(guided.links, guided.numbers, strict=True):
+        for name, number in numbers.items():
+            check_not_nan(f"{link.rule.name}'s {name}", number)
+    _check_mask(guided.mask, noise)
     for weight in _weights(guided):
         if hasattr(weight.fn, "check"):
             weight.fn.check(cond)
+
+
+def _check_mask(mask: Any, noise: Tree) -> None:
+    """Masks broadcast against the state: one for every leaf, or one a leaf."""
+    masks, leaves = jax.tree.leaves(mask), jax.tree.leaves(noise)
+    if len(masks) not in (0, 1, len(leaves)):
+        raise ValueError(f"the mask has {len(masks)} arrays; the state has {len(leaves)}.")
+    for one, leaf in zip(masks * len(leaves) if len(masks) == 1 else masks, leaves, strict=False):
+        try:
+            fits = np.broadcast_shapes(np.shape(one), leaf.shape) == leaf.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"the mask has shape {np.shape(one)}, which doesn't broadcast to the state's "
+                f"{leaf.shape}."
+            )
+
+
+def _check_rows(rows: Tree, guided: Guidance, batch: int) -> None:
+    """A number of the guidance is one for the batch or one a sample."""
+    omegas, numbers = rows
+    named = {"omega": omegas}
+    for link, row in zip(guided.links, numbers, strict=True):
+        named |= {f"{link.rule.name}'s {name}": value for name, value in row.items()}
+    for name, value in named.items():
+        if value.shape[1:] not in ((), (batch,)):
+            raise ValueError(
+                f"{name} has shape {value.shape[1:]} at a step; expected a scalar or ({batch},), "
+                "the batch of `noise`."
+            )
 
 
 def _weights(guided: Guidance) -> list[Weight]:
@@ -162,11 +205,18 @@ def _weights(guided: Guidance) -> list[Weight]:
 def _segments(active: np.ndarray) -> Segments | None:
     """Runs of steps alike: ((start, stop, guided), ...); None if there are too many."""
     edges = [0, *(np.flatnonzero(np.diff(active)) + 1).tolist(), len(active)]
-    runs = tuple((a, b, bool(active[a])) for a, b in zip(edges[:-1], edges[1:], strict=True))
+    runs = tuple((a, b, bool(active[a])) for a, b in itertools.pairwise(edges))
     return runs if len(runs) <= MAX_SEGMENTS else None
 
 
-def _branches(guided, denoise, process, cond, uncond, given) -> dict[str, tuple[Denoiser, Any]]:
+def _branches(
+    guided: Guidance,
+    denoise: Denoiser,
+    process: Process,
+    cond: Any,
+    uncond: Any,
+    given: Mapping[str, Any],
+) -> dict[str, tuple[Denoiser, Any]]:
     """The network and condition of each branch but "cond"."""
     found: dict[str, tuple[Denoiser, Any]] = {}
     known = {**({} if uncond is None else {"uncond": uncond}), **given}
@@ -178,13 +228,13 @@ def _branches(guided, denoise, process, cond, uncond, given) -> dict[str, tuple[
         network = denoise
         if isinstance(value, tuple) and len(value) == 2 and callable(value[0]):
             network, value = as_denoiser(value[0], process), value[1]
-        found[name] = (network, _like(value, cond, name))
+        found[name] = (network, like(value, cond, name))
     return found
 
 
-def _like(value: Any, cond: Any, name: str) -> Any:
+def like(value: Any, cond: Any, name: str) -> Any:
     """A branch's condition in the shape of `cond`: a null label or embedding is broadcast."""
-    if jax.tree.structure(value) != jax.tree.structure(cond):
+    if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
         return value
 
     def one(value, cond):
@@ -201,12 +251,29 @@ def _like(value: Any, cond: Any, name: str) -> Any:
     return tree_map(one, value, tree_map(jnp.asarray, cond))
 
 
+@jax.custom_batching.custom_vmap
+def _for_any(flag: Array) -> Array:
+    """`flag`; under vmap whether any is set, one flag for all.
+
+    A batched predicate would turn `lax.cond` into a select that makes both passes always and
+    copies the network's parameters for each sample. Where ω is 0 the guided pass is the
+    conditional one, so that one flag is enough.
+    """
+    return flag
+
+
+@_for_any.def_vmap
+def _for_any_vmap(axis_size, in_batched, flag):
+    return _for_any(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+
+
 @functools.partial(jax.jit, static_argnames=("segments", "remat"))
 def _run(
     key, denoise, process, noise, times, cond, others, guided, solver, active, *, segments, remat
 ):
     steps = times.shape[0] - 1
     rows = guided.rows(times, cond, process)
+    _check_rows(rows, guided, batch_size(noise))
     xs = {
         "t": times[:-1],
         "s": times[1:],
@@ -240,7 +307,7 @@ def _run(
         if not others:
             return step(False, carry, step_xs), None
         on, off = functools.partial(step, True), functools.partial(step, False)
-        return jax.lax.cond(step_xs["active"], on, off, carry, step_xs), None
+        return jax.lax.cond(_for_any(step_xs["active"]), on, off, carry, step_xs), None
 
     def body(on):
         one = gated if on is None else lambda carry, xs: (step(on, carry, xs), None)

@@ -70,6 +70,7 @@ class Rule:
         return "guided" in self.takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Combine predictions, or, without them, bind the rule's numbers."""
         # Samples lead with a batch axis, so a bare number is never one.
         binds = not (args or self.takes[0] in kwargs) or (args and jnp.ndim(args[0]) == 0)
         if binds:

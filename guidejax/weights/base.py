@@ -57,13 +57,7 @@ class Weight:
 
     def active(self, s: Any, t: Any, *, process: Process | None = None, times: Any = None) -> Any:
         """Whether ω may differ from 0 on the step t → s; a NumPy bool where that is known now."""
-        if self.mask is None:
-            return np.bool_(True)
-        step = Step(s, t, None, process, times)
-        if not is_concrete(self.params, s, t, process, times):
-            return self.mask(self.params, step)
-        with jax.ensure_compile_time_eval():
-            return np.asarray(self.mask(self.params, step))
+        return _mask(self, Step(s, t, None, process, times))
 
     def table(self, times: Array, cond: Any = None, *, process: Process | None = None) -> Array:
         """ω of every step of a grid: (steps,) or (steps, batch), in one batched evaluation.
@@ -96,15 +90,18 @@ class Weight:
     def __truediv__(self, other):
         return _combine("divide", self, other)
 
+    def __rtruediv__(self, other):
+        return _combine("divide", other, self)
+
     def __neg__(self):
         return _combine("multiply", self, -1.0)
 
     def clip(self, lo: Any = None, hi: Any = None) -> Weight:
         """ω kept within [lo, hi]; either end may be left out."""
-        lo, hi = (-jnp.inf if lo is None else lo), (jnp.inf if hi is None else hi)
-        if is_concrete(lo, hi) and np.any(np.asarray(lo) > np.asarray(hi)):
+        both = lo is not None and hi is not None
+        if both and is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
             raise ValueError(f"clip expects lo ≤ hi, got lo={lo}, hi={hi}.")
-        return Weight((self, lo, hi), _clip)
+        return Weight((self, lo, hi), _clip, _clip_mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,16 +165,28 @@ def _value(weight: Any, step: Step) -> Any:
 
 
 def _mask(weight: Any, step: Step) -> Any:
+    """Whether ω may differ from 0; NumPy where that is known now, part by part.
+
+    Part by part: an interval with fixed ends is known to be 0 outside whatever traced value it
+    has inside.
+    """
     weight = as_weight(weight)
-    return True if weight.mask is None else weight.mask(weight.params, step)
+    if weight.mask is None:
+        return np.bool_(True)
+    if not is_concrete(weight.params, step.s, step.t, step.process, step.times):
+        return weight.mask(weight.params, step)
+    with jax.ensure_compile_time_eval():
+        return np.asarray(weight.mask(weight.params, step))
 
 
 def _both(params: Any, step: Step) -> Any:
-    return jnp.logical_and(_mask(params[0], step), _mask(params[1], step))
+    left, right = _mask(params[0], step), _mask(params[1], step)
+    return (np if is_concrete(left, right) else jnp).logical_and(left, right)
 
 
 def _either(params: Any, step: Step) -> Any:
-    return jnp.logical_or(_mask(params[0], step), _mask(params[1], step))
+    left, right = _mask(params[0], step), _mask(params[1], step)
+    return (np if is_concrete(left, right) else jnp).logical_or(left, right)
 
 
 def _first(params: Any, step: Step) -> Any:
@@ -204,6 +213,15 @@ def _combine(name: str, left: Any, right: Any) -> Weight:
 def _clip(params: Any, step: Step) -> Any:
     weight, lo, hi = params
     return jnp.clip(_value(weight, step), lo, hi)
+
+
+def _clip_mask(params: Any, step: Step) -> Any:
+    weight, lo, hi = params
+    if not is_concrete(lo, hi):
+        return True
+    # Zeros stay where they are only if 0 is within the ends.
+    lo, hi = (np.asarray(0 if end is None else end) for end in (lo, hi))
+    return _mask(weight, step) if np.all(lo <= 0) and np.all(hi >= 0) else True
 
 
 def _constant(value: Any, step: Step) -> Any:

@@ -32,7 +32,7 @@ class _MLP(nn.Module):
             h = h + nn.Dense(self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0))(
                 one_hot
             )
-        elif self.cond_dim is not None:
+        elif cond is not None:
             projected = nn.silu(nn.Dense(self.hidden)(cond.astype(features.dtype)))
             h = h + nn.Dense(self.hidden)(projected)
         for _ in range(self.depth):

@@ -1,4 +1,4 @@
-"""ω(s, t) set by hand. Each says on what it acts (ω, or ω + 1) and whether it keeps mean or peak."""
+"""ω(s, t) set by hand: each says whether it acts on ω or ω + 1 and keeps the mean or the peak."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import is_concrete
+from guidejax._arrays import Array, is_concrete
 from guidejax.weights.base import Step, Weight, as_weight
 
 UNITS = ("t", "log_snr", "sigma", "step")
@@ -18,7 +18,7 @@ UNITS = ("t", "log_snr", "sigma", "step")
 class _Interval:
     unit: str
 
-    def __call__(self, params, step: Step):
+    def __call__(self, params: Any, step: Step) -> Array:
         inside = _Inside(self.unit)(params, step)
         return jnp.where(inside, jnp.ones((), jnp.result_type(float)), 0)
 
@@ -27,7 +27,7 @@ class _Interval:
 class _Inside:
     unit: str
 
-    def __call__(self, params, step: Step):
+    def __call__(self, params: Any, step: Step) -> Array:
         lo, hi = params
         position = step.at(self.unit)
         return jnp.logical_and(position >= lo, position <= hi)
@@ -84,7 +84,7 @@ class _Triangular:
     peak: float
     form: str
 
-    def __call__(self, mean, step: Step):
+    def __call__(self, mean: Any, step: Step) -> Array:
         times = jnp.asarray(step.needs("times", "triangular"))
         rise = jnp.asarray(_triangle(step.num_steps, self.peak, self.form), times.dtype)
         scale = jnp.asarray(mean) + 1
@@ -131,7 +131,7 @@ def triangular(mean: Any, peak: float = 0.5, form: str = "code") -> Weight:
 
 @dataclasses.dataclass(frozen=True)
 class _ClampLinear:
-    def __call__(self, params, step: Step):
+    def __call__(self, params: Any, step: Step) -> Array:
         mean, floor = params
         return jnp.maximum(floor, 2 * jnp.asarray(mean) * (1 - jnp.asarray(step.t)))
 
@@ -147,7 +147,8 @@ def clamp_linear(mean: Any, floor: Any = 0.0) -> Weight:
         floor: Least ω, on the same scale (the paper's c: 2 for SD1.5, 4 for SDXL).
 
     Example:
-        >>> float(clamp_linear(2.0, floor=1.0)(s=0.8, t=0.9)), float(clamp_linear(2.0)(s=0.4, t=0.5))
+        >>> weight = clamp_linear(2.0, floor=1.0)
+        >>> float(weight(s=0.8, t=0.9)), float(weight(s=0.4, t=0.5))
         (1.0, 2.0)
     """
     return Weight((mean, floor), _ClampLinear())

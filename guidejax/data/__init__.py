@@ -1,0 +1,30 @@
+"""Image datasets by name, as numpy batches {"x0": float32 in [-1, 1], "cond": int32}.
+
+Any image dataset of the TFDS catalogue, and the digits, which need no download:
+
+    batches = gj.data.load("digits", "train", batch_size=128)
+    test = gj.data.arrays("digits", "test")
+
+TensorFlow is never imported to read them.
+"""
+
+try:
+    import array_record as _array_record  # noqa: F401
+    import grain as _grain  # noqa: F401
+    import importlib_resources as _importlib_resources  # noqa: F401
+    import PIL as _pil  # noqa: F401
+    import tensorflow_datasets as _tensorflow_datasets  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'guidejax.data needs the extra "data" ({error}): pip install "guidejax[data]"',
+        name=error.name,
+    ) from error
+
+from guidejax.data.digits import Digits as Digits
+from guidejax.data.pipeline import Batches as Batches
+from guidejax.data.pipeline import arrays as arrays
+from guidejax.data.pipeline import grouped as grouped
+from guidejax.data.pipeline import info as info
+from guidejax.data.pipeline import load as load
+from guidejax.data.sources import Info as Info
+from guidejax.data.sources import prepare as prepare

@@ -1,0 +1,461 @@
+"""Find or prepare a TFDS dataset by name, and read it: one checked example at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from guidejax.data.digits import Digits  # Its import is what makes TFDS know "digits".
+
+# Long enough for a slow TCP handshake; TFDS itself retries a dead network for minutes.
+_CONNECT_SECONDS = 5.0
+# A split whose decoded images fit in here stays in memory once read: decoding small PNGs takes
+# longer than a step of a small network.
+_CACHE_BYTES = 2**28
+
+Key = str | Sequence[str]
+
+
+def prepare(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> str:
+    """Make a TFDS dataset ready to be read, and say where it is.
+
+    What is on disk already is used as it is, in any version; otherwise the dataset is built (from
+    scikit-learn for "digits", by a download for the catalogue) in the array_record format, under
+    a temporary name that becomes the real one at the end: a killed run leaves nothing half done,
+    and of two that race one wins. Most builders of the catalogue need TensorFlow for this step;
+    reading what they built doesn't.
+
+    Args:
+      name: the dataset's name as TFDS writes it, "digits", "mnist", "imagenet_resized/64x64",
+        "cifar10:3.0.2".
+      data_dir: where datasets live. Default: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+
+    Returns:
+      The directory of the prepared dataset, as `tfds.builder_from_directory` takes it.
+
+    Raises:
+      ValueError: TFDS knows no such dataset, configuration or version.
+      FileNotFoundError: the dataset is not there and cannot be made here, as without a network;
+        the message says how to bring it.
+
+    Example:
+      >>> prepare("digits", data_dir="/tmp/data")
+      '/tmp/data/digits/1.0.0'
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"dataset name {name!r}; expected a TFDS name such as 'digits', 'mnist'.")
+    data_dir = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
+    if name != "digits":  # Its version is this library's: an older one on disk won't do.
+        try:
+            found = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+            return os.fspath(found.data_path)
+        except tfds.core.DatasetNotFoundError:
+            pass
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+        close = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+        raise ValueError(
+            f"unknown dataset {name!r}: TFDS has no builder of that name, and none is prepared "
+            f"under {_searched(data_dir)}{hint}"
+        ) from error
+    except AssertionError as error:  # What TFDS raises for a version that it doesn't have.
+        raise ValueError(f"dataset {name!r}: {error}") from error
+
+    if not builder.data_path.exists():
+        unreachable = _unreachable(builder.url_infos or ())
+        if unreachable:
+            raise FileNotFoundError(
+                _cannot_prepare(name, builder, f"no connection to {unreachable}")
+            )
+        try:
+            # The public bucket holds TFRecords only, which need TensorFlow.
+            config = tfds.download.DownloadConfig(try_download_gcs=False)
+            builder.download_and_prepare(download_config=config)
+        except Exception as error:
+            if builder.data_path.exists():
+                pass  # Another process was faster.
+            elif isinstance(error, ValueError) or isinstance(builder, Digits):
+                raise  # About the data itself, or where it is to go; there is nothing to fetch.
+            else:
+                raise FileNotFoundError(_cannot_prepare(name, builder, _reason(error))) from error
+    return os.fspath(builder.data_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a split holds.
+
+    Attributes:
+      name: the dataset with its version, "digits/1.0.0".
+      split: the split, as it was asked for.
+      num_examples: how many examples the split holds.
+      image_shape: (height, width, channels) of x0.
+      num_classes: cond is in 0..num_classes - 1; None where the dataset doesn't say.
+      class_names: a name for each class, where the dataset has them.
+    """
+
+    name: str
+    split: str
+    num_examples: int
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+
+
+class Source:
+    """Random access to the examples of a split, each checked: {"x0": (H, W, C), "cond": ()}.
+
+    Images are mapped to float32 in [-1, 1]: x0 = 2 (pixel - low) / (high - low) - 1. Holds no
+    open file until it is read, so it travels to a worker process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        label_key: Key | None = "label",
+        image_key: Key = "image",
+        image_size: int | None = None,
+        image_range: tuple[float, float] | None = None,
+    ):
+        """Opens `split` of the dataset `name`; see `guidejax.data.load` for the arguments."""
+        self._path = prepare(name, data_dir=data_dir)
+        builder = tfds.builder_from_directory(self._path)
+        where = f"dataset {builder.info.full_name!r} in {self._path}"
+        _check_format(builder, where)
+        builder = self._builder()
+        num_examples = _split_size(builder, split, where)
+        self.where = f"dataset {builder.info.full_name!r}, split {split!r}"
+
+        features = builder.info.features
+        self._image_key, self._label_key = _path(image_key), _path(label_key or ())
+        shape, dtype = _image_spec(_feature(features, self._image_key, where), where)
+        self._size = _image_size(image_size, dtype, where)
+        if image_size is not None:
+            shape = (image_size, image_size, shape[2])
+        if None in shape:
+            raise ValueError(
+                f"{where}: images have shape {shape}, which differs from one to the next and "
+                "can't be batched; expected a fixed shape. Pass image_size= to crop and resize."
+            )
+        self._low, self._high = _image_range(image_range, dtype)
+        num_classes: int | None = 1  # Without labels every cond is 0.
+        names = None
+        if self._label_key:
+            label = _feature(features, self._label_key, where)
+            num_classes, names = _label_spec(label, "/".join(self._label_key), where)
+        full_name = builder.info.full_name
+        self.info = Info(full_name, split, num_examples, shape, num_classes, names)
+        self._reader: Any = None
+        self._cache: Any = None
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def __repr__(self) -> str:
+        return f"Source({self.info.name!r}, split={self.info.split!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None, "_cache": None}
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {key: value[0] for key, value in self.rows(np.asarray([index])).items()}
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices`, (n,), stacked: {"x0": (n, H, W, C), "cond": (n,)}."""
+        if self.info.num_examples * math.prod(self.info.image_shape) * 4 <= _CACHE_BYTES:
+            x0, cond = self._remember(indices)
+            return {"x0": x0[indices], "cond": cond[indices]}
+        x0 = np.empty((len(indices), *self.info.image_shape), np.float32)
+        cond = np.empty(len(indices), np.int32)
+        for row, index in enumerate(indices.tolist()):
+            x0[row], cond[row] = self._read(index)
+        return {"x0": x0, "cond": cond}
+
+    def _remember(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._cache is None:
+            size = len(self)
+            x0 = np.empty((size, *self.info.image_shape), np.float32)
+            self._cache = x0, np.empty(size, np.int32), np.zeros(size, bool)
+        x0, cond, known = self._cache
+        for index in indices[~known[indices]].tolist():
+            # Threads that race here write the same values; `known` comes last.
+            x0[index], cond[index] = self._read(index)
+            known[index] = True
+        return x0, cond
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        if self._reader is None:
+            keys = [self._image_key] + ([self._label_key] if self._label_key else [])
+            self._reader = self._open(keys)
+        example = self._reader(index)
+        label = _get(example, self._label_key) if self._label_key else 0
+        return self._image(_get(example, self._image_key), index), self._label(label, index)
+
+    def labels(self) -> np.ndarray:
+        """Every label of the split, (n,) int32, without decoding an image."""
+        if not self._label_key:
+            return np.zeros(len(self), np.int32)
+        reader = self._open([self._label_key])
+        labels = (self._label(_get(reader(i), self._label_key), i) for i in range(len(self)))
+        return np.fromiter(labels, np.int32, len(self))
+
+    def _builder(self) -> Any:
+        return tfds.builder_from_directory(self._path, file_format="array_record")
+
+    def _open(self, keys: Iterable[tuple[str, ...]]) -> Callable[[int], Any]:
+        # Only the keys that are asked for: decoding what nobody reads can cost, or fail. TFDS's own
+        # PartialDecoding needs TensorFlow; a smaller FeaturesDict over the raw bytes doesn't.
+        builder = self._builder()
+        raw = builder.as_data_source(
+            self.info.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        wanted: dict[str, Any] = {}
+        for key in keys:
+            inner = wanted
+            for part in key[:-1]:
+                inner = inner.setdefault(part, {})
+            inner[key[-1]] = _get(builder.info.features, key)
+        features = tfds.features.FeaturesDict(wanted)
+        return lambda index: features.deserialize_example_np(raw[index])
+
+    def _label(self, label: Any, index: int) -> int:
+        last = self.info.num_classes
+        if not 0 <= int(label) < (last or 2**31):
+            among = f"0..{last - 1}" if last else "0..2147483647"
+            raise ValueError(
+                f"{self.where}, example {index}: label {int(label)}; expected a label in {among}."
+            )
+        return int(label)
+
+    def _image(self, image: Any, index: int) -> np.ndarray:
+        image = np.asarray(image)
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.shape[2] == 1:  # A grey JPEG among colour ones; TensorFlow's decoder does this.
+            image = np.repeat(image, self.info.image_shape[2], axis=2)
+        low, high = self._low, self._high
+        # NaN fails both comparisons, hence the negation.
+        if not (image.min() >= low and image.max() <= high):
+            raise ValueError(
+                f"{self.where}, example {index}: the image holds NaN or values outside "
+                f"[{low:g}, {high:g}] (it spans {image.min()} to {image.max()}); expected finite "
+                "values in that range. Pass image_range= if the data has another."
+            )
+        if self._size is not None:
+            image = _crop_and_resize(image, self._size)
+        if image.shape != self.info.image_shape:
+            raise ValueError(
+                f"{self.where}, example {index}: image of shape {image.shape}; "
+                f"expected {self.info.image_shape}."
+            )
+        return ((image.astype(np.float32) - low) / np.float32((high - low) / 2) - 1).astype(
+            np.float32
+        )
+
+
+def _searched(data_dir: str | None) -> str:
+    if data_dir is not None:
+        return repr(data_dir)
+    return repr(os.environ.get("TFDS_DATA_DIR", os.path.expanduser("~/tensorflow_datasets")))
+
+
+def _cannot_prepare(name: str, builder: Any, reason: str) -> str:
+    root = os.fspath(builder.data_dir_root)
+    return (
+        f"dataset {name!r} is not prepared in {os.fspath(builder.data_path)}, and can't be "
+        f"prepared here: {reason}.\n"
+        "On a machine with a network and TensorFlow (only this step may need it) run\n"
+        f"    python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+        "data_dir='DIR', file_format='array_record').download_and_prepare()\"\n"
+        f"then copy DIR/{builder.name} to {os.path.join(root, builder.name)}, or leave it where "
+        "it is and pass data_dir='DIR' (or set TFDS_DATA_DIR=DIR)."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:  # TFDS wraps what a builder raises, and puts the example in front.
+        if isinstance(cause, ImportError) and cause.name == "tensorflow":
+            return "TFDS's builder for it needs TensorFlow, which is not installed"
+        cause = cause.__cause__
+    text = str(error)
+    return f"{type(error).__name__}: {text if len(text) < 500 else '... ' + text[-500:]}"
+
+
+def _unreachable(urls: Iterable[str]) -> str | None:
+    """The hosts of `urls`, if not one of them answers within a few seconds."""
+    targets = {(part.hostname, part.port or 443) for part in map(urllib.parse.urlsplit, urls)}
+    targets.discard((None, 443))
+    if not targets:
+        return None
+    names = ", ".join(sorted(str(host) for host, _ in targets))
+    proxies = urllib.request.getproxies()
+    if proxy := proxies.get("https") or proxies.get("http"):
+        part = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        targets, names = {(part.hostname, part.port or 80)}, f"the proxy {proxy} for {names}"
+
+    answered = threading.Event()
+    left = threading.Semaphore(0)
+
+    def connect(host: str, port: int) -> None:
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+            answered.set()
+        except OSError:
+            pass
+        left.release()
+
+    # In daemon threads, because a name look-up has no timeout of its own.
+    for host, port in targets:
+        threading.Thread(target=connect, args=(host, port), daemon=True).start()
+    for _ in targets:
+        if not left.acquire(timeout=_CONNECT_SECONDS) or answered.is_set():
+            break
+    return None if answered.is_set() else names
+
+
+def _check_format(builder: Any, where: str) -> None:
+    formats = sorted(format.value for format in builder.info.available_file_formats())
+    if "array_record" not in formats:
+        raise ValueError(
+            f"{where}: prepared as {', '.join(formats) or 'no known format'}; expected "
+            "array_record, which is read without TensorFlow. Prepare it again, under another "
+            f"data_dir, with tfds.builder({builder.name!r}, file_format='array_record', "
+            "data_dir=...).download_and_prepare()."
+        )
+
+
+def _split_size(builder: Any, split: str, where: str) -> int:
+    known = {name: info.num_examples for name, info in builder.info.splits.items()}
+    listed = ", ".join(f"{name} ({count})" for name, count in known.items())
+    if not isinstance(split, str):
+        raise ValueError(f"{where}: split {split!r}; expected a string, one of {listed}.")
+    try:
+        size = builder.info.splits[split].num_examples
+        files = [] if size == 0 else builder.info.splits[split].filepaths
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{where}: no split {split!r}; expected one of {listed}, or a slice such as "
+            f"'{next(iter(known), 'train')}[:50%]'."
+        ) from error
+    if size == 0:
+        raise ValueError(
+            f"{where}: split {split!r} is empty; expected at least one example from {listed}."
+        )
+    for file in files:
+        if not os.path.exists(file):
+            raise ValueError(
+                f"{where}: split {split!r} lacks its file {os.fspath(file)}; expected a whole "
+                "dataset. Delete the directory and prepare it again."
+            )
+    return int(size)
+
+
+def _path(key: Key) -> tuple[str, ...]:
+    return tuple(key.split("/")) if isinstance(key, str) else tuple(key)
+
+
+def _get(tree: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def _feature(features: Any, path: tuple[str, ...], where: str) -> Any:
+    try:
+        return _get(features, path)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{where}: no feature {'/'.join(path)!r}; expected one of "
+            f"{', '.join(_names(features))}. Choose with label_key= or image_key=."
+        ) from error
+
+
+def _names(features: Any, prefix: str = "") -> list[str]:
+    if isinstance(features, tfds.features.FeaturesDict):
+        return [n for key in sorted(features) for n in _names(features[key], f"{prefix}{key}/")]
+    return [prefix.rstrip("/")]
+
+
+def _image_spec(feature: Any, where: str) -> tuple[Any, np.dtype]:
+    shape, dtype = getattr(feature, "shape", None), getattr(feature, "np_dtype", None)
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        dtype = np.dtype(object)
+    known = dtype in (np.uint8, np.uint16) or np.issubdtype(dtype, np.floating)
+    if not isinstance(shape, tuple) or len(shape) != 3 or not known:
+        raise ValueError(
+            f"{where}: the image feature is {feature!r}; expected shape (height, width, channels) "
+            "of uint8, uint16 or a float dtype."
+        )
+    return shape, dtype
+
+
+def _label_spec(feature: Any, key: str, where: str) -> tuple[int | None, tuple[str, ...] | None]:
+    if isinstance(feature, tfds.features.ClassLabel):
+        names = feature.names
+        return feature.num_classes, tuple(names) if names else None
+    shape, dtype = getattr(feature, "shape", None), getattr(feature, "np_dtype", None)
+    if shape == () and dtype is not None and np.issubdtype(dtype, np.bool_):
+        return 2, None
+    if shape == () and dtype is not None and np.issubdtype(dtype, np.integer):
+        return None, None
+    raise ValueError(
+        f"{where}: feature {key!r} is {feature!r}; expected a scalar class, integer or bool for "
+        "cond. Choose another with label_key=, or label_key=None for data without labels."
+    )
+
+
+def _image_size(size: int | None, dtype: np.dtype, where: str) -> int | None:
+    if size is None:
+        return None
+    if int(size) != size or size < 1:
+        raise ValueError(f"image_size {size!r}; expected a positive number of pixels.")
+    if dtype != np.uint8:
+        raise ValueError(f"{where}: image_size needs uint8 images, these are {dtype}.")
+    return int(size)
+
+
+def _image_range(given: tuple[float, float] | None, dtype: np.dtype) -> tuple[float, float]:
+    if given is None:
+        return (
+            (0.0, 1.0) if np.issubdtype(dtype, np.floating) else (0.0, float(np.iinfo(dtype).max))
+        )
+    low, high = map(float, given)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"image_range {given!r}; expected finite (low, high) with low < high.")
+    return low, high
+
+
+def _crop_and_resize(image: np.ndarray, size: int) -> np.ndarray:
+    """The central square of a uint8 image, by area averaging down to `size` or bicubically up."""
+    from PIL import Image
+
+    height, width, channels = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    method = Image.Resampling.BOX if size <= side else Image.Resampling.BICUBIC
+    planes = [
+        np.asarray(Image.fromarray(square[..., c]).resize((size, size), method))
+        for c in range(channels)
+    ]
+    return np.stack(planes, axis=-1)
