@@ -1,0 +1,1 @@
+"""One runnable experiment a module: `python -m experiments.digits`."""

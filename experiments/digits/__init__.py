@@ -1,0 +1,1 @@
+"""Learned against tuned guidance on real handwritten digits: `python -m experiments.digits`."""
