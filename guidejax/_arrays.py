@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -71,6 +72,23 @@ def quantile(x: Array, q: Array | float, axis: int = 1) -> Array:
 def is_concrete(*values: Any) -> bool:
     """Whether every leaf of `values` is known now, so that Python may look at it."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+@contextlib.contextmanager
+def concretely() -> Iterator[None]:
+    """Within, what is known now is evaluated now, also under jit and in the body of a shard_map."""
+    nowhere = jax.sharding.AbstractMesh((), ())
+    with jax.ensure_compile_time_eval(), jax.sharding.use_abstract_mesh(nowhere):
+        yield
+
+
+def shard_like(value: Array, x: Array) -> Array:
+    """`value` with its batch split as that of `x` on a mesh with explicit axes; else as it is."""
+    sharding = jax.typeof(x).sharding
+    if not len(sharding.spec) or sharding.spec[0] is None:
+        return value
+    spec = jax.sharding.PartitionSpec(sharding.spec[0])
+    return jax.reshard(value, jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 def check_finite(what: str, value: Any) -> None:

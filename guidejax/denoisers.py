@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from guidejax._arrays import Array, Tree, batch_size, tree_map
+from guidejax._arrays import Array, Tree, batch_size, shard_like, tree_map
 from guidejax.processes import PREDICTIONS, Process, to_x0
 
 
@@ -30,7 +30,8 @@ class Denoiser:
     def __call__(self, x: Tree, t: Array, cond: Any = None) -> Tree:
         """x̂0(x_t, t, cond); `t` is a scalar or (batch,), the network sees (batch,)."""
         t = jnp.asarray(t, jnp.result_type(float))
-        times = jnp.broadcast_to(t, (batch_size(x),))
+        # Split as the state is: on an explicit mesh a network may join the two.
+        times = shard_like(jnp.broadcast_to(t, (batch_size(x),)), jax.tree.leaves(x)[0])
         output = self.network(self.params, x, times, cond)
         got, want = tree_map(jnp.shape, output), tree_map(jnp.shape, x)
         if got != want:

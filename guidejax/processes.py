@@ -197,7 +197,12 @@ def edm(sigma_max: float = 80.0, rho: float = 7.0) -> Process:
 
 
 def noise_to(process: Process, x0: Tree, t: Array, eps: Tree) -> Tree:
-    """x_t = α(t) x0 + σ(t) ε, with `t` a scalar or (batch,)."""
+    """x_t = α(t) x0 + σ(t) ε, with `t` a scalar or (batch,).
+
+    Example:
+        >>> noise_to(rectified_flow(), jnp.ones((1, 2)), 0.25, jnp.zeros((1, 2))).tolist()
+        [[0.75, 0.75]]
+    """
 
     def one(x0, eps):
         wide = accumulator(x0.dtype)

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, check_not_nan, is_concrete, tree_map
+from guidejax._arrays import (
+    Array,
+    Tree,
+    batch_size,
+    check_not_nan,
+    concretely,
+    is_concrete,
+    shard_like,
+    tree_map,
+)
 from guidejax.denoisers import Denoiser, as_denoiser
 from guidejax.guidance import Guidance
 from guidejax.guidance import guidance as make_guidance
@@ -27,8 +36,10 @@ MAX_SEGMENTS = 8
 Segments = tuple[tuple[int, int, bool], ...]
 
 
-def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> Array:
+def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> np.ndarray:
     """`steps` equal steps from `start` down to `stop`: an array (steps + 1,).
+
+    A NumPy array, so that the grid is known under jit too, where JAX would trace it.
 
     Raises:
         ValueError: If steps < 1 or not 1 ≥ start > stop ≥ 0.
@@ -41,7 +52,7 @@ def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> Array:
         raise ValueError(
             f"expected steps ≥ 1 and 1 ≥ start > stop ≥ 0, got {steps}, {start}, {stop}."
         )
-    return jnp.asarray(np.linspace(start, stop, steps + 1), jnp.result_type(float))
+    return np.linspace(start, stop, steps + 1, dtype=jnp.result_type(float))
 
 
 def sample(
@@ -97,7 +108,8 @@ def sample(
     guided = make_guidance() if guidance is None else guidance
     solver = ddim() if solver is None else solver
     denoise = as_denoiser(denoise, process)
-    times = jnp.asarray(times, jnp.result_type(float))
+    # NumPy where it is known: under jit JAX would trace it, and no step could be left out.
+    times = (np if is_concrete(times) else jnp).asarray(times, jnp.result_type(float))
     key = as_keys(key)
     if key.shape not in ((), (batch_size(noise),)):
         raise ValueError(
@@ -132,7 +144,9 @@ def _check(
                 f"times must fall from noise to data, each below the last; got {grid}."
             )
         blind = denoise.prediction in ("eps", "score") and is_concrete(process)
-        if blind and np.any(np.asarray(process.alpha(grid[0])) <= 0):
+        with concretely():
+            blind = blind and np.any(np.asarray(process.alpha(grid[0])) <= 0)
+        if blind:
             raise ValueError(
                 f"at t = {grid[0]} α is 0, where {denoise.prediction!r} says nothing of x0; "
                 "start lower: uniform_times(steps, start=0.999)."
@@ -177,9 +191,12 @@ def _check_rows(rows: Tree, guided: Guidance, batch: int) -> None:
     for link, row in zip(guided.links, numbers, strict=True):
         named |= {f"{link.rule.name}'s {name}": value for name, value in row.items()}
     for name, value in named.items():
-        if value.shape[1:] not in ((), (batch,)):
+        shape = value.shape[1:]
+        # A table over the elements of a sample (`recfg`) leads with the batch, or with 1.
+        table = name != "omega" and len(shape) > 1 and shape[0] in (1, batch)
+        if shape not in ((), (batch,)) and not table:
             raise ValueError(
-                f"{name} has shape {value.shape[1:]} at a step; expected a scalar or ({batch},), "
+                f"{name} has shape {shape} at a step; expected a scalar or ({batch},), "
                 "the batch of `noise`."
             )
 
@@ -242,7 +259,7 @@ def like(value: Any, cond: Any, name: str) -> Any:
         if jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(cond.dtype, jnp.floating):
             value = value.astype(cond.dtype)
         try:
-            return jnp.broadcast_to(value, cond.shape)
+            return shard_like(jnp.broadcast_to(value, cond.shape), cond)
         except ValueError:
             raise ValueError(
                 f"{name} has shape {value.shape}, which doesn't broadcast to cond's {cond.shape}."

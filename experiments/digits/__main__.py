@@ -112,12 +112,14 @@ class Run:
         guides: dict[str, tuple[gj.Guidance, dict[str, float]]] = {
             "unguided": (gj.guidance(gj.cfg, 0.0), {})
         }
-        for method in methods.TUNED:
+        well = name != plan.denoisers[0][0]
+        for method in ("constant", "interval") if well else methods.TUNED:
             guides[method] = self._tune(method, method, keys["select"], denoise, select, plan.tune_samples)
-        # The interval tuned on the very measure, images and noise that are reported.
-        guides["interval (oracle)"] = self._tune(
-            "interval", "interval (oracle)", keys["test"], denoise, test, plan.report_samples
-        )
+        if not well:
+            # The interval tuned on the very measure, images and noise that are reported.
+            guides["interval (oracle)"] = self._tune(
+                "interval", "interval (oracle)", keys["test"], denoise, test, plan.report_samples
+            )
         for method in methods.LEARNED:
             guides[method] = (self._learn(method, seed, name, keys["learn"], denoise, params, train), {})
         results, images, weights = {}, {}, {}

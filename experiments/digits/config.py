@@ -17,7 +17,7 @@ class Config:
     """
 
     preset: Literal["quick", "full"] = "quick"
-    """quick: one seed, minutes. full: five seeds and the well-trained denoiser, an hour or more."""
+    """quick: one seed, minutes. full: five seeds, and a well-trained denoiser too; an hour or so."""
     out: pathlib.Path = pathlib.Path("runs/digits")
     """Where the report, the metrics, the checkpoints and the log go."""
     data_dir: pathlib.Path | None = None
@@ -43,7 +43,7 @@ class Plan:
     rollout_steps: int
     rollout_group: int
     consistency_steps: int
-    sampling_steps: int = 32
+    sampling_steps: int = 16
     hidden: int = 128
     depth: int = 3
     batch: int = 128
@@ -52,11 +52,11 @@ class Plan:
 PLANS = {
     "quick": Plan(
         seeds=1,
-        denoisers=(("under-trained", 600),),
+        denoisers=(("under-trained", 1200),),
         classifier_steps=400,
         tune_samples=600,
         report_samples=1000,
-        omegas=(0.15, 0.3, 0.5, 1.0, 2.0),
+        omegas=(0.1, 0.2, 0.35, 0.5, 1.0),
         los=(0.0, 0.2),
         his=(0.4, 0.6, 0.8),
         rollout_steps=120,
@@ -65,14 +65,14 @@ PLANS = {
     ),
     "full": Plan(
         seeds=5,
-        denoisers=(("under-trained", 600), ("well-trained", 5000)),
+        denoisers=(("under-trained", 1200), ("well-trained", 8000)),
         classifier_steps=600,
         tune_samples=1000,
         report_samples=2000,
-        omegas=(0.15, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0),
-        los=(0.0, 0.1, 0.2, 0.3),
-        his=(0.3, 0.4, 0.5, 0.6, 0.8),
-        rollout_steps=400,
+        omegas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+        los=(0.0, 0.1, 0.25),
+        his=(0.3, 0.45, 0.6, 0.8),
+        rollout_steps=250,
         rollout_group=20,
         consistency_steps=400,
     ),

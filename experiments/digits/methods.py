@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable
@@ -88,6 +89,12 @@ def _generate_traced(method: str) -> Any:
     return _PROGRAMS[method]
 
 
+@functools.cache  # the same object for every seed, so that they share the compiled step
+def _optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(rate, steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
 def updates(method: str, plan: Plan) -> int:
     """Updates of a learned method."""
     return plan.rollout_steps if method == "rollout" else plan.consistency_steps
@@ -111,7 +118,8 @@ def learn(
         objective: Any = gj.rollout(
             [gj.unit_spread(f, jnp.asarray(train["x0"])) for f in features],
             particles=plan.rollout_group,
-            steps=12,
+            steps=plan.sampling_steps,
+            pooled=0.5,
         )
         rate = 5e-3
     else:
@@ -122,10 +130,7 @@ def learn(
         "digits", "train", groups=NUM_CLASSES, per_group=plan.rollout_group, seed=seed,
         data_dir=data_dir,
     )  # fmt: skip
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, steps))
-    )
     return gj.fit_omega(
-        key, NET, denoise, networks.PROCESS, batches, objective=objective, optimizer=optimizer,
+        key, NET, denoise, networks.PROCESS, batches, objective=objective, optimizer=_optimizer(rate, steps),
         steps=steps, checkpoint_dir=checkpoint_dir, save_every=50, progress=tick,
     )  # fmt: skip

@@ -19,10 +19,10 @@ CONDITION_DROPOUT = 0.15
 
 # Features that objectives and tuning may see ...
 SEEN = {
-    "mlp-tanh": MLPClassifier(NUM_CLASSES, (96, 96, 64), "tanh"),
-    "conv-gelu": ConvClassifier(NUM_CLASSES, (24, 24), 48, "gelu"),
-    "mlp-silu": MLPClassifier(NUM_CLASSES, (256, 48), "silu"),
-    "conv-tanh": ConvClassifier(NUM_CLASSES, (8, 16, 32), 64, "tanh"),
+    "mlp-silu": MLPClassifier(NUM_CLASSES, (80,), "silu"),
+    "conv-tanh": ConvClassifier(NUM_CLASSES, (24,), 48, "tanh"),
+    "mlp-gelu-2": MLPClassifier(NUM_CLASSES, (96, 48), "gelu"),
+    "conv-silu-2": ConvClassifier(NUM_CLASSES, (12, 24), 48, "silu"),
 }
 # ... and features for the report alone.
 REPORT = {

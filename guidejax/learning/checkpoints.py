@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from guidejax.weights.omega_net import OmegaNet
@@ -16,6 +17,13 @@ from guidejax.weights.omega_net import OmegaNet
 def describe(net: Any) -> dict[str, Any]:
     """The network's settings, as they are written beside its parameters."""
     return {"kind": type(net).__name__, **dataclasses.asdict(net)}
+
+
+def _check_like(expected: Any, found: Any) -> None:
+    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+        raise ValueError(
+            f"it holds {found.dtype}{found.shape} for {expected.dtype}{expected.shape}"
+        )
 
 
 class Checkpoints:
@@ -33,11 +41,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, position: Any) -> None:
-        """Write `state` and the data's `position` (anything JSON) as of `step`; in background."""
+        """Write `state` and the data's `position` (anything JSON) as of `step`; in background.
+
+        The state is written from the host: whoever reads it may have other devices.
+        """
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.StandardSave(jax.device_get(state)),
                 position=ocp.args.JsonSave({"position": position}),
                 net=ocp.args.JsonSave(describe(self.net)),
             ),
@@ -47,7 +58,7 @@ class Checkpoints:
         """(state, position, step) of the newest checkpoint; None where there is none.
 
         Args:
-            state: A state of the right structure, shapes, dtypes and shardings.
+            state: A state of the right structure, shapes and dtypes. What comes back is NumPy.
 
         Raises:
             ValueError: If the checkpoint is of another network or optimizer.
@@ -62,24 +73,22 @@ class Checkpoints:
                 f"{saved['net']}, expected {describe(self.net)}. Give another checkpoint_dir, or "
                 "the network it was written by."
             )
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         try:
             saved = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(template), position=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(jax.device_get(state)),
+                    position=ocp.args.JsonRestore(),
                 ),
             )
+            # Orbax itself gives back arrays of another shape or dtype without a word.
+            jax.tree.map(_check_like, state, saved["state"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"the checkpoint in {self.directory} doesn't fit this run: another optimizer or "
                 f"another network wrote it ({error})."
             ) from error
         return saved["state"], saved["position"]["position"], step
-
-    def wait(self) -> None:
-        """Return once everything saved is on disk."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finish what is being written and let go of the directory."""
@@ -91,20 +100,23 @@ def load_omega(directory: str | pathlib.Path) -> tuple[OmegaNet, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If it is of another kind of network.
 
     Example:
         `net, phi = load_omega("runs/omega"); sample(..., guidance=guidance(cfg, net.weight(phi)))`
     """
     directory = pathlib.Path(directory).absolute()
-    manager = ocp.CheckpointManager(directory) if directory.is_dir() else None
-    step = None if manager is None else manager.latest_step()
-    if manager is None or step is None:
-        raise FileNotFoundError(f"no checkpoint of a learned omega in {directory}.")
-    with manager:
+    if not directory.is_dir():
+        raise FileNotFoundError(f"no checkpoint of a learned omega in {directory}: no such folder.")
+    with ocp.CheckpointManager(directory) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint of a learned omega in {directory}.")
         saved = manager.restore(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(), net=ocp.args.JsonRestore()),
         )
     settings = dict(saved["net"])
-    settings.pop("kind")
-    return OmegaNet(**settings), saved["state"]["phi"]
+    if settings.pop("kind") != OmegaNet.__name__:
+        raise ValueError(f"the checkpoint in {directory} is of {saved['net']}, not an OmegaNet.")
+    return OmegaNet(**settings), jax.tree.map(jnp.asarray, saved["state"]["phi"])

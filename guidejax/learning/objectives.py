@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from guidejax._arrays import Array, Tree, tree_map
+from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
+from guidejax.denoisers import Denoiser, as_denoiser
 from guidejax.guidance import Guidance
 from guidejax.metrics.energy import pairwise_distance_power
 from guidejax.processes import Process, bridge, noise_to
@@ -31,20 +33,52 @@ class Batch(NamedTuple):
 
 
 def _flat(x: Tree) -> Array:
-    """Every sample as one vector: (batch, d), or (batch, particles, d) with `particles` axes."""
+    """Every sample as one vector: (batch, d)."""
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
     return jnp.concatenate(leaves, axis=-1)
 
 
-def _energy_terms(x: Array, y: Array, beta: Any, lam: Any) -> Array:
-    """mean_k ‖x_j − y_k‖^β − λ/2 mean_{k≠j} ‖x_j − x_k‖^β for each j: (..., n)."""
-    cross = jnp.mean(pairwise_distance_power(x, y, beta), axis=-1)
-    count = x.shape[-2]
-    if count == 1:
-        return cross
-    # The distance of a particle to itself is 0 and counts nothing.
-    own = jnp.sum(pairwise_distance_power(x, x, beta), axis=-1) / (count - 1)
-    return cross - lam / 2 * own
+def _groups(x: Tree, size: int) -> Array:
+    """Every `size` samples on end as one set of vectors: (groups, size, d)."""
+    flat = _flat(x)
+    return flat.reshape(-1, size, flat.shape[-1])
+
+
+def _cross(x: Array, y: Array, beta: float) -> Array:
+    """mean_k ‖x_j − y_k‖^β for each j: (..., n, d), (..., m, d) -> (..., n)."""
+    return jnp.mean(pairwise_distance_power(x, y, beta), axis=-1)
+
+
+def _own(x: Array, beta: float) -> Array:
+    """mean_{k≠j} ‖x_j − x_k‖^β for each j, 0 for a set of one: (..., n, d) -> (..., n)."""
+    # A sample is at distance 0 from itself and counts nothing.
+    return jnp.sum(pairwise_distance_power(x, x, beta), axis=-1) / max(x.shape[-2] - 1, 1)
+
+
+def _repeat(tree: Tree, m: int) -> Tree:
+    """Each row m times on end; scalars as they are. `jnp.repeat` raises on explicit shardings."""
+
+    def one(a):
+        if jnp.ndim(a) == 0:
+            return a
+        a = jnp.asarray(a)[:, None]
+        return jnp.broadcast_to(a, (a.shape[0], m, *a.shape[2:])).reshape(-1, *a.shape[2:])
+
+    return tree_map(one, tree)
+
+
+def _particle_keys(keys: Array, n: int, m: int) -> Array:
+    """The n-th stream of m keys an example: (batch · m,)."""
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, n), m))(keys).reshape(-1)
+
+
+def _rewards(reward: Callable[[Tree, Any], Array], x0: Tree, cond: Any) -> Array:
+    values, size = reward(x0, cond), batch_size(x0)
+    if jnp.shape(values) != (size,):
+        raise ValueError(
+            f"the reward returned shape {jnp.shape(values)}; expected ({size},), one a sample."
+        )
+    return values
 
 
 @jax.tree_util.register_dataclass
@@ -63,42 +97,43 @@ class SelfConsistency:
     reward_weight: Any
 
     def times(self, keys: Array) -> tuple[Array, Array]:
-        """(s, t) of each example, Algorithm 1 line 2: t − s ≥ min_gap, t ≤ t_max."""
+        """(s, t) of each example: t − s ≥ min_gap, s_min ≤ s, t ≤ t_max (Algorithm 1, line 2)."""
         u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
         s = self.s_min + u[:, 0] * (self.t_max - self.min_gap - self.s_min)
         gap = self.min_gap + u[:, 1] * (self.t_max - s - self.min_gap)
-        return s, s + gap
+        return s, jnp.minimum(s + gap, self.t_max)
+
+    def check(self, denoise: Denoiser, process: Process) -> None:
+        """Raise `ValueError` where the denoiser says nothing of x0 at t_max."""
+        _check_start(self.t_max, denoise, process)
 
     def __call__(
         self, keys: Array, guidance: Guidance, denoise: Any, process: Process, batch: Batch
     ) -> Array:
-        """Losses (batch,), from one key an example."""
+        """Losses (batch,), from one key an example: Algorithm 1, by its lines."""
+        if set(guidance.branches) - {"cond", "uncond"}:
+            raise ValueError(
+                f"self-consistency predicts 'cond' and 'uncond'; the rule takes "
+                f"{', '.join(guidance.branches)}. `rollout` samples with any denoiser you give it."
+            )
         m = self.particles
-        fold = lambda n: fold_in(keys, n)  # noqa: E731
-        s, t = self.times(fold(0))
-        # ω once an example; its m particles share it.
-        omega, numbers = guidance.evaluate(s, t, batch.cond, process)
-        many = lambda tree: tree_map(lambda a: jnp.repeat(a, m, axis=0), tree)  # noqa: E731
-        spread = lambda a: jnp.repeat(a, m) if jnp.ndim(a) else a  # noqa: E731
-        row = jax.tree.map(spread, (omega, numbers))
-        particle_keys = lambda n: jax.vmap(lambda key: jax.random.split(key, m))(fold(n)).reshape(-1)  # noqa: E731
-        x0, cond, uncond, s, t = many(batch.x0), many(batch.cond), many(batch.uncond), many(s), many(t)
-
-        true = noise_to(process, x0, s, normal_like(particle_keys(1), x0))
-        x = noise_to(process, x0, t, normal_like(particle_keys(2), x0))
+        s, t = self.times(fold_in(keys, 0))  # 2
+        row = guidance.evaluate(s, t, batch.cond, process)  # ω once an example, not a particle
+        (x0, cond, uncond), s, t, row = _repeat((batch, s, t, row), m)
+        true = noise_to(process, x0, s, normal_like(_particle_keys(keys, 1, m), x0))  # 3
+        x = noise_to(process, x0, t, normal_like(_particle_keys(keys, 2, m), x0))  # 4
         # x_t doesn't depend on ω: the denoiser is evaluated, never differentiated.
-        branches = jax.lax.stop_gradient(
-            {"cond": denoise(x, t, cond), "uncond": denoise(x, t, uncond)}
-        )
-        guided, _ = guidance.apply(guidance.init(x), branches, row, x, t, s, process)
-        moved = combine(
-            bridge(process, s, t, self.churn), x, guided, normal_like(particle_keys(3), x)
-        )
-        groups = lambda tree: _flat(tree).reshape(-1, m, _flat(tree).shape[-1])  # noqa: E731
-        loss = jnp.mean(_energy_terms(groups(moved), groups(true), self.beta, self.lam), axis=-1)
+        branches = {"cond": denoise(x, t, cond), "uncond": denoise(x, t, uncond)}
+        branches = jax.lax.stop_gradient(branches)
+        guided, _ = guidance.apply(guidance.init(x), branches, row, x, t, s, process)  # 5
+        noise = normal_like(_particle_keys(keys, 3, m), x)
+        moved = combine(bridge(process, s, t, self.churn), x, guided, noise)  # 6
+        moved, true = _groups(moved, m), _groups(true, m)
+        terms = _cross(moved, true, self.beta) - self.lam / 2 * _own(moved, self.beta)
+        loss = jnp.mean(terms, axis=-1)  # 7, Eq. (22)
         if self.reward is not None:
-            reward = self.reward(guided, cond).reshape(-1, m)
-            loss = loss - self.reward_weight * jnp.mean(reward, axis=-1)
+            rewards = _rewards(self.reward, guided, cond).reshape(-1, m)
+            loss = loss - self.reward_weight * jnp.mean(rewards, axis=-1)
         return loss
 
 
@@ -141,22 +176,19 @@ def self_consistency(
         >>> self_consistency(beta=1.75, particles=4).particles
         4
     """
-    if not 0 < beta <= 2 or not 0 <= lam <= 1:
-        raise ValueError(f"expected 0 < beta ≤ 2 and 0 ≤ lam ≤ 1, got {beta} and {lam}.")
+    _check_numbers(beta, lam, reward, reward_weight)
     if particles < 1 or (lam > 0 and particles < 2):
         raise ValueError(f"expected particles ≥ 2 where lam > 0, else ≥ 1; got {particles}.")
     if not 0 <= churn <= 1:
         raise ValueError(f"expected churn in [0, 1], got {churn}.")
-    if not (min_gap > 0 and s_min >= 0 and t_max <= 1 and s_min + min_gap <= t_max):
+    # To a rounding: (0.1, 0.3) is pinned by s_min = 0.1, min_gap = 0.2, t_max = 0.3.
+    if not (min_gap > 0 and s_min >= 0 and t_max <= 1 and s_min + min_gap <= t_max + 1e-9):
         raise ValueError(
             f"expected 0 ≤ s_min, 0 < min_gap, s_min + min_gap ≤ t_max ≤ 1; got s_min={s_min}, "
             f"min_gap={min_gap}, t_max={t_max}."
         )
-    if reward_weight < 0 or (reward_weight > 0) != (reward is not None):
-        raise ValueError("give `reward` and a positive `reward_weight`, or neither.")
-    partial = None if reward is None else as_feature(reward)
     return SelfConsistency(
-        float(beta), lam, particles, churn, min_gap, s_min, t_max, partial, reward_weight
+        float(beta), lam, particles, churn, min_gap, s_min, t_max, as_pytree(reward), reward_weight
     )
 
 
@@ -178,11 +210,26 @@ def l2(particles: int = 1, **options: Any) -> SelfConsistency:
     return self_consistency(beta=2.0, particles=particles, lam=0.0, **options)
 
 
-def as_feature(fn: Callable[..., Any]) -> Any:
-    """`fn` as a pytree: a plain function has no leaves; `jax.tree_util.Partial` keeps its own."""
-    if isinstance(fn, jax.tree_util.Partial):
-        return fn
-    return jax.tree_util.Partial(fn)
+def as_pytree(fn: Any) -> Any:
+    """`fn` where it is a pytree (or None); a plain function as one that has no leaves."""
+    return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn
+
+
+def _check_numbers(beta: float, lam: float, reward: Any, reward_weight: float) -> None:
+    if not 0 < beta <= 2 or not 0 <= lam <= 1:
+        raise ValueError(f"expected 0 < beta ≤ 2 and 0 ≤ lam ≤ 1, got {beta} and {lam}.")
+    if not reward_weight >= 0 or (reward_weight > 0) != (reward is not None):
+        raise ValueError("give `reward` and a positive `reward_weight`, or neither.")
+
+
+def _check_start(t: Any, denoise: Denoiser, process: Process) -> None:
+    """`sample` checks so too, but not under the jit of training."""
+    blind = denoise.prediction in ("eps", "score") and is_concrete(t, process)
+    if blind and float(process.alpha(t)) <= 0:
+        raise ValueError(
+            f"at t = {float(t)} α is 0, where {denoise.prediction!r} says nothing of x0; "
+            "start lower: t_max=0.99, or times=uniform_times(steps, start=0.999)."
+        )
 
 
 def pixels(x0: Array) -> Array:
@@ -217,7 +264,7 @@ def unit_spread(feature: Callable[[Array], Array], x0: Array) -> Any:
     spread = jnp.sum(pairwise_distance_power(values, values, 1.0)) / (count * (count - 1))
     if not float(spread) > 0:
         raise ValueError(f"the feature is constant over {count} samples; expected some spread.")
-    return jax.tree_util.Partial(_scaled, as_feature(feature), spread)
+    return jax.tree_util.Partial(_scaled, as_pytree(feature), spread)
 
 
 def _scaled(feature: Any, spread: Array, x0: Array) -> Array:
@@ -231,46 +278,53 @@ class Rollout:
 
     features: tuple[Any, ...]
     particles: int = dataclasses.field(metadata={"static": True})
+    pooled: Any
     times: Array
     beta: float = dataclasses.field(metadata={"static": True})
     lam: Any
     solver: Solver
-    remat: str = dataclasses.field(metadata={"static": True})
+    remat: Literal["none", "step"] = dataclasses.field(metadata={"static": True})
     reward: Callable[[Tree, Any], Array] | None
     reward_weight: Any
+
+    def check(self, denoise: Denoiser, process: Process) -> None:
+        """Raise `ValueError` where the denoiser says nothing of x0 at the first time."""
+        _check_start(self.times[0], denoise, process)
 
     def __call__(
         self, keys: Array, guidance: Guidance, denoise: Any, process: Process, batch: Batch
     ) -> Array:
-        """Losses (batch,), from one key an example."""
+        """Losses (batch,), from one key an example; a group's mean is its distance."""
         size = keys.shape[0]
         if size % self.particles:
             raise ValueError(
                 f"rollout compares groups of {self.particles} samples of one condition; got a "
                 f"batch of {size}, which is no multiple of it."
             )
-        denoise = jax.lax.stop_gradient(denoise)
+        denoise = jax.lax.stop_gradient(as_denoiser(denoise, process))
         noise = normal_like(fold_in(keys, 0), batch.x0)
         x0 = sample(
             fold_in(keys, 1), denoise, process, noise, cond=batch.cond, uncond=batch.uncond,
             guidance=guidance, solver=self.solver, times=self.times, remat=self.remat,
         )  # fmt: skip
-        group = lambda f: f.reshape(-1, self.particles, f.shape[-1])  # noqa: E731
         loss = jnp.zeros(size)
         for feature in self.features:
-            ours, real = (group(_flat(feature(x))) for x in (x0, batch.x0))
-            terms = _energy_terms(ours, real, self.beta, self.lam)
-            # Constant in ω: makes the loss the distance itself, 0 where the two agree.
-            level = self.lam / 2 * jnp.mean(_spread(real, self.beta), axis=-1, keepdims=True)
-            loss = loss + (terms - level).reshape(-1) / len(self.features)
+            ours, real = feature(x0), feature(batch.x0)
+            within = self._distance(ours, real, self.particles)
+            if self.pooled is not None:
+                over = self._distance(ours, real, size)
+                within = (1 - self.pooled) * within + self.pooled * over
+            loss += within / len(self.features)
         if self.reward is not None:
-            loss = loss - self.reward_weight * self.reward(x0, batch.cond)
+            loss = loss - self.reward_weight * _rewards(self.reward, x0, batch.cond)
         return loss
 
-
-def _spread(y: Array, beta: Any) -> Array:
-    """mean_{k≠j} ‖y_j − y_k‖^β for each j."""
-    return jnp.sum(pairwise_distance_power(y, y, beta), axis=-1) / (y.shape[-2] - 1)
+    def _distance(self, ours: Array, real: Array, size: int) -> Array:
+        """Each sample's share of the energy distance within every `size` samples: (batch,)."""
+        ours, real = _groups(ours, size), _groups(real, size)
+        # The real samples' own term doesn't depend on ω: with it the loss is a distance.
+        own = _own(ours, self.beta) + jnp.mean(_own(real, self.beta), axis=-1, keepdims=True)
+        return (_cross(ours, real, self.beta) - self.lam / 2 * own).reshape(-1)
 
 
 def rollout(
@@ -278,11 +332,12 @@ def rollout(
     particles: int = 24,
     steps: int = 16,
     *,
+    pooled: float = 0.0,
     beta: float = 1.0,
     lam: float = 1.0,
     times: Array | None = None,
     solver: Solver | None = None,
-    remat: str = "step",
+    remat: Literal["none", "step"] = "step",
     reward: Callable[[Tree, Any], Array] | None = None,
     reward_weight: float = 0.0,
 ) -> Rollout:
@@ -298,8 +353,12 @@ def rollout(
     Args:
         features: Functions of images, `feature(x0) -> (batch, ...)`, each best scaled by
             `unit_spread`; networks as `jax.tree_util.Partial(fn, params)`.
-        particles: Samples a condition. A batch is blocks of that many examples of one condition.
+        particles: Samples a condition. A batch is blocks of that many examples of one condition,
+            as `guidejax.data.grouped` gives.
         steps: Steps of the sampler, uniform in t.
+        pooled: Share in [0, 1] of the loss that compares the batch as a whole, over its
+            conditions, in place of each condition alone: 0 matches the conditional
+            distributions, 1 the marginal one. Under a mesh "the batch" is a device's part of it.
         beta: β in (0, 2).
         lam: λ in [0, 1]; 1 is the distance.
         times: Another grid, in place of `steps`.
@@ -320,18 +379,24 @@ def rollout(
         raise ValueError("rollout expects at least one feature space.")
     if particles < 2:
         raise ValueError(f"rollout expects particles ≥ 2, got {particles}.")
-    if not 0 < beta <= 2 or not 0 <= lam <= 1:
-        raise ValueError(f"expected 0 < beta ≤ 2 and 0 ≤ lam ≤ 1, got {beta} and {lam}.")
-    if reward_weight < 0 or (reward_weight > 0) != (reward is not None):
-        raise ValueError("give `reward` and a positive `reward_weight`, or neither.")
+    if not 0 <= pooled <= 1:
+        raise ValueError(f"rollout expects pooled in [0, 1], got {pooled}.")
+    if remat not in ("none", "step"):
+        raise ValueError(f"rollout expects remat 'none' or 'step', got {remat!r}.")
+    _check_numbers(beta, lam, reward, reward_weight)
+    grid = np.asarray(uniform_times(steps) if times is None else times, float)
+    falls = grid.ndim == 1 and grid.size > 1 and bool(np.all(np.diff(grid) < 0))
+    if not (falls and grid[0] <= 1 and grid[-1] >= 0):
+        raise ValueError(f"rollout expects times that fall within [0, 1], got {times}.")
     return Rollout(
-        tuple(as_feature(feature) for feature in features),
+        tuple(as_pytree(feature) for feature in features),
         particles,
-        uniform_times(steps) if times is None else jnp.asarray(times),
+        pooled if pooled else None,
+        jnp.asarray(grid, jnp.result_type(float)),
         float(beta),
         lam,
         ddim() if solver is None else solver,
         remat,
-        None if reward is None else as_feature(reward),
+        as_pytree(reward),
         reward_weight,
     )

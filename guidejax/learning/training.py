@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import collections
-import functools
 import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TextIO, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +19,9 @@ from guidejax._arrays import Array, batch_size, check_finite, tree_map
 from guidejax.denoisers import as_denoiser
 from guidejax.guidance import guidance as make_guidance
 from guidejax.learning.checkpoints import Checkpoints
-from guidejax.learning.objectives import Batch
+from guidejax.learning.objectives import Batch, as_pytree
 from guidejax.processes import Process
 from guidejax.rules.linear import cfg
-from guidejax.sampling import like
 from guidejax.solvers.base import as_keys
 from guidejax.weights.omega_net import OmegaNet, check_labels
 
@@ -65,12 +63,13 @@ def omega_step(
     """One update of φ on one batch, or on one shard of it.
 
     Pure: call it under jit, or under `shard_map` and `pmap` with `axis_name`, which averages the
-    gradient of φ over the devices, the one collective of the step. Nothing of the denoiser is
-    differentiated but what the objective itself asks for (`rollout` differentiates in x).
+    gradient of φ (and the loss, for the metrics) over the devices, the one collective of the step.
+    Nothing of the denoiser is differentiated but what the objective itself asks for (`rollout`
+    differentiates in x).
 
     Args:
         state: From `init_state` or the step before.
-        denoise: The frozen denoiser.
+        denoise: The frozen denoiser, or any `denoise(x, t, cond) -> x0`.
         process: The noising process.
         batch: (x0, cond, uncond) of this shard.
         keys: One key an example of this shard: the result doesn't depend on the number of shards.
@@ -83,13 +82,13 @@ def omega_step(
     Returns:
         The next state and the metrics "loss", "grad_norm".
     """
-    denoise = jax.lax.stop_gradient(denoise)
+    denoise = jax.lax.stop_gradient(as_denoiser(denoise, process))
 
     def loss_fn(phi):
         guide = make_guidance(rule, omega=net.weight(phi))
         return jnp.mean(objective(keys, guide, denoise, process, batch))
 
-    loss, gradient = jax.value_and_grad(loss_fn)(state["phi"])
+    loss, gradient = jax.value_and_grad(loss_fn)(_per_device(state["phi"], axis_name))
     if axis_name is not None:
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
     updates, opt_state = optimizer.update(gradient, state["optimizer"], state["phi"])
@@ -102,50 +101,56 @@ def omega_step(
     return after, {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
 
 
-def _many_steps(net, optimizer, rule, mesh):
+def _per_device(phi: Any, axis_name: str | tuple[str, ...] | None) -> Any:
+    """φ, but in the eyes of `shard_map` another on each device.
+
+    Where it keeps account of that (`check_vma`, its default), the gradient of a φ that all devices
+    share comes summed over them, and the mean of those sums is too large by their number.
+    """
+    if axis_name is None:
+        return phi
+    zero = 0 * jax.lax.axis_index(axis_name)
+    return tree_map(lambda a: a + zero.astype(a.dtype), phi)
+
+
+def _many_steps(net, optimizer, rule, mesh, impl):
     """jit of a scan over a leading axis of batches, data-parallel over `mesh` if given."""
+    axes = None if mesh is None else tuple(mesh.axis_names)
 
-    def one(objective, denoise, process, axis_name, state, xs):
-        batch, keys = xs
-        return omega_step(
-            state, denoise, process, batch, keys,
-            net=net, objective=objective, optimizer=optimizer, rule=rule, axis_name=axis_name,
+    def run(state, objective, denoise, process, batches):
+        size = jax.tree.leaves(batches)[0].shape[1]
+        # An example's key is of its place in the global batch, whoever holds it.
+        first = 0 if axes is None else jax.lax.axis_index(axes) * size
+
+        def one(state, batch):
+            key = jax.random.wrap_key_data(state["key"], impl=impl)
+            key = jax.random.fold_in(key, state["step"])
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(size))
+            return omega_step(
+                state, denoise, process, batch, keys,
+                net=net, objective=objective, optimizer=optimizer, rule=rule, axis_name=axes,
+            )  # fmt: skip
+
+        return jax.lax.scan(one, state, batches)
+
+    if mesh is not None:
+        whole, split = PartitionSpec(), PartitionSpec(None, axes)
+        run = jax.shard_map(
+            run, mesh=mesh, in_specs=(whole, whole, whole, whole, split), out_specs=whole,
+            check_vma=False,
         )  # fmt: skip
+    return jax.jit(run)
 
-    def keys_of(state, count, size):
-        run = jax.random.wrap_key_data(state["key"])
-        at = lambda n: jax.random.split(jax.random.fold_in(run, n), size)  # noqa: E731
-        return jax.vmap(at)(state["step"] + jnp.arange(count))
 
-    if mesh is None:
+class _Dispatch(NamedTuple):
+    """One call of the compiled steps, of which the device may not be done."""
 
-        @functools.partial(jax.jit, donate_argnums=0)
-        def run(state, objective, denoise, process, batches):
-            count, size = jax.tree.leaves(batches)[0].shape[:2]
-            step = functools.partial(one, objective, denoise, process, None)
-            return jax.lax.scan(step, state, (batches, keys_of(state, count, size)))
-
-        return run
-
-    axes = tuple(mesh.axis_names)
-    whole, split = PartitionSpec(), PartitionSpec(None, axes)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def run_sharded(state, objective, denoise, process, batches):
-        count, size = jax.tree.leaves(batches)[0].shape[:2]
-
-        @functools.partial(
-            jax.shard_map, mesh=mesh, in_specs=(whole, whole, whole, whole, split, split),
-            out_specs=whole, check_vma=False,
-        )  # fmt: skip
-        def shard(state, objective, denoise, process, batches, key_data):
-            step = functools.partial(one, objective, denoise, process, axes)
-            return jax.lax.scan(step, state, (batches, jax.random.wrap_key_data(key_data)))
-
-        key_data = jax.random.key_data(keys_of(state, count, size))
-        return shard(state, objective, denoise, process, batches, key_data)
-
-    return run_sharded
+    first: int
+    done: int
+    state: TrainState
+    metrics: dict[str, Array]
+    save: bool
+    position: Any
 
 
 def fit_omega(
@@ -180,8 +185,8 @@ def fit_omega(
         batches: An iterable of batches: mappings with "x0" and "cond" (and "uncond", if they carry
             their own), or pairs (x0, cond). If its iterator has `get_state` and `set_state`, as
             grain's have, it goes on from where it stood; any other is drawn from the start again
-            and must give the same batches.
-        objective: From `self_consistency`, `l2` or `rollout`.
+            and must give the same batches. Of several processes each gives its own rows.
+        objective: From `self_consistency`, `l2`, `rollout`, or any function of the same arguments.
         optimizer: An optax transformation.
         steps: Updates in all, those before a restart included.
         uncond: The null condition, one for all; by default the label `net.num_classes`.
@@ -190,16 +195,19 @@ def fit_omega(
             multiple of their number.
         checkpoint_dir: Where to save; None saves nothing.
         save_every: Updates between checkpoints.
-        steps_per_dispatch: Updates compiled into one call.
-        progress: Called as `progress(step, metrics)` after each dispatch.
+        steps_per_dispatch: Updates compiled into one call. Fewer, one by one, where `save_every`
+            or `steps` is no multiple.
+        progress: Called as `progress(step, metrics)` after each dispatch, one dispatch late: the
+            next one runs by then.
 
     Returns:
         φ, for `net.weight(phi)`.
 
     Raises:
-        ValueError: If a batch holds a NaN, a label out of range or shapes that don't fit, or the
-            checkpoint is of another network. What was saved stays.
-        FloatingPointError: If the loss turns NaN; the checkpoint before it stays.
+        ValueError: If a batch holds a NaN, a label out of range or shapes that don't fit, the
+            data end early, or the checkpoint is of another network or a later step. What was
+            saved stays.
+        FloatingPointError: If the loss or φ turns NaN; the checkpoint before it stays.
 
     Example:
         >>> import guidejax as gj
@@ -214,40 +222,73 @@ def fit_omega(
     if steps < 1 or save_every < 1 or steps_per_dispatch < 1:
         raise ValueError("fit_omega expects steps, save_every and steps_per_dispatch ≥ 1.")
     denoise = as_denoiser(denoise, process)
+    if hasattr(objective, "check"):
+        objective.check(denoise, process)
     replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     place = (lambda tree: tree) if mesh is None else (lambda tree: jax.device_put(tree, replicated))
     state = place(init_state(key, net, optimizer))
-    source = iter(batches)
-    run = _many_steps(net, optimizer, rule, mesh)
+    source, shapes = iter(batches), None
+    run = _many_steps(net, optimizer, rule, mesh, jax.random.key_impl(as_keys(key)))
+    frozen = place((as_pytree(objective), denoise, process))
     done, saver, log = 0, None, None
-    if checkpoint_dir is not None:
-        saver = Checkpoints(checkpoint_dir, net)
-        restored = saver.restore(state)
-        if restored is not None:
-            state, position, done = restored
-            state = place(state)
-            _resume(source, position, done)
-        log = _log(pathlib.Path(checkpoint_dir) / "metrics.jsonl", done)
-    objective, denoise, process = place((objective, denoise, process))
+
+    def launch() -> _Dispatch:
+        """Start the next steps; returns before the device is done."""
+        nonlocal state, done, shapes
+        until = min(steps, (done // save_every + 1) * save_every)
+        # What is left over goes one by one: two programs compile at most.
+        count = steps_per_dispatch if done + steps_per_dispatch <= until else 1
+        chunk = []
+        for index, batch in enumerate(_take(source, count, done)):
+            chunk.append(check_batch(batch, net, uncond, done + index))
+            shapes = _check_shapes(chunk[-1], shapes, done + index)
+        state, metrics = run(state, *frozen, _stack(chunk, mesh))
+        first, done = done, done + count
+        save = done == until
+        position = _position(source) if save and saver is not None else None
+        return _Dispatch(first, done, state, metrics, save, position)
+
+    def finish(launched: _Dispatch) -> None:
+        """Wait for the device; log and save what is fit to go on from."""
+        metrics = jax.device_get(launched.metrics)
+        _write(log, launched.first, metrics)
+        last = {name: float(values[-1]) for name, values in metrics.items()}
+        # The last update may break φ after a loss that was finite.
+        if not (_finite(metrics) and (not launched.save or _finite(launched.state["phi"]))):
+            raise FloatingPointError(
+                f"the loss, its gradient or φ is NaN or infinite by step {launched.done}: {last}. "
+                "The last checkpoint is kept; a smaller learning rate or gradient clipping may "
+                "help."
+            )
+        if saver is not None and launched.save:
+            saver.save(launched.done, launched.state, launched.position)
+        if progress is not None:
+            progress(launched.done, last)
+
     try:
-        while done < steps:
-            until = min(steps, (done // save_every + 1) * save_every)
-            count = min(steps_per_dispatch, until - done)
-            chunk = [check_batch(b, net, uncond, done + i) for i, b in enumerate(_take(source, count, done))]
-            state, metrics = run(state, objective, denoise, process, _stack(chunk, mesh))
-            metrics = jax.device_get(metrics)
-            _write(log, done, metrics)
-            done += count
-            last = {name: float(values[-1]) for name, values in metrics.items()}
-            if not all(np.all(np.isfinite(values)) for values in metrics.values()):
-                raise FloatingPointError(
-                    f"the loss or its gradient is NaN or infinite by step {done}: {last}. The last "
-                    "checkpoint is kept; a smaller learning rate or gradient clipping may help."
-                )
-            if progress is not None:
-                progress(done, last)
-            if saver is not None and (done == until):
-                saver.save(done, state, _position(source))
+        if checkpoint_dir is not None:
+            saver = Checkpoints(checkpoint_dir, net)
+            restored = saver.restore(state)
+            if restored is not None:
+                found, position, done = restored
+                if done > steps:
+                    raise ValueError(
+                        f"the checkpoint in {checkpoint_dir} is of step {done}; expected at most "
+                        f"steps={steps}."
+                    )
+                state = place(found)
+                _resume(source, position, done)
+            log = _log(pathlib.Path(checkpoint_dir) / "metrics.jsonl", done)
+        running = None
+        while running is not None or done < steps:
+            # The host takes and checks the next batches while the device runs the last ones;
+            # what those came to is kept even where the next ones are found to be bad.
+            try:
+                following = launch() if done < steps else None
+            finally:
+                if running is not None:
+                    finish(running)
+            running = following
     finally:
         if log is not None:
             log.close()
@@ -270,19 +311,62 @@ def check_batch(batch: Any, net: OmegaNet, uncond: Any = None, step: int = 0) ->
     else:
         raise ValueError(f"{where} is a {type(batch).__name__}; expected a mapping or (x0, cond).")
     size = batch_size(x0)
-    check_finite(f"x0 of {where}", x0)
-    for leaf in jax.tree.leaves(cond):
-        if np.ndim(leaf) == 0 or np.shape(leaf)[0] != size:
-            raise ValueError(f"{where}: cond has shape {np.shape(leaf)} for {size} samples.")
+    for leaf in jax.tree.leaves(x0):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{where}: x0 is {leaf.dtype}; expected floats, scaled as the denoiser knows them."
+            )
     if null is None:
         if net.num_classes is None:
             raise ValueError(f"{where} has no 'uncond'; give fit_omega(uncond=...).")
         null = net.num_classes
+    null = _like(null, cond, where)
+    for name, tree in (("cond", cond), ("uncond", null)):
+        for leaf in jax.tree.leaves(tree):
+            if np.ndim(leaf) == 0 or np.shape(leaf)[0] != size:
+                raise ValueError(f"{where}: {name} has shape {np.shape(leaf)} for {size} samples.")
+    for name, tree in (("x0", x0), ("cond", cond), ("uncond", null)):
+        check_finite(f"{name} of {where}", tree)
     if net.num_classes is not None:
         check_labels(cond, net.num_classes, where)
     else:
         net.check(cond)
-    return Batch(x0, cond, like(null, cond, "uncond"))
+    return Batch(x0, cond, null)
+
+
+def _like(value: Any, cond: Any, where: str) -> Any:
+    """The null condition in the shape of `cond`; in NumPy, that it doesn't wait for the device."""
+    if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
+        return value
+
+    def one(value, cond):
+        value, cond = np.asarray(value), np.asarray(cond)
+        if jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(cond.dtype, jnp.floating):
+            value = value.astype(cond.dtype)
+        try:
+            return np.broadcast_to(value, cond.shape)
+        except ValueError:
+            raise ValueError(
+                f"{where}: uncond has shape {value.shape}, which doesn't broadcast to cond's "
+                f"{cond.shape}."
+            ) from None
+
+    return tree_map(one, value, cond)
+
+
+def _check_shapes(batch: Batch, shapes: Any, step: int) -> Any:
+    """Raise where `batch` is not shaped as those before it; its shapes."""
+    found = tree_map(np.shape, batch)
+    if shapes is not None and found != shapes:
+        raise ValueError(
+            f"batch {step} has shapes {tuple(found)}, the ones before it {tuple(shapes)}; expected "
+            "all alike. Drop the remainder of an epoch."
+        )
+    return found
+
+
+def _finite(tree: Any) -> bool:
+    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(tree)))
 
 
 def _take(source: Iterator[Any], count: int, done: int) -> list[Any]:
@@ -308,34 +392,53 @@ def _stack(chunk: list[Batch], mesh: Mesh | None) -> Batch:
 
 
 def _position(source: Any) -> Any:
-    if not hasattr(source, "get_state"):
+    """Where the data stand, as JSON; None where they don't say."""
+    if not (hasattr(source, "get_state") and hasattr(source, "set_state")):
         return None
     state = source.get_state()
-    return state.decode() if isinstance(state, bytes) else state
+    if isinstance(state, bytes):
+        return {"bytes": state.decode("latin-1")}
+    try:
+        # There and back at once: a state that the iterator goes on to change is not ours.
+        return {"json": json.loads(json.dumps(state))}
+    except TypeError as error:
+        raise ValueError(
+            f"the data's get_state() is no bytes and no JSON, so it can't be saved ({error})."
+        ) from error
 
 
 def _resume(source: Any, position: Any, done: int) -> None:
-    """Bring the data to where it stood after `done` batches."""
-    if position is not None and hasattr(source, "set_state"):
-        source.set_state(position)
-        return
-    collections.deque(itertools.islice(source, done), maxlen=0)
+    """Bring the data to where they stood after `done` batches."""
+    if position is None or not hasattr(source, "set_state"):
+        collections.deque(itertools.islice(source, done), maxlen=0)
+    elif "bytes" in position:
+        source.set_state(position["bytes"].encode("latin-1"))
+    else:
+        source.set_state(position["json"])
 
 
-def _log(path: pathlib.Path, done: int) -> Any:
-    """The log, cut back to the steps that the checkpoint knows."""
-    lines = path.read_text().splitlines()[:done] if path.exists() else []
-    log = path.open("w")
-    log.writelines(line + "\n" for line in lines)
+def _log(path: pathlib.Path, done: int) -> TextIO | None:
+    """The log, cut back in place to the steps that the checkpoint knows."""
+    if jax.process_index():
+        return None
+    log = path.open("a+")
+    log.seek(0)
+    end = 0
+    while line := log.readline():
+        try:
+            if json.loads(line)["step"] > done:
+                break
+        except ValueError:  # The run was killed while it wrote.
+            break
+        end = log.tell()
+    log.truncate(end)
     return log
 
 
-def _write(log: Any, done: int, metrics: Mapping[str, np.ndarray]) -> None:
+def _write(log: TextIO | None, first: int, metrics: Mapping[str, np.ndarray]) -> None:
     if log is None:
         return
     for index in range(len(next(iter(metrics.values())))):
         line = {name: float(values[index]) for name, values in metrics.items()}
-        log.write(json.dumps({"step": done + index + 1, **line}) + "\n")
+        log.write(json.dumps({"step": first + index + 1, **line}) + "\n")
     log.flush()
-
-

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, is_concrete
+from guidejax._arrays import Array, concretely, is_concrete
 from guidejax.processes import Process
 
 
@@ -175,7 +175,7 @@ def _mask(weight: Any, step: Step) -> Any:
         return np.bool_(True)
     if not is_concrete(weight.params, step.s, step.t, step.process, step.times):
         return weight.mask(weight.params, step)
-    with jax.ensure_compile_time_eval():
+    with concretely():
         return np.asarray(weight.mask(weight.params, step))
 
 

@@ -1,154 +1,170 @@
-"""ω(s, t) set by hand: each says whether it acts on ω or ω + 1 and keeps the mean or the peak."""
+"""What a schedule is: a function of numbers that makes a `Weight`, and the facts it states.
+
+    @schedule(keeps="mean", source="Wang et al. 2404.13040", example={"mean": 2.0})
+    def linear_ramp(mean, unit="t", on="excess"): ...
+
+A schedule is a curve of the step and its numbers, times ω: `scaled(mean, curve(_linear), on)`.
+Any number may itself be a `Weight`. To list a schedule here is to have it tested.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, is_concrete
-from guidejax.weights.base import Step, Weight, as_weight
+from guidejax._arrays import Array, check_not_nan, is_concrete
+from guidejax.weights.base import Step, Weight, as_weight, constant
 
-UNITS = ("t", "log_snr", "sigma", "step")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Interval:
-    unit: str
-
-    def __call__(self, params: Any, step: Step) -> Array:
-        inside = _Inside(self.unit)(params, step)
-        return jnp.where(inside, jnp.ones((), jnp.result_type(float)), 0)
+Keeps = Literal["mean", "peak"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Inside:
-    unit: str
+class Schedule:
+    """A schedule's facts.
 
-    def __call__(self, params: Any, step: Step) -> Array:
-        lo, hi = params
-        position = step.at(self.unit)
-        return jnp.logical_and(position >= lo, position <= hi)
+    Attributes:
+        make: The function that makes the `Weight`.
+        keeps: What its first number is: the "mean" of ω over time, its "peak", or neither, None.
+        acts_on: What the curve multiplies: the "excess" ω, the "total" ω + 1, "either" where it
+            is an argument.
+        source: The paper or program it is from.
+        example: Numbers to try it with: all its traced numbers.
+        options: Structure to try it with.
+    """
+
+    make: Callable[..., Weight]
+    keeps: Keeps | None
+    acts_on: str
+    source: str
+    example: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its name in `guidejax`."""
+        return self.make.__name__
 
 
-def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
-    """Guidance in a limited interval: ω = value where lo ≤ t ≤ hi, 0 outside.
+SCHEDULES: dict[str, Schedule] = {}
 
-    Kynkäänniemi et al. 2404.07724, Eq. (5), there in σ and half open at `lo`; here both ends
-    belong to it. Acts on ω; keeps the peak. Outside the interval the sampler makes no
-    unconditional pass.
+_F = TypeVar("_F", bound=Callable[..., Weight])
+
+
+def schedule(
+    *,
+    keeps: Keeps | None,
+    source: str,
+    example: Mapping[str, Any],
+    acts_on: str = "excess",
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[_F], _F]:
+    """Decorator: state a schedule's facts and list it in `SCHEDULES`, which also tests it."""
+
+    def declare(make: _F) -> _F:
+        both = "on" in inspect.signature(make).parameters
+        facts = Schedule(make, keeps, "either" if both else acts_on, source, example, options or {})
+        SCHEDULES[facts.name] = facts
+        return make
+
+    return declare
+
+
+schedule(keeps="mean", source="Ho & Salimans 2207.12598", example={"value": 2.0})(constant)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    """`fn(step, **numbers, **options)` as the function of a `Weight`."""
+
+    fn: Callable[..., Any]
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, numbers: Any, step: Step) -> Any:
+        now = {
+            name: number.fn(number.params, step) if isinstance(number, Weight) else number
+            for name, number in numbers.items()
+        }
+        now = {name: jnp.asarray(number) for name, number in now.items()}
+        return self.fn(step, **now, **dict(self.options))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where(_Curve):
+    """The same for a mask; a number that is a `Weight` may depend on what a mask can't know."""
+
+    def __call__(self, numbers: Any, step: Step) -> Any:
+        if any(isinstance(number, Weight) for number in numbers.values()):
+            return True
+        return super().__call__(numbers, step)
+
+
+def curve(
+    fn: Callable[..., Any],
+    numbers: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    where: Callable[..., Any] | None = None,
+) -> Weight:
+    """A `Weight` of a function `fn(step, **numbers, **options)`.
 
     Args:
-        value: ω inside: a number, (batch,) numbers or any `Weight`.
-        lo: Lower end, in `unit`.
-        hi: Upper end, in `unit`, at least `lo`.
-        unit: What the ends are compared with, of the time denoised from: "t", "log_snr",
-            "sigma" (σ/α) or "step" (index on the grid, 0 the noisiest).
+        fn: A function of the module: it is structure, compared by identity.
+        numbers: Traced numbers, scalars, (batch,) or `Weight`s.
+        options: Structure, hashable.
+        where: `where(step, **numbers, **options) -> bool`, False only where `fn` is 0.
 
     Raises:
-        ValueError: If lo > hi, an end is NaN, or the unit is unknown.
-
-    Example:
-        >>> weight = interval(4.0, lo=0.2, hi=0.8)
-        >>> [float(weight(s=t - 0.1, t=t)) for t in (0.9, 0.5)]
-        [0.0, 4.0]
+        ValueError: If a number is NaN.
     """
-    if unit not in UNITS:
-        raise ValueError(f"unknown unit {unit!r}; expected one of {', '.join(UNITS)}.")
-    if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
-        raise ValueError(f"interval expects lo ≤ hi, got lo={lo}, hi={hi}.")
-    return as_weight(value) * Weight((lo, hi), _Interval(unit), _Inside(unit))
+    for name, number in (numbers or {}).items():
+        check_not_nan(f"{fn.__name__.strip('_')}'s {name}", number)
+    fixed = tuple(sorted((options or {}).items()))
+    mask = None if where is None else _Where(where, fixed)
+    return Weight(dict(numbers or {}), _Curve(fn, fixed), mask)
 
 
-def _triangle(num_steps: int, peak: float, form: str) -> np.ndarray:
-    """Rise of each step, 0 at the foot and 1 at the top."""
-    n = np.arange(num_steps)
-    if form == "paper":
-        top = max(int(np.ceil(num_steps * peak)), 1)
-        down = (num_steps - n) / max(num_steps - top, 1)
-        return np.where(n <= top, n / top, down)
-    if num_steps == 1:
-        return np.ones(1)
-    if num_steps % 2:
-        half = num_steps // 2
-        return 1 - np.abs(n - half) / half
-    half = num_steps // 2
-    # The official code's even case: the top is step N/2 and the last step is back at the foot.
-    return np.where(n < half, n / half, 1 - (n - half) / max(half - 1, 1))
+def scaled(value: Any, shape: Weight, on: str = "excess") -> Weight:
+    """`value` times a curve on ω, or, on="total", the same on ω + 1: (value + 1) · shape − 1."""
+    if on == "excess":
+        return as_weight(value) * shape
+    if on == "total":
+        return (as_weight(value) + 1.0) * shape - 1.0
+    raise ValueError(f"unknown on={on!r}; expected 'excess' (ω) or 'total' (ω + 1).")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Triangular:
-    peak: float
-    form: str
-
-    def __call__(self, mean: Any, step: Step) -> Array:
-        times = jnp.asarray(step.needs("times", "triangular"))
-        rise = jnp.asarray(_triangle(step.num_steps, self.peak, self.form), times.dtype)
-        scale = jnp.asarray(mean) + 1
-        rise = rise.reshape(rise.shape + (1,) * max(scale.ndim, times.ndim - 1))
-        raw = 1 + 2 * (scale - 1) * rise
-        delta = -jnp.diff(times, axis=0)
-        delta = (delta / jnp.sum(delta, axis=0)).reshape(
-            delta.shape + (1,) * (raw.ndim - times.ndim)
-        )
-        kept = raw * scale / jnp.sum(raw * delta, axis=0)
-        row = jnp.take_along_axis(kept, jnp.broadcast_to(step.index, kept.shape[1:])[None], axis=0)[
-            0
-        ]
-        return row - 1
+def check_unit(unit: str) -> str:
+    """`unit` of a progress, or an error."""
+    if unit not in ("t", "step"):
+        raise ValueError(f"unknown unit {unit!r}; expected 't' or 'step'.")
+    return unit
 
 
-def triangular(mean: Any, peak: float = 0.5, form: str = "code") -> Weight:
-    """The stage-wise paper's TV-CFG: low, high, low again, at the same time-weighted mean.
+def progress(step: Step, unit: str) -> Array:
+    """How far the denoising is, 0 to 1: 1 − t, or by "step" i/(N − 1), 1 at the last of N."""
+    if unit == "t":
+        return 1 - jnp.asarray(step.t)
+    return step.index / max(step.num_steps - 1, 1)
 
-    w_n rises in step index from 1 to 2w − 1 and falls back, then is scaled so that
-    Σ w_n (t_n − t_{n+1}) = w, with w = mean + 1 (Jin et al. 2509.22007, §3). Acts on ω + 1;
-    keeps the time-weighted mean, so that after scaling the ends are not exactly at ω = 0.
 
-    Args:
-        mean: Time-weighted mean of ω over the grid: a number or (batch,) numbers.
-        peak: Where the top stands, as a fraction of the steps; only `form="paper"` moves it.
-        form: "code" is the authors' program, whose last step is at the foot; "paper" is the
-            printed formula, which reaches the foot one step after the last.
+def row_of(rows: Array, step: Step) -> Array:
+    """The step's row of (steps, ...) `rows`, per sample where the grid is.
 
-    Raises:
-        ValueError: If `form` is unknown or `peak` is not in (0, 1).
-
-    Example:
-        >>> times = jnp.linspace(1, 0, 5)
-        >>> [round(float(w), 3) for w in triangular(3.0).table(times)]
-        [0.231, 3.923, 7.615, 0.231]
+    A comparison, not a gather, which raises on rows sharded over an explicit mesh.
     """
-    if form not in ("code", "paper"):
-        raise ValueError(f"unknown form {form!r}; expected 'code' or 'paper'.")
-    if not 0 < peak < 1:
-        raise ValueError(f"expected peak in (0, 1), got {peak}.")
-    return Weight(mean, _Triangular(float(peak), form))
+    number = jnp.arange(rows.shape[0]).reshape((-1,) + (1,) * (rows.ndim - 1))
+    return jnp.sum(jnp.where(number == step.index, rows, 0), axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _ClampLinear:
-    def __call__(self, params: Any, step: Step) -> Array:
-        mean, floor = params
-        return jnp.maximum(floor, 2 * jnp.asarray(mean) * (1 - jnp.asarray(step.t)))
-
-
-def clamp_linear(mean: Any, floor: Any = 0.0) -> Weight:
-    """ω = max(floor, 2 · mean · (1 − t)): rising while denoising, never under the floor.
-
-    Wang et al. 2404.13040 ("clamp-linear"), whose pseudo-code has the ramp on ω. Acts on ω; the
-    unclamped ramp has mean `mean` over t in [0, 1] and peak 2 · mean at t = 0.
-
-    Args:
-        mean: Mean of the ramp.
-        floor: Least ω, on the same scale (the paper's c: 2 for SD1.5, 4 for SDXL).
-
-    Example:
-        >>> weight = clamp_linear(2.0, floor=1.0)
-        >>> float(weight(s=0.8, t=0.9)), float(weight(s=0.4, t=0.5))
-        (1.0, 2.0)
-    """
-    return Weight((mean, floor), _ClampLinear())
+def require(who: str, expected: str, ok: Callable[..., Any], *values: Any) -> None:
+    """Raise `ValueError` unless `ok(*values)`, where the values are numbers and known now."""
+    if not is_concrete(*values) or any(
+        isinstance(value, Weight) or not getattr(value, "is_fully_addressable", True)
+        for value in values
+    ):
+        return
+    if not np.all(ok(*(np.asarray(value) for value in values))):
+        raise ValueError(f"{who} expects {expected}, got {', '.join(str(v) for v in values)}.")

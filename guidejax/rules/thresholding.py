@@ -1,0 +1,157 @@
+"""Refinements that bring x̂0 back into the range of the data."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from guidejax._arrays import (
+    Array,
+    expand,
+    is_concrete,
+    quantile,
+    safe_sqrt,
+    upcast,
+)
+from guidejax.rules.base import rule
+
+
+@rule(space="x0", paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3", exact_at_zero=False)
+def threshold(guided: Array, *, lo: Array | float = -1.0, hi: Array | float = 1.0) -> Array:
+    """Static thresholding: clip x̂0 to [lo, hi] (Saharia et al. 2205.11487, §2.3).
+
+    Args:
+        guided: The clean prediction so far, (batch, ...).
+        lo: Lower end of the data's range, scalar or (batch,).
+        hi: Upper end, at least `lo`.
+
+    Returns:
+        The clipped prediction, in the dtype of `guided`.
+
+    Raises:
+        ValueError: If lo > hi.
+
+    Example:
+        >>> threshold(jnp.array([[-3.0, 0.5, 2.0]])).tolist()
+        [[-1.0, 0.5, 1.0]]
+    """
+    if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
+        raise ValueError(f"threshold expects lo ≤ hi, got lo={lo}, hi={hi}.")
+    g = upcast(guided)
+    return jnp.clip(g, expand(lo, g), expand(hi, g)).astype(guided.dtype)
+
+
+@rule(space="x0", paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3", exact_at_zero=False)
+def dynamic_threshold(
+    guided: Array,
+    *,
+    percentile: Array | float = 99.5,
+    limit: Array | float = 1.0,
+    most: Array | float | None = None,
+) -> Array:
+    """Dynamic thresholding: clip x̂0 to [−q, q] and divide by q (Saharia et al. 2205.11487, §2.3).
+
+    q is a percentile of |x̂0| over one whole sample, 1 at least: a sample in range is left alone, a
+    saturated one is compressed. The paper sets no largest q; diffusers' default, most = 1, is
+    static thresholding.
+
+    Args:
+        guided: The clean prediction so far, (batch, ...).
+        percentile: In [0, 100], scalar or (batch,).
+        limit: Range of the data, where it is not [−1, 1]: x̂0/limit is thresholded.
+        most: Largest q, in units of `limit`; None is no limit.
+
+    Returns:
+        The prediction in [−limit, limit], in the dtype of `guided`.
+
+    Example:
+        >>> dynamic_threshold(jnp.array([[-4.0, 1.0, 2.0]]), percentile=50.0).tolist()
+        [[-1.0, 0.5, 1.0]]
+    """
+    limit = expand(limit, guided)
+    g = upcast(guided) / limit
+    q = quantile(jnp.abs(g).reshape(g.shape[0], -1), jnp.asarray(percentile) / 100)
+    q = expand(jnp.clip(q, 1, most), g)
+    return (jnp.clip(g, -q, q) / q * limit).astype(guided.dtype)
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a/b; 1 where b is so near 0 that b², in the gradient, underflows."""
+    far = b > jnp.finfo(b.dtype).tiny ** 0.5
+    return jnp.where(far, a / jnp.where(far, b, 1), 1)
+
+
+@rule(
+    space="x0",
+    paper="mcmonkey, sd-dynamic-thresholding (no paper)",
+    exact_at_zero=False,
+    static=("centre", "measure"),
+)
+def mimic(
+    cond: Array,
+    uncond: Array,
+    guided: Array,
+    *,
+    mimic_omega: Array | float = 6.0,
+    percentile: Array | float = 100.0,
+    phi: Array | float = 1.0,
+    centre: str = "mean",
+    measure: str = "range",
+) -> Array:
+    """Mimic a lower ω: give each channel of the guided prediction the range it has at that ω.
+
+    With m = c + ω_m (c − u) and every channel centred on its mean, R_m = max |m| and R_g a
+    percentile of |g|: clip g to ±max(R_m, R_g), scale it by R_m/max(R_m, R_g), and add the mean of
+    g back (sd-dynamic-thresholding, whose "mimic scale" is ω_m + 1 = 7). Channels are the last
+    axis; a (batch, n) array is one channel. Its option to share one range among the channels
+    shares it among the whole batch, and is left out.
+
+    Args:
+        cond: Conditional clean prediction c, (batch, ..., channels).
+        uncond: Unconditional clean prediction u, the same shape.
+        guided: The clean prediction so far, the same shape.
+        mimic_omega: ω_m, scalar or (batch,).
+        percentile: In [0, 100], for R_g; the "threshold percentile".
+        phi: 0 leaves `guided` as it is, 1 is the full effect.
+        centre: "mean", or "zero": g · R_m/R_g without clipping or centring the result.
+        measure: "range" as above (the extension's AD), or "std" for both R.
+
+    Returns:
+        The prediction with its range set, in the dtype of `guided`.
+
+    Raises:
+        ValueError: If `centre` or `measure` is unknown.
+
+    Example:
+        >>> c, u = jnp.array([[-1.0, 1.0]]), jnp.zeros((1, 2))
+        >>> mimic(c, u, 8 * c, mimic_omega=1.0).tolist()
+        [[-2.0, 2.0]]
+    """
+    if centre not in ("mean", "zero") or measure not in ("range", "std"):
+        raise ValueError(
+            f"mimic expects centre 'mean' or 'zero' and measure 'range' or 'std', got {centre!r} "
+            f"and {measure!r}."
+        )
+    c, u, g = upcast(cond), upcast(uncond), upcast(guided)
+    m = c + expand(mimic_omega, c) * (c - u)
+    # (batch, elements, channels)
+    columns = lambda x: x.reshape(x.shape[0], -1, x.shape[-1] if x.ndim > 2 else 1)  # noqa: E731
+    m, flat = columns(m), columns(g)
+    mean = jnp.mean(flat, axis=1, keepdims=True)
+    m, centred = m - jnp.mean(m, axis=1, keepdims=True), flat - mean
+    if measure == "std":
+        size = lambda x: safe_sqrt(jnp.mean(x * x, axis=1, keepdims=True))  # noqa: E731
+        wanted, found = size(m), size(centred)
+    else:
+        # Not jnp.max, whose gradient compares m with its maximum: where XLA computes the two in
+        # different roundings nothing is equal, and it divides by their number.
+        wanted = quantile(jnp.abs(m), 1.0)[:, None]
+        found = quantile(jnp.abs(centred), jnp.asarray(percentile) / 100)[:, None]
+    if centre == "zero":
+        result = flat * _ratio(wanted, found)
+    elif measure == "std":
+        result = mean + centred * _ratio(wanted, found)
+    else:
+        widest = jnp.maximum(wanted, found)
+        result = mean + jnp.clip(centred, -widest, widest) * _ratio(wanted, widest)
+    return (g + expand(phi, g) * (result.reshape(g.shape) - g)).astype(guided.dtype)

@@ -1,0 +1,469 @@
+"""fit_omega: what it resumes, what it refuses, and what it leaves behind."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import guidejax as gj
+from guidejax import learning
+from guidejax.learning import training
+
+from .common import EXACT, KEY, NET, PROCESS, SOURCES, batches, chase, examples, fit, flat
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """(φ, log) of a run of 12 steps that nothing stopped."""
+    directory = tmp_path_factory.mktemp("straight")
+    phi = fit(batches(12), checkpoint_dir=directory)
+    return flat(phi), (directory / "metrics.jsonl").read_text()
+
+
+def steps_of(directory):
+    """The steps in the log, and those of the checkpoints."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    saved = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    return [json.loads(line)["step"] for line in lines], saved
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+# Stopped and gone on.
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Directories of runs that were killed past step 7, by the kind of their source."""
+    directories = {kind: tmp_path_factory.mktemp(kind) for kind in SOURCES}
+    runs = [
+        subprocess.Popen([sys.executable, "-m", "tests.learning.common", str(path), kind], cwd=ROOT)
+        for kind, path in directories.items()
+    ]
+    assert [run.wait(timeout=300) for run in runs] == [-signal.SIGKILL] * len(runs)
+    return directories
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_killed_run_goes_on_bit_for_bit(killed, straight, kind):
+    directory, source, seen = killed[kind], SOURCES[kind](12), []
+    logged, saved = steps_of(directory)
+    assert max(logged) >= 7
+    assert saved
+    phi = fit(source, checkpoint_dir=directory, progress=lambda step, metrics: seen.append(step))
+    assert seen[0] == saved[-1] + 2  # It went on, and did not start again.
+    assert seen[-1] == 12
+    np.testing.assert_array_equal(flat(phi), straight[0])
+    assert (directory / "metrics.jsonl").read_text() == straight[1]
+    if kind == "stateful":
+        assert source.told == [saved[-1]]
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, straight):
+    """And a finished one is not trained again."""
+    fit(batches(12), steps=6, checkpoint_dir=tmp_path)
+    phi = fit(batches(12), steps=12, checkpoint_dir=tmp_path)
+    np.testing.assert_array_equal(flat(phi), straight[0])
+    assert (tmp_path / "metrics.jsonl").read_text() == straight[1]
+    again = fit([], steps=12, checkpoint_dir=tmp_path)
+    np.testing.assert_array_equal(flat(again), straight[0])
+    with pytest.raises(ValueError, match=r"of step 12; expected at most steps=6"):
+        fit(batches(12), steps=6, checkpoint_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == straight[1]
+
+
+def test_the_log_is_cut_where_it_is_torn(tmp_path, straight):
+    lines = straight[1].splitlines(keepends=True)
+    path = tmp_path / "metrics.jsonl"
+    for text, done, kept in [
+        ("".join(lines[:8]), 6, 6),
+        ("".join(lines[:8]) + '{"step": 9, "lo', 8, 8),
+        ("".join(lines[3:9]), 6, 3),  # Some of it lost: still no step twice.
+        ("", 0, 0),
+    ]:
+        path.write_text(text)
+        log = training._log(path, done)
+        log.write("next\n")
+        log.close()
+        assert path.read_text() == "".join(text.splitlines(keepends=True)[:kept]) + "next\n"
+
+
+def test_load_omega(tmp_path, straight):
+    fit(batches(12), checkpoint_dir=tmp_path)
+    net, phi = gj.load_omega(tmp_path)
+    assert net == NET
+    np.testing.assert_array_equal(flat(phi), straight[0])
+    cond = jnp.array([0, 1])
+    assert net.weight(phi)(0.3, 0.6, cond, process=PROCESS).shape == (2,)
+    for nowhere in (tmp_path / "none", tmp_path / "default"):
+        with pytest.raises(FileNotFoundError, match="no checkpoint"):
+            gj.load_omega(nowhere)
+
+
+# What it is fed.
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(n):
+    def progress(step, metrics):
+        if step >= n:
+            raise Stop
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    from guidejax import data
+
+    path = tmp_path_factory.mktemp("digits")
+    data.prepare("digits", data_dir=path)
+    return lambda: data.grouped("digits", groups=2, per_group=3, seed=1, data_dir=path)
+
+
+def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
+    options = {
+        "net": gj.OmegaNet(num_classes=10, hidden=8, depth=1),
+        "objective": learning.rollout(particles=3, steps=2),
+        "denoise": lambda x, t, cond: x * (0.5 + 0.04 * cond)[:, None, None, None],
+        "steps": 6,
+    }
+    whole = fit(digits(), **options)
+    with pytest.raises(Stop):
+        fit(digits(), checkpoint_dir=tmp_path, progress=stop_at(4), **options)
+    saver = learning.checkpoints.Checkpoints(tmp_path, options["net"])
+    state = learning.init_state(KEY, options["net"], optax.adam(1e-2))
+    _, position, step = saver.restore(state)
+    saver.close()
+    assert step == position["json"]["step"] == 3
+
+    source = digits()
+    drawn, of = [], source.iterate_from
+    source.iterate_from = lambda step: drawn.append(step) or of(step)
+    phi = fit(source, checkpoint_dir=tmp_path, **options)
+    assert drawn == [3]  # It was put there, and did not read up to it.
+    np.testing.assert_array_equal(flat(phi), flat(whole))
+    assert steps_of(tmp_path) == ([1, 2, 3, 4, 5, 6], [3, 6])
+
+
+@pytest.mark.parametrize("kind", ["iter_dataset", "data_loader"])
+def test_positions_of_grain(kind):
+    """A state of JSON types, and one in bytes."""
+    items = list(range(20))
+
+    def iterator():
+        if kind == "iter_dataset":
+            return iter(grain.MapDataset.source(items).shuffle(3).to_iter_dataset())
+        sampler = grain.samplers.IndexSampler(20, shuffle=True, seed=3, num_epochs=1)
+        return iter(grain.DataLoader(data_source=items, sampler=sampler, worker_count=0))
+
+    first = iterator()
+    skipped = [next(first) for _ in range(7)]
+    position = json.loads(json.dumps(training._position(first)))
+    rest = list(first)
+    second = iterator()
+    training._resume(second, position, 7)
+    assert list(second) == rest
+    assert sorted(skipped + rest) == items
+
+
+def test_a_position_that_cannot_be_saved(tmp_path):
+    class Odd:
+        def __iter__(self):
+            return iter_odd
+
+        def __next__(self):
+            return batches(1)[0]
+
+        def get_state(self):
+            return object()
+
+        def set_state(self, state):
+            pass
+
+    iter_odd = Odd()
+    with pytest.raises(ValueError, match="get_state"):
+        fit(iter_odd, checkpoint_dir=tmp_path)
+
+
+def test_pairs_and_own_null_conditions():
+    size, cond = 4, np.array([0, 1, 1, 0])
+    x0, null = np.ones((size, 3), np.float32), np.full(4, 7)
+    for batch in ((x0, cond), {"x0": x0, "cond": cond}):
+        checked = training.check_batch(batch, NET)
+        np.testing.assert_array_equal(checked.uncond, [2] * 4)
+        assert isinstance(checked.uncond, np.ndarray)  # Nothing that waits for the device.
+    for batch in ((x0, cond, null), {"x0": x0, "cond": cond, "uncond": null}):
+        np.testing.assert_array_equal(training.check_batch(batch, NET, 5).uncond, null)
+    np.testing.assert_array_equal(training.check_batch((x0, cond), NET, 5).uncond, [5] * 4)
+    text = gj.OmegaNet(cond_dim=3)
+    emb = np.ones((4, 3), np.float32)
+    checked = training.check_batch((x0, emb), text, uncond=np.zeros(3))
+    assert checked.uncond.shape == (4, 3)
+    assert checked.uncond.dtype == np.float32
+
+
+# What it refuses: one error, and what was saved stays.
+
+
+def bad(**change):
+    return lambda batch: {**batch, **change}
+
+
+def at(batch, name, index, value):
+    array = batch[name].copy()
+    array[index] = value
+    return {**batch, name: array}
+
+
+BAD = {
+    "nan": (lambda b: at(b, "x0", (2, 1), np.nan), "x0 of batch 4 holds NaN"),
+    "label": (lambda b: at(b, "cond", 3, 2), "batch 4: label 2 is out of range"),
+    "negative label": (lambda b: at(b, "cond", 3, -1), "batch 4: label -1 is out of range"),
+    "real labels": (lambda b: {**b, "cond": b["cond"] / 2}, "batch 4 expects integer class ids"),
+    "cond size": (lambda b: {**b, "cond": b["cond"][:5]}, r"cond has shape \(5,\) for 8 samples"),
+    "uncond size": (lambda b: {**b, "uncond": np.zeros(5)}, "uncond has shape"),
+    "image size": (lambda b: {**b, "x0": b["x0"][:, :2]}, r"batch 4 has shapes \(\(8, 2\)"),
+    "batch size": (lambda b: {k: v[:6] for k, v in b.items()}, r"batch 4 has shapes \(\(6, 3\)"),
+    "bytes": (lambda b: {**b, "x0": np.zeros((8, 3), np.uint8)}, "x0 is uint8; expected floats"),
+    "no cond": (lambda b: {"x0": b["x0"]}, r"batch 4 has no \['cond'\]"),
+    "no batch": (lambda b: b["x0"], "batch 4 is a ndarray"),
+}
+
+
+@pytest.fixture(scope="module")
+def jitted():
+    """Every run of these tests has the same program: compile it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        made, compile_ = [], training._many_steps
+
+        def once(*args):
+            made.append(made[0] if made else compile_(*args))
+            return made[-1]
+
+        patch.setattr(training, "_many_steps", once)
+        yield
+
+
+@pytest.mark.usefixtures("jitted")
+@pytest.mark.parametrize("name", [*BAD, "end"])
+def test_bad_data(tmp_path, straight, name):
+    options = {"steps_per_dispatch": 1, "optimizer": OPTIMIZER, "checkpoint_dir": tmp_path}
+    good = batches(12)
+    if name == "end":
+        data, message = good[:4], "the data ended after 4 batches"
+    else:
+        change, message = BAD[name]
+        data = [*good[:4], change(good[4]), *good[5:]]
+    with pytest.raises(ValueError, match=message):
+        fit(data, **options)
+    # All that came before is there, the step whose dispatch was running included.
+    assert steps_of(tmp_path) == ([1, 2, 3, 4], [3])
+    phi = fit(good, **options)
+    np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
+    assert steps_of(tmp_path) == ([*range(1, 13)], [9, 12])
+
+
+OPTIMIZER = optax.adam(1e-2)
+
+
+def test_bad_data_right_after_a_save(tmp_path):
+    """The step before it is saved all the same, though the device was still at it."""
+    with pytest.raises(ValueError, match="the data ended after 3 batches"):
+        fit(batches(3), checkpoint_dir=tmp_path, steps_per_dispatch=3)
+    assert steps_of(tmp_path) == ([1, 2, 3], [3])
+
+
+def test_a_loss_that_turns_nan(tmp_path, straight):
+    data = batches(12)
+    data[4] = {**data[4], "x0": np.full((8, 3), 1e30, np.float32)}
+    with pytest.raises(FloatingPointError, match="by step 6") as info:
+        fit(data, checkpoint_dir=tmp_path, steps_per_dispatch=3)
+    assert info.value.__context__ is None
+    assert steps_of(tmp_path)[1] == [3]
+    phi = fit(batches(12), checkpoint_dir=tmp_path, steps_per_dispatch=3)
+    np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
+    assert steps_of(tmp_path) == ([*range(1, 13)], [9, 12])
+
+
+def test_a_phi_that_turns_nan_after_a_finite_loss(tmp_path):
+    """The sixth update breaks φ; the loss and gradient that it came from were finite."""
+    breaks = optax.scale_by_schedule(lambda n: jnp.where(n == 5, jnp.nan, -0.01))
+    with pytest.raises(FloatingPointError, match="by step 6"):
+        fit(batches(12), steps=6, optimizer=breaks, checkpoint_dir=tmp_path, steps_per_dispatch=3)
+    logged, saved = steps_of(tmp_path)
+    assert saved == [3]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
+    assert logged == [*range(1, 7)]
+    with pytest.raises(FloatingPointError, match="by step 6"):  # Nor is it handed out.
+        fit(batches(12), steps=6, optimizer=breaks, steps_per_dispatch=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"net": gj.OmegaNet(num_classes=2, hidden=9, depth=1)}, "is of another network"),
+        ({"net": gj.OmegaNet(hidden=8, depth=1), "uncond": 2}, "is of another network"),
+        ({"optimizer": optax.sgd(1e-2)}, "another optimizer"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_left_alone(tmp_path, options, message):
+    fit(batches(3), steps=3, checkpoint_dir=tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fit(batches(12), checkpoint_dir=tmp_path, **options)
+    assert contents(tmp_path) == before
+
+
+def test_refused_before_anything_is_done(tmp_path):
+    for options in ({"steps": 0}, {"save_every": 0}, {"steps_per_dispatch": 0}):
+        with pytest.raises(ValueError, match="≥ 1"):
+            fit(batches(1), **options)
+    with pytest.raises(ValueError, match="α is 0"):
+        fit([], objective=learning.l2(t_max=1.0), denoise=gj.denoiser(still_eps, PROCESS, "eps"))
+    with pytest.raises(ValueError, match="give fit_omega"):
+        fit(batches(1), net=gj.OmegaNet(hidden=8, depth=1))
+
+
+def still_eps(x, t, cond):
+    return x
+
+
+# How it runs.
+
+
+def test_many_steps_a_dispatch_are_one_step_a_dispatch(straight):
+    for count in (1, 12):
+        phi = fit(batches(12), steps_per_dispatch=count, save_every=100)
+        np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
+
+
+def test_two_programs_at_most():
+    """However steps, checkpoints and dispatches fall."""
+    traces = []
+
+    def counted(*args):
+        traces.append(0)
+        return chase(*args)
+
+    fit(batches(3), steps=3, steps_per_dispatch=3, objective=counted)
+    one = len(traces)
+    traces.clear()
+    steps = []
+    fit(
+        batches(23), steps=23, steps_per_dispatch=3, save_every=8, objective=counted,
+        progress=lambda step, metrics: steps.append(step),
+    )  # fmt: skip
+    assert steps == [3, 6, 7, 8, 11, 14, 15, 16, 19, 22, 23]
+    assert one <= len(traces) <= 2 * one
+
+
+def test_the_next_batches_are_taken_while_the_device_runs():
+    events = []
+
+    def source():
+        for batch in batches(4):
+            events.append("data")
+            yield batch
+
+    fit(
+        source(), steps=4, steps_per_dispatch=1,
+        progress=lambda step, metrics: events.append(step),
+    )  # fmt: skip
+    assert events == ["data", "data", 1, "data", 2, "data", 3, 4]
+
+
+def test_the_step_by_hand_is_the_step_of_fit_omega():
+    """And the metrics are what their names say."""
+    optimizer = optax.sgd(0.1)
+    data, logged = batches(2), []
+    phi = fit(
+        data, steps=2, optimizer=optimizer, steps_per_dispatch=1,
+        progress=lambda step, metrics: logged.append(metrics),
+    )  # fmt: skip
+    state = learning.init_state(KEY, NET, optimizer)
+    run = jax.random.wrap_key_data(state["key"])
+    for n, batch in enumerate(data):
+        fold = lambda i, n=n: jax.random.fold_in(jax.random.fold_in(run, n), i)
+        keys = jax.vmap(fold)(jnp.arange(8))
+        batch = jax.tree.map(jnp.asarray, training.check_batch(batch, NET))
+        before = state["phi"]
+        loss = lambda phi, b=batch, k=keys: jnp.mean(
+            chase(k, gj.guidance(gj.cfg, omega=NET.weight(phi)), None, PROCESS, b)
+        )
+        value, gradient = jax.value_and_grad(loss)(before)
+        state, metrics = learning.omega_step(
+            state, lambda x, t, cond: x, PROCESS, batch, keys,
+            net=NET, objective=chase, optimizer=optimizer,
+        )  # fmt: skip
+        np.testing.assert_allclose(flat(state["phi"]), flat(before) - 0.1 * flat(gradient), 1e-5)
+        assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
+        assert metrics["grad_norm"] == pytest.approx(np.linalg.norm(flat(gradient)), rel=1e-4)
+        assert logged[n] == pytest.approx({k: float(v) for k, v in metrics.items()}, rel=1e-5)
+    np.testing.assert_allclose(flat(phi), flat(state["phi"]), rtol=1e-5, atol=1e-7)
+    assert int(state["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    "key", [jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")], ids=["raw", "rbg"]
+)
+def test_keys_of_every_kind(key, straight):
+    phi = fit(batches(12), key=key, steps=2)
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    same = np.array_equal(flat(phi), flat(fit(batches(12), steps=2)))
+    assert same == (not typed)  # A raw key is the same key.
+
+
+def test_parameters_on_a_mesh_without_being_told(tmp_path):
+    """The denoiser lies where its user put it, in a fresh run and in a resumed one."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = jax.device_put(jnp.eye(3), NamedSharding(mesh, PartitionSpec()))
+    denoise = gj.denoiser(lambda p, x, t, cond: x @ p, PROCESS, params=params)
+    for steps in (3, 6):
+        fit(batches(6), steps=steps, denoise=denoise, checkpoint_dir=tmp_path)
+    assert steps_of(tmp_path)[1] == [3, 6]
+
+
+def test_omega_step_over_seeds():
+    """vmap over states and keys: every seed has the run that it has alone."""
+    optimizer, objective = optax.adam(1e-2), learning.self_consistency(particles=2)
+    batch = examples(6)
+    seeds = jax.random.split(KEY, 3)
+    states = jax.vmap(lambda key: learning.init_state(key, NET, optimizer))(seeds)
+    keys = jax.vmap(lambda key: jax.random.split(key, 6))(seeds)
+
+    @jax.jit
+    def step(state, keys):
+        return learning.omega_step(
+            state, EXACT, PROCESS, batch, keys,
+            net=NET, objective=objective, optimizer=optimizer,
+        )  # fmt: skip
+
+    together, metrics = jax.jit(jax.vmap(step))(states, keys)
+    assert metrics["loss"].shape == (3,)
+    for i in range(3):
+        alone, _ = step(jax.tree.map(lambda a, i=i: a[i], states), keys[i])
+        got = jax.tree.map(lambda a, i=i: a[i], together["phi"])
+        np.testing.assert_allclose(flat(got), flat(alone["phi"]), atol=1e-5)

@@ -1,0 +1,135 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import guidejax as gj
+from guidejax.denoisers import as_denoiser
+
+PROCESS = gj.rectified_flow()
+
+
+def _plain(x, t, cond):
+    return x * t[:, None] + cond[:, None]
+
+
+X, T, C = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0.25, 0.5]), jnp.array([0.5, -0.5])
+
+
+def test_plain_function():
+    denoise = gj.denoiser(_plain, PROCESS)
+    np.testing.assert_array_equal(denoise(X, T, C), _plain(X, T, C))
+    # The network sees one time a sample whatever it was given.
+    np.testing.assert_array_equal(denoise(X, 0.5, C), _plain(X, jnp.full(2, 0.5), C))
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "velocity", "score"])
+def test_predictions(prediction):
+    x0 = jnp.array([[0.3, -1.0], [2.0, 0.1]])
+    network = lambda x, t, cond: gj.convert(x0, x, t, PROCESS, "x0", prediction)
+    denoise = gj.denoiser(network, PROCESS, prediction)
+    np.testing.assert_allclose(denoise(X, T), x0, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_are_traced():
+    traces = []
+
+    def network(params, x, t, cond):
+        traces.append(0)
+        return params["scale"] * x
+
+    run = jax.jit(lambda denoise, x: denoise(x, 0.5))
+    for scale in (1.0, 2.0, 3.0):
+        params = {"scale": jnp.asarray(scale)}
+        got = run(gj.denoiser(network, PROCESS, params=params), X)
+        np.testing.assert_array_equal(got, scale * X)
+    assert len(traces) == 1
+    grad = jax.grad(lambda d: d(X, 0.5).sum())(gj.denoiser(network, PROCESS, params=params))
+    np.testing.assert_allclose(grad.params["scale"], X.sum())
+
+
+class _Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, t, cond):
+        return nn.Dense(x.shape[-1])(jnp.concatenate([x, t[:, None], cond[:, None]], axis=-1))
+
+
+class _NNX(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x, t, cond):
+        return self.dense(jnp.concatenate([x, t[:, None], cond[:, None]], axis=-1))
+
+
+def _by_hand(kernel, bias):
+    return jnp.concatenate([X, T[:, None], C[:, None]], axis=-1) @ kernel + bias
+
+
+def test_linen():
+    module = _Linen()
+    variables = module.init(jax.random.key(0), X, T, C)
+    dense = variables["params"]["Dense_0"]
+    want = gj.convert(_by_hand(dense["kernel"], dense["bias"]), X, T, PROCESS, "velocity", "x0")
+    denoise = gj.denoiser(module, PROCESS, "velocity", params=variables)
+    np.testing.assert_allclose(denoise(X, T, C), want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="variables"):
+        gj.denoiser(module, PROCESS)
+
+
+def test_nnx():
+    module = _NNX(nnx.Rngs(0))
+    want = _by_hand(module.dense.kernel[...], module.dense.bias[...])
+    denoise = gj.denoiser(module, PROCESS)
+    np.testing.assert_allclose(jax.jit(lambda d: d(X, T, C))(denoise), want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="holds its parameters"):
+        gj.denoiser(module, PROCESS, params={})
+
+
+def test_two_nnx_modules_of_one_kind_share_a_program():
+    traces = []
+    run = jax.jit(lambda d: traces.append(0) or d(X, T, C))
+    first, second = (run(gj.denoiser(_NNX(nnx.Rngs(seed)), PROCESS)) for seed in (0, 1))
+    assert len(traces) == 1
+    assert not np.allclose(first, second)
+
+
+def test_pytree_state():
+    state = {"image": jnp.ones((2, 4, 4, 1)), "text": jnp.ones((2, 3))}
+    network = lambda x, t, cond: {"image": x["image"] + x["text"].sum(), "text": 0 * x["text"]}
+    got = gj.denoiser(network, PROCESS, "velocity")(state, T)
+    np.testing.assert_allclose(got["image"][0], 1 - 0.25 * 7)
+    np.testing.assert_allclose(got["image"][1], 1 - 0.5 * 7)
+    np.testing.assert_array_equal(got["text"], state["text"])
+
+
+@pytest.mark.parametrize("prediction", ["x0", "velocity"])
+def test_the_dtype_is_the_state_s(prediction):
+    network = lambda x, t, cond: x.astype(jnp.float32)
+    denoise = gj.denoiser(network, PROCESS, prediction)
+    assert denoise(X.astype(jnp.bfloat16), T).dtype == jnp.bfloat16
+
+
+def test_as_denoiser():
+    denoise = gj.denoiser(_plain, PROCESS)
+    assert as_denoiser(denoise, PROCESS) is denoise
+    np.testing.assert_array_equal(as_denoiser(_plain, PROCESS)(X, T, C), denoise(X, T, C))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: gj.denoiser(_plain, PROCESS, "noise"), "unknown prediction"),
+        (lambda: gj.denoiser(gj.denoiser(_plain, PROCESS), PROCESS), "already"),
+        (lambda: gj.denoiser(3, PROCESS), "int"),
+        (lambda: gj.denoiser(lambda x, t, c: x[:, :1], PROCESS)(X, T), r"\(2, 1\).*\(2, 2\)"),
+        (lambda: gj.denoiser(lambda x, t, c: (x, x), PROCESS)(X, T), "same shape"),
+        (lambda: gj.denoiser(_plain, PROCESS)(jnp.float32(1.0), T), "batch axis"),
+        (lambda: gj.denoiser(_plain, PROCESS)({"a": X, "b": X[:1]}, T), r"\[1, 2\]"),
+    ],
+)
+def test_wrong_input(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

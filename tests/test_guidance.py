@@ -1,0 +1,288 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import guidejax as gj
+from guidejax.processes import from_x0, to_x0
+from guidejax.rules import make_rule
+
+SPACES = ("x0", "eps", "v", "velocity", "score")
+PROCESS = gj.rectified_flow()
+T, S = np.array([0.8, 0.4]), np.array([0.6, 0.1])
+TIMES = gj.uniform_times(4)
+
+
+def _branches(shape=(2, 3, 2), dtype=None):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, cond, uncond = (
+        jax.random.normal(key, shape, dtype or jnp.result_type(float)) for key in keys
+    )
+    return x, {"cond": cond, "uncond": uncond}
+
+
+def _apply(guidance, x, branches, cond=None, process=PROCESS, t=T, s=S):
+    """One step of a guidance by hand."""
+    times = jnp.stack([jnp.asarray(t), jnp.asarray(s)])
+    row = jax.tree.map(lambda leaf: leaf[0], guidance.rows(times, cond, process))
+    return guidance.apply(guidance.init(x), branches, row, x, t, s, process)[0]
+
+
+@pytest.mark.parametrize("process", [gj.rectified_flow(), gj.cosine(), gj.linear_vp(), gj.edm()])
+@pytest.mark.parametrize("space", SPACES)
+def test_cfg_is_the_same_in_every_space(x64, space, process):
+    x, branches = _branches()
+    want = branches["cond"] + 3 * (branches["cond"] - branches["uncond"])
+    got = _apply(gj.guidance(gj.cfg, omega=3.0, space=space), x, branches, process=process)
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_nonlinear_rule_works_in_the_space_it_is_told(x64, space):
+    x, branches = _branches()
+    there = {name: from_x0(v, x, T, PROCESS, space) for name, v in branches.items()}
+    want = to_x0(gj.adg(there["cond"], there["uncond"], 2.0), x, T, PROCESS, space)
+    got = _apply(gj.guidance(gj.adg, omega=2.0, space=space), x, branches)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+    native = _apply(gj.guidance(gj.adg, omega=2.0), x, branches)
+    assert np.allclose(got, native) == (space == "x0")
+
+
+@pytest.mark.parametrize("space", [None, *SPACES])
+@pytest.mark.parametrize("rule", [gj.cfg, gj.adg])
+def test_omega_zero_is_the_conditional_model_bit_for_bit(rule, space):
+    x, branches = _branches()
+    for omega in (0.0, jnp.array([0.0, 2.0])):
+        got = _apply(gj.guidance(rule, omega=omega, space=space), x, branches)
+        np.testing.assert_array_equal(got[0], branches["cond"][0])
+    assert not np.allclose(got[1], branches["cond"][1])
+
+
+@pytest.mark.parametrize("space", ["eps", "score"])
+def test_where_alpha_is_zero_a_noise_rule_falls_back_on_the_conditional(space):
+    x, branches = _branches()
+    guidance = gj.guidance(gj.adg, omega=2.0, space=space)
+    got = _apply(guidance, x, branches, t=jnp.ones(2))
+    np.testing.assert_array_equal(got, branches["cond"])
+
+
+def test_omega_of_each_sample():
+    x, branches = _branches()
+    got = _apply(gj.guidance(gj.adg, omega=jnp.array([0.3, 0.6])), x, branches)
+    for i, omega in enumerate((0.3, 0.6)):
+        want = _apply(gj.guidance(gj.adg, omega=omega), x, branches)
+        np.testing.assert_allclose(got[i], want[i], rtol=1e-6)
+
+
+def test_a_weight_of_the_condition():
+    x, branches = _branches()
+    guidance = gj.guidance(gj.cfg, omega=lambda s, t, cond: cond * t)
+    got = _apply(guidance, x, branches, cond=jnp.array([1.0, 2.0]))
+    omega = jnp.array([0.8, 0.8])[:, None, None]
+    want = branches["cond"] + omega * (branches["cond"] - branches["uncond"])
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_numbers_may_be_weights():
+    x, branches = _branches()
+    cap = gj.interval(1.0, lo=0.5, hi=1.0)  # of the two samples' times only 0.8 is inside
+    got = _apply(gj.guidance(gj.adg, omega=2.0, max_angle=cap), x, branches)
+    np.testing.assert_allclose(got[0], gj.adg(*branches.values(), 2.0, max_angle=1.0)[0], rtol=1e-6)
+    np.testing.assert_array_equal(got[1], branches["cond"][1])
+
+
+def test_any_function_is_a_rule():
+    x, branches = _branches()
+    got = _apply(gj.guidance(lambda cond, uncond, omega: uncond, omega=1.0), x, branches)
+    np.testing.assert_array_equal(got, branches["uncond"])
+
+
+def test_chain_refines():
+    @lambda fn: make_rule(fn, space="x0")
+    def shrink(guided, cond, *, by=0.5):
+        return by * guided + (1 - by) * cond
+
+    x, branches = _branches()
+    c, u = branches.values()
+    chained = gj.guidance(gj.chain(gj.cfg, shrink(0.25)), omega=2.0)
+    assert chained.branches == ("cond", "uncond")
+    np.testing.assert_allclose(_apply(chained, x, branches), c + 0.25 * 2 * (c - u), rtol=1e-5)
+    # Numbers given to `guidance` are the first rule's.
+    capped = gj.guidance(gj.chain(gj.adg, shrink(by=1.0)), omega=2.0, max_angle=0.1)
+    want = gj.adg(c, u, 2.0, max_angle=0.1)
+    np.testing.assert_allclose(_apply(capped, x, branches), want, rtol=1e-5)
+
+
+def test_state_is_carried_by_leaf_and_rule():
+    def count(cond, uncond, omega, state):
+        return cond + state * omega, state + 1
+
+    stateful = make_rule(count, space="x0", init=lambda x: jnp.zeros(x.shape[0]).reshape(-1, 1))
+    guidance = gj.guidance(stateful, omega=1.0)
+    x = {"a": jnp.ones((2, 1)), "b": jnp.ones((2, 3))}
+    branches = {"cond": jax.tree.map(jnp.zeros_like, x), "uncond": x}
+    state, row = guidance.init(x), (jnp.asarray(1.0), ({},))
+    for step in range(3):
+        x0, state = guidance.apply(state, branches, row, x, T, S, PROCESS)
+        np.testing.assert_array_equal(x0["b"], np.full((2, 3), step))
+    # A step that makes no unconditional pass leaves the state alone.
+    _, after = guidance.apply(state, {"cond": branches["cond"]}, row, x, T, S, PROCESS)
+    assert float(after[0][0][0, 0]) == 3
+
+
+def test_mask():
+    x, branches = _branches()
+    mask = jnp.array([1.0, 0.0])
+    got = _apply(gj.guidance(gj.cfg, omega=2.0, mask=mask), x, branches)
+    want = _apply(gj.guidance(gj.cfg, omega=2.0), x, branches)
+    np.testing.assert_allclose(got[..., 0], want[..., 0], rtol=1e-6)
+    np.testing.assert_array_equal(got[..., 1], branches["cond"][..., 1])
+
+
+def test_pytree_of_states_with_a_mask_each():
+    x, branches = _branches()
+    pair = lambda v: {"image": v, "text": v[:, :, 0]}
+    mask = {"image": jnp.ones(()), "text": jnp.zeros(())}
+    guidance = gj.guidance(gj.cfg, omega=2.0, mask=mask)
+    got = _apply(guidance, pair(x), {name: pair(v) for name, v in branches.items()})
+    want = _apply(gj.guidance(gj.cfg, omega=2.0), x, branches)
+    np.testing.assert_allclose(got["image"], want, rtol=1e-6)
+    np.testing.assert_array_equal(got["text"], branches["cond"][:, :, 0])
+
+
+@pytest.mark.parametrize("space", [None, *SPACES])
+@pytest.mark.parametrize("rule", [gj.cfg, gj.adg])
+def test_bfloat16(rule, space):
+    x, branches = _branches(dtype=jnp.bfloat16)
+    guidance = gj.guidance(rule, omega=1.0, space=space)
+    got = _apply(guidance, x, branches)
+    assert got.dtype == jnp.bfloat16
+    wide = {name: v.astype(jnp.float32) for name, v in branches.items()}
+    want = _apply(guidance, x.astype(jnp.float32), wide)
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2**-7, atol=1e-5)
+
+
+def test_a_guidance_is_a_pytree_of_its_numbers():
+    traces = []
+    x, branches = _branches()
+
+    @jax.jit
+    def run(guidance):
+        traces.append(0)
+        return _apply(guidance, x, branches)
+
+    for omega in (1.0, 2.0):
+        for cap in (0.1, 0.2):
+            run(gj.guidance(gj.adg, omega=omega, max_angle=cap))
+    assert len(traces) == 1
+    run(gj.guidance(gj.adg, omega=omega, max_angle=cap, space="eps"))
+    assert len(traces) == 2
+
+
+# Which steps need the unconditional pass.
+
+
+def test_active_steps():
+    active = lambda omega, rule=gj.cfg: gj.guidance(rule, omega=omega).active(TIMES, PROCESS)
+    assert active(0.0).tolist() == [False] * 4
+    assert active(1.0).tolist() == [True] * 4
+    assert active(jnp.array([0.0, 1.0])).tolist() == [True] * 4
+    assert active(gj.interval(1.0, 0.5, 0.75)).tolist() == [False, True, True, False]
+    assert active(gj.interval(0.0, 0.5, 0.75)).tolist() == [False] * 4
+    # A bare function may ignore ω, so that nothing is known of where it is not needed.
+    assert active(0.0, lambda cond, uncond, omega: uncond).tolist() == [True] * 4
+    # With no branch but the conditional there is no pass to save.
+    assert active(1.0, lambda cond, omega: cond).tolist() == [False] * 4
+
+
+def test_active_is_known_although_omega_is_traced():
+    @jax.jit
+    def run(omega, lo):
+        known = gj.guidance(omega=gj.interval(omega, 0.5, 0.75)).active(TIMES, PROCESS)
+        assert isinstance(known, np.ndarray)
+        assert known.tolist() == [False, True, True, False]
+        unknown = gj.guidance(omega=gj.interval(omega, lo, 0.75)).active(TIMES, PROCESS)
+        assert isinstance(unknown, jax.core.Tracer)
+        return unknown
+
+    assert run(1.0, 0.6).tolist() == [False, True, False, False]
+
+
+def test_a_later_rule_with_a_branch_of_its_own_keeps_the_pass():
+    def nudge(guided, weak, *, scale=1.0):
+        return guided + scale * (guided - weak)
+
+    chained = gj.guidance(gj.chain(gj.cfg, make_rule(nudge, space="x0")), omega=0.0)
+    assert chained.branches == ("cond", "uncond", "weak")
+    assert chained.active(TIMES, PROCESS).all()
+
+
+# ADG where its formula has nothing to say.
+
+
+def _adg64(c, u, omega, cap):
+    theta = np.arccos(c @ u / np.linalg.norm(c) / np.linalg.norm(u))
+    turn = min(omega * theta, cap)
+    e = c - (c @ u) / (u @ u) * u
+    return np.cos(turn) * c + np.sin(turn) / np.sin(theta) * e
+
+
+def test_adg_is_the_paper_s_formula(x64):
+    rng = np.random.default_rng(0)
+    for omega, cap in ((0.5, 3.0), (4.0, np.pi / 3)):
+        c, u = rng.normal(size=(2, 5, 6))
+        got = gj.adg(jnp.asarray(c), jnp.asarray(u), omega, max_angle=cap)
+        want = [_adg64(*pair, omega, cap) for pair in zip(c, u, strict=True)]
+        np.testing.assert_allclose(got, want, rtol=1e-10)
+        assert np.all(np.linalg.norm(got, axis=1) <= 2**0.5 * np.linalg.norm(c, axis=1))
+
+
+A, B = [1.0, 2.0, -1.0], [0.5, -1.0, 2.0]
+DEGENERATE = {
+    "equal": (A, A),
+    "parallel": (A, [2.0, 4.0, -2.0]),
+    "opposite": (A, [-1.0, -2.0, 1.0]),
+    "cond_zero": ([0.0] * 3, B),
+    "uncond_zero": (A, [0.0] * 3),
+    "both_zero": ([0.0] * 3, [0.0] * 3),
+    "tiny": ([1e-30] * 3, [1e-30, 0.0, 0.0]),
+    "close": (A, [1.0, 2.0, -1.0 + 1e-6]),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("omega", [0.0, 0.5, 8.0])
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_adg_is_finite_in_value_and_gradient(case, omega, dtype):
+    c, u = (jnp.asarray([v], dtype) for v in DEGENERATE[case])
+    total = lambda c, u, omega, cap: gj.adg(c, u, omega, max_angle=cap).astype(jnp.float32).sum()
+    got = gj.adg(c, u, omega)
+    grads = jax.grad(total, argnums=(0, 1, 2, 3))(c, u, omega, 1.0)
+    for leaf in (got, *grads):
+        assert np.all(np.isfinite(np.asarray(leaf, np.float32))), leaf
+    plain, got = np.asarray(c, np.float32), np.asarray(got, np.float32)
+    if omega == 0 or case in ("uncond_zero", "cond_zero", "both_zero"):
+        np.testing.assert_array_equal(got, plain)
+    if case == "equal":
+        np.testing.assert_allclose(got, plain, rtol=2e-6)
+
+
+# Wrong input.
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: gj.guidance(gj.cfg, omega=1.0, space="latent"), "unknown space 'latent'"),
+        (lambda: gj.guidance(gj.cfg, omega=1.0, angle=1.0), "no number named angle"),
+        (lambda: gj.guidance(gj.cfg, omega=float("nan")), "NaN"),
+        (lambda: gj.guidance(gj.adg, omega=1.0, max_angle=float("nan")), "max_angle is NaN"),
+        (lambda: gj.guidance(gj.cfg, omega=jnp.array([1.0, jnp.nan])), "NaN"),
+        (lambda: gj.guidance(3.0), "float"),
+        (lambda: gj.chain(), "at least one"),
+        (lambda: gj.chain(gj.cfg, gj.adg), "adg combines branches"),
+    ],
+)
+def test_wrong_input(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

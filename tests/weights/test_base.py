@@ -1,0 +1,149 @@
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import guidejax as gj
+from guidejax.weights import Step, as_weight
+
+TIMES = gj.uniform_times(4)
+
+
+def test_constant():
+    np.testing.assert_array_equal(gj.constant(2.0)(0.1, 0.2), 2.0)
+    np.testing.assert_array_equal(gj.constant([1.0, 2.0])(0.1, 0.2), [1.0, 2.0])
+    assert gj.constant(jnp.array([1.0, 2.0])).table(TIMES).shape == (4, 2)
+
+
+def test_as_weight():
+    weight = gj.constant(1.0)
+    assert as_weight(weight) is weight
+    assert float(as_weight(3)(0.0, 1.0)) == 3
+    assert float(as_weight(lambda s, t, cond: s + 10 * t + cond)(0.1, 0.2, 5.0)) == pytest.approx(
+        7.1
+    )
+
+
+def test_scale_conventions():
+    assert gj.from_scale(1.0) == 0  # the conditional model
+    assert gj.from_scale(0.0) == -1  # the unconditional one
+    np.testing.assert_array_equal(gj.to_scale(gj.from_scale(jnp.array([1.5, 7.5]))), [1.5, 7.5])
+    assert float(gj.from_scale(gj.constant(7.5))(0.0, 1.0)) == 6.5
+
+
+@pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul, operator.truediv])
+def test_arithmetic(op):
+    weight, values = as_weight(lambda s, t, cond: t), np.asarray(TIMES[:-1])
+    np.testing.assert_allclose(op(weight, 3.0).table(TIMES), op(values, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(op(3.0, weight).table(TIMES), op(3.0, values), rtol=1e-6)
+    np.testing.assert_allclose(op(weight, weight).table(TIMES), op(values, values), rtol=1e-6)
+    np.testing.assert_allclose((-weight).table(TIMES), -values)
+
+
+def test_clip():
+    weight = as_weight(lambda s, t, cond: t)
+    np.testing.assert_allclose(weight.clip(0.3, 0.6).table(TIMES), [0.6, 0.6, 0.5, 0.3])
+    np.testing.assert_allclose(weight.clip(lo=0.6).table(TIMES), [1, 0.75, 0.6, 0.6])
+    np.testing.assert_allclose(weight.clip(hi=0.6).table(TIMES), [0.6, 0.6, 0.5, 0.25])
+
+
+def _active(weight):
+    return [bool(weight.active(s, t, times=TIMES)) for s, t in zip(TIMES[1:], TIMES, strict=False)]
+
+
+INSIDE = [False, True, True, False]
+
+
+def test_where_a_weight_is_known_to_be_zero():
+    inside, early = gj.interval(2.0, 0.5, 0.75), gj.interval(1.0, 0.9, 1.0)
+    everywhere, nowhere = [True] * 4, [False] * 4
+    assert _active(inside) == INSIDE
+    assert _active(3 * inside) == _active(inside / 2) == _active(-inside) == INSIDE
+    assert _active(inside + early) == _active(early - inside) == [True, True, True, False]
+    assert _active(inside * early) == _active(0.0 * inside) == nowhere
+    assert _active(inside + 1.0) == _active(as_weight(lambda s, t, cond: 0.0)) == everywhere
+    assert _active(inside.clip(hi=1.0)) == _active(inside.clip(-1.0, 1.0)) == INSIDE
+    assert _active(inside.clip(lo=0.5)) == _active(inside.clip(hi=-0.5)) == everywhere
+    assert _active(gj.constant([0.0, 0.0])) == nowhere
+    assert _active(gj.constant([0.0, 1.0])) == everywhere
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        gj.interval(2.0, 0.5, 0.75) + gj.interval(1.0, 0.9, 1.0),
+        gj.interval(2.0, 0.5, 0.75).clip(hi=1.0),
+        3 * gj.interval(2.0, 0.5, 0.75) / 2.0,
+        gj.interval(2.0, 0.5, 0.75).clip(lo=0.5),
+    ],
+)
+def test_where_it_is_known_to_be_zero_it_is_zero(weight):
+    table = weight.table(TIMES)
+    assert np.all(table[~np.array(_active(weight))] == 0)
+
+
+def test_masks_are_numpy_where_they_can_be():
+    @jax.jit
+    def run(value, lo):
+        known = gj.interval(value, 0.5, 0.75).active(np.float32(0.1), np.float32(0.2))
+        assert isinstance(known, (np.ndarray, np.bool_))
+        assert not known
+        unknown = gj.interval(value, lo, 0.75).active(np.float32(0.1), np.float32(0.2))
+        assert isinstance(unknown, jax.core.Tracer)
+        return unknown
+
+    assert bool(run(1.0, 0.1))
+    assert not bool(run(1.0, 0.3))
+
+
+def test_a_weight_is_a_pytree():
+    traces = []
+
+    @jax.jit
+    def table(weight):
+        traces.append(0)
+        return weight.table(TIMES)
+
+    for value in (1.0, 2.0):
+        got = table(gj.interval(value, 0.5, 0.75) * 2.0 + 1.0)
+        np.testing.assert_allclose(got, np.where(INSIDE, 2 * value + 1, 1))
+    assert len(traces) == 1
+    grad = jax.grad(lambda v: gj.interval(v, 0.5, 0.75).table(TIMES).sum())(1.0)
+    assert float(grad) == 2
+    swept = jax.vmap(lambda v: gj.interval(v, 0.5, 0.75).table(TIMES))(jnp.arange(3.0))
+    np.testing.assert_allclose(swept, np.arange(3)[:, None] * np.array(INSIDE))
+
+
+def test_step_units():
+    process = gj.cosine()
+    step = Step(0.25, 0.5, process=process, times=TIMES)
+    assert float(step.at("t")) == 0.5
+    assert int(step.at("step")) == 2
+    assert step.num_steps == 4
+    np.testing.assert_allclose(step.at("log_snr"), process.log_snr(0.5))
+    sigma = process.sigma(0.5) / process.alpha(0.5)
+    np.testing.assert_allclose(step.at("sigma"), sigma, rtol=1e-6)
+    for unit, needed in (("step", "times"), ("log_snr", "process"), ("sigma", "process")):
+        with pytest.raises(ValueError, match=f"needs `{needed}`"):
+            Step(0.25, 0.5).at(unit)
+    with pytest.raises(ValueError, match="unknown unit"):
+        step.at("nm")
+
+
+def test_index_of_each_sample_s_own_grid():
+    times = jnp.stack([jnp.array([1.0, 0.9, 0.1, 0.0]), jnp.array([0.8, 0.5, 0.4, 0.2])], axis=1)
+    for i in range(3):
+        assert Step(times[i + 1], times[i], times=times).index.tolist() == [i, i]
+
+
+def test_wrong_input():
+    with pytest.raises(ValueError, match="NaN"):
+        gj.constant(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        as_weight(jnp.array([1.0, jnp.nan], jnp.bfloat16))
+    with pytest.raises(ValueError, match="lo ≤ hi"):
+        gj.constant(1.0).clip(2.0, 1.0)
+    with pytest.raises(ValueError, match="lo ≤ hi"):
+        gj.constant(1.0).clip(float("nan"), 1.0)
