@@ -7,6 +7,7 @@ from guidejax.guidance import Guidance as Guidance
 from guidejax.guidance import chain as chain
 from guidejax.guidance import guidance as guidance
 from guidejax.learning import fit_omega as fit_omega
+from guidejax.learning import frechet_moments as frechet_moments
 from guidejax.learning import l2 as l2
 from guidejax.learning import load_omega as load_omega
 from guidejax.learning import omega_step as omega_step

@@ -71,7 +71,10 @@ class Run:
             console=console,
         )  # fmt: skip
         LOG.setLevel(logging.INFO)
-        for handler in (logging.FileHandler(self.out / "log.txt"), logging.StreamHandler(sys.stdout)):
+        for handler in (
+            logging.FileHandler(self.out / "log.txt"),
+            logging.StreamHandler(sys.stdout),
+        ):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             LOG.addHandler(handler)
 
@@ -95,7 +98,9 @@ class Run:
         select = arenas.Arena(params, tuple(networks.SEEN), **splits["validation"])
         test = arenas.Arena(params, tuple(networks.REPORT), **splits["test"])
         results = {
-            name: self._denoiser(seed, jax.random.fold_in(key, 1 + i), name, steps, params, train, select, test)
+            name: self._denoiser(
+                seed, jax.random.fold_in(key, 1 + i), name, steps, params, train, select, test
+            )
             for i, (name, steps) in enumerate(plan.denoisers)
         }
         _write(path, results)
@@ -104,7 +109,9 @@ class Run:
     def _denoiser(self, seed, key, name, steps, params, train, select, test) -> dict[str, Any]:
         plan = self.plan
         LOG.info("seed %d: training the %s denoiser, %d steps", seed, name, steps)
-        keys = dict(zip(("train", "learn", "select", "test"), jax.random.split(key, 4), strict=True))
+        keys = dict(
+            zip(("train", "learn", "select", "test"), jax.random.split(key, 4), strict=True)
+        )
         denoise = networks.train_denoiser(
             keys["train"], plan, steps, jnp.asarray(train["x0"]), jnp.asarray(train["cond"])
         )
@@ -114,17 +121,24 @@ class Run:
         }
         well = name != plan.denoisers[0][0]
         for method in ("constant", "interval") if well else methods.TUNED:
-            guides[method] = self._tune(method, method, keys["select"], denoise, select, plan.tune_samples)
+            guides[method] = self._tune(
+                method, method, keys["select"], denoise, select, plan.tune_samples
+            )
         if not well:
             # The interval tuned on the very measure, images and noise that are reported.
             guides["interval (oracle)"] = self._tune(
                 "interval", "interval (oracle)", keys["test"], denoise, test, plan.report_samples
             )
         for method in methods.LEARNED:
-            guides[method] = (self._learn(method, seed, name, keys["learn"], denoise, params, train), {})
+            guides[method] = (
+                self._learn(method, seed, name, keys["learn"], denoise, params, train),
+                {},
+            )
         results, images, weights = {}, {}, {}
         for method, (guide, numbers) in guides.items():
-            x0 = arenas.generate(keys["test"], denoise, guide, plan.report_samples, plan.sampling_steps)
+            x0 = arenas.generate(
+                keys["test"], denoise, guide, plan.report_samples, plan.sampling_steps
+            )
             measured = test.measure(x0)
             measured["evaluations"] = arenas.evaluations(guide, plan.sampling_steps)
             LOG.info(
@@ -165,13 +179,17 @@ class Run:
         folder = self.out / "figures" / name
         folder.mkdir(parents=True, exist_ok=True)
         times = gj.uniform_times(self.plan.sampling_steps)
-        shown = {m: w for m, w in weights.items() if m not in ("unguided", "interval (oracle)", "adg")}
+        shown = {
+            m: w for m, w in weights.items() if m not in ("unguided", "interval (oracle)", "adg")
+        }
         figures.omega_over_time(shown, times, folder / "omega.png")
         learned = {m: weights[m] for m in methods.LEARNED}
         figures.omega_heat_maps(learned, folder / "heat.png")
         order = np.concatenate([np.flatnonzero(test.cond == c)[:6] for c in range(NUM_CLASSES)])
         real = np.asarray(test.x0)[order].reshape(NUM_CLASSES, 6, 8, 8, 1).swapaxes(0, 1)
-        figures.sample_grids({"real images": real.reshape(-1, 8, 8, 1), **images}, folder / "samples.png")
+        figures.sample_grids(
+            {"real images": real.reshape(-1, 8, 8, 1), **images}, folder / "samples.png"
+        )
 
     def finish(self, seeds: dict[str, Any]) -> None:
         """Sum up, draw, write the page."""
@@ -196,7 +214,10 @@ class Run:
             figures.bars(results["summary"][name], folder / "bars.png")
             pictures |= {f"{name}: {text}": folder / f"{key}.png" for key, text in captions.items()}
         (self.out / "table.md").write_text(
-            "\n\n".join(f"{n} denoiser\n\n{report.markdown(t)}" for n, t in results["summary"].items()) + "\n"
+            "\n\n".join(
+                f"{n} denoiser\n\n{report.markdown(t)}" for n, t in results["summary"].items()
+            )
+            + "\n"
         )
         (self.out / "report.html").write_text(report.page(results, pictures, ATTEMPTS))
         for claim in results["claims"]:

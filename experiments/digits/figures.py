@@ -114,7 +114,9 @@ def bars(table: dict[str, dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
     methods = list(table)[::-1]
     for axis, (key, title) in zip(axes, panels, strict=True):
         values = [table[m][key]["mean"] for m in methods]
-        low = [table[m][key]["mean"] - table[m][key].get("low", table[m][key]["mean"]) for m in methods]
+        low = [
+            table[m][key]["mean"] - table[m][key].get("low", table[m][key]["mean"]) for m in methods
+        ]
         axis.barh(methods, values, xerr=low if any(low) else None, capsize=2,
                   color=[COLORS[m] for m in methods])  # fmt: skip
         axis.set_title(title, fontsize=10)

@@ -60,7 +60,13 @@ def grid(method: str, plan: Plan) -> Iterable[dict[str, float]]:
 
 
 def tune(
-    method: str, plan: Plan, key: jax.Array, denoise: Any, arena: Arena, count: int, tick: Callable[[], None]
+    method: str,
+    plan: Plan,
+    key: jax.Array,
+    denoise: Any,
+    arena: Arena,
+    count: int,
+    tick: Callable[[], None],
 ) -> tuple[dict[str, float], float]:
     """(numbers, score) of the setting with the least score in `arena`, on the noise of `key`."""
 
@@ -116,21 +122,20 @@ def learn(
     if method == "rollout":
         features = (gj.pixels, *(networks.feature(n, params[n]) for n in networks.SEEN))
         objective: Any = gj.rollout(
-            [gj.unit_spread(f, jnp.asarray(train["x0"])) for f in features],
+            [gj.frechet_moments(f, jnp.asarray(train["x0"])) for f in features],
             particles=plan.rollout_group,
             steps=plan.sampling_steps,
-            pooled=0.5,
+            pooled=0.9,
+            beta=2.0,
         )
-        rate = 5e-3
     else:
         objective = gj.self_consistency(1.75, 4) if method == "self-consistency" else gj.l2(4)
-        rate = 3e-3
     steps = updates(method, plan)
     batches = gj.data.grouped(
         "digits", "train", groups=NUM_CLASSES, per_group=plan.rollout_group, seed=seed,
         data_dir=data_dir,
     )  # fmt: skip
     return gj.fit_omega(
-        key, NET, denoise, networks.PROCESS, batches, objective=objective, optimizer=_optimizer(rate, steps),
+        key, NET, denoise, networks.PROCESS, batches, objective=objective, optimizer=_optimizer(3e-3, steps),
         steps=steps, checkpoint_dir=checkpoint_dir, save_every=50, progress=tick,
     )  # fmt: skip

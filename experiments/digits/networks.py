@@ -23,6 +23,7 @@ SEEN = {
     "conv-tanh": ConvClassifier(NUM_CLASSES, (24,), 48, "tanh"),
     "mlp-gelu-2": MLPClassifier(NUM_CLASSES, (96, 48), "gelu"),
     "conv-silu-2": ConvClassifier(NUM_CLASSES, (12, 24), 48, "silu"),
+    "mlp-relu-1": MLPClassifier(NUM_CLASSES, (96,), "relu"),
 }
 # ... and features for the report alone.
 REPORT = {

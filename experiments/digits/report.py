@@ -97,11 +97,10 @@ def _html_table(markdown_text: str) -> str:
     head, _, *rows = markdown_text.splitlines()
     cells = lambda line: [html.escape(c.strip()) for c in line.strip("|").split("|")]  # noqa: E731
     body = "".join(
-        "<tr>" + "".join(f"<td>{c.replace('**', '')}</td>" for c in cells(row)) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{c.replace('**', '')}</td>" for c in cells(row)) + "</tr>"
+        for row in rows
     )
-    return (
-        "<table><tr>" + "".join(f"<th>{c}</th>" for c in cells(head)) + f"</tr>{body}</table>"
-    )
+    return "<table><tr>" + "".join(f"<th>{c}</th>" for c in cells(head)) + f"</tr>{body}</table>"
 
 
 STYLE = """

@@ -2,6 +2,7 @@
 
 from guidejax.learning.checkpoints import load_omega as load_omega
 from guidejax.learning.objectives import Batch as Batch
+from guidejax.learning.objectives import frechet_moments as frechet_moments
 from guidejax.learning.objectives import l2 as l2
 from guidejax.learning.objectives import pixels as pixels
 from guidejax.learning.objectives import rollout as rollout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import json
 import pathlib
@@ -142,6 +143,10 @@ def _many_steps(net, optimizer, rule, mesh, impl):
     return jax.jit(run)
 
 
+# Runs of the same network, optimizer and rule (seeds, a sweep) share one compiled program.
+_cached_steps = functools.lru_cache(maxsize=16)(_many_steps)
+
+
 class _Dispatch(NamedTuple):
     """One call of the compiled steps, of which the device may not be done."""
 
@@ -228,7 +233,11 @@ def fit_omega(
     place = (lambda tree: tree) if mesh is None else (lambda tree: jax.device_put(tree, replicated))
     state = place(init_state(key, net, optimizer))
     source, shapes = iter(batches), None
-    run = _many_steps(net, optimizer, rule, mesh, jax.random.key_impl(as_keys(key)))
+    program = (net, optimizer, rule, mesh, jax.random.key_impl(as_keys(key)))
+    try:
+        run = _cached_steps(*program)
+    except TypeError:  # a rule bound to arrays has no hash
+        run = _many_steps(*program)
     frozen = place((as_pytree(objective), denoise, process))
     done, saver, log = 0, None, None
 

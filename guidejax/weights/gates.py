@@ -159,7 +159,8 @@ def step_up(
     """Little guidance first: ω = ratio · value while progress < at, then value.
 
     The stage-wise paper's "early low" run (Jin et al. 2509.22007), whose program has the third on
-    ω + 1. Acts on ω, or with on="total" on ω + 1. Keeps the peak, not the mean: `with_mean` makes it comparable.
+    ω + 1. Acts on ω, or with on="total" on ω + 1. Keeps the peak, not the mean: `with_mean` makes
+    it comparable.
 
     Args:
         value: ω of the later steps: a number, (batch,) numbers or any `Weight`.
@@ -191,7 +192,8 @@ def step_down(
 
     The stage-wise paper's "early high" run (Jin et al. 2509.22007), whose program has the third on
     ω + 1. Acts on ω, or with on="total" on ω + 1; there ratio = 0 makes the rest unconditional,
-    ω = −1, as in 2602.00716 (at 0.5 to 0.7). Keeps the peak, not the mean: `with_mean` makes it comparable.
+    ω = −1, as in 2602.00716 (at 0.5 to 0.7). Keeps the peak, not the mean: `with_mean` makes it
+    comparable.
 
     Args:
         value: ω of the earlier steps: a number, (batch,) numbers or any `Weight`.

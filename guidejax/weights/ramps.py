@@ -27,11 +27,11 @@ def _inv_linear(step: Step, unit: str) -> Array:
 
 
 def _cosine(step: Step, unit: str) -> Array:
-    return 1 - jnp.cos(jnp.pi * progress(step, unit))
+    return 2 * jnp.sin(jnp.pi / 2 * progress(step, unit)) ** 2
 
 
 def _sine(step: Step, unit: str) -> Array:
-    return 1 + jnp.cos(jnp.pi * progress(step, unit))
+    return 2 * jnp.cos(jnp.pi / 2 * progress(step, unit)) ** 2
 
 
 def _v(step: Step, unit: str) -> Array:
@@ -46,7 +46,7 @@ def _powered(step: Step, power: Array, unit: str) -> Array:
     # The gradient of u^p in p at u = 0 is 0, not 0 · log 0.
     u = progress(step, unit)
     risen = jnp.where(u > 0, jnp.where(u > 0, u, 1) ** power, 0)
-    return (1 - jnp.cos(jnp.pi * risen)) / 2
+    return jnp.sin(jnp.pi / 2 * risen) ** 2  # (1 − cos)/2 that doesn't cancel where u is small
 
 
 def _beta(step: Step, a: Array, b: Array, unit: str) -> Array:
@@ -86,8 +86,8 @@ def linear_ramp(mean: Any, unit: str = "t", on: str = "excess") -> Weight:
     """ω = 2 · mean · u: rising while denoising.
 
     Wang et al. 2404.13040 ("linear"): the best of their simple ramps. Their pseudo-code has it on
-    ω, their figures read as if on ω + 1. Acts on ω, or on ω + 1 with on="total". Keeps the mean; the
-    peak is 2 · mean, at u = 1.
+    ω, their figures read as if on ω + 1. Acts on ω, or on ω + 1 with on="total". Keeps the mean;
+    the peak is 2 · mean, at u = 1.
 
     Args:
         mean: Mean of ω over u: a number, (batch,) numbers or any `Weight`.
@@ -185,7 +185,8 @@ def clamp_linear(mean: Any, floor: Any = 0.0, unit: str = "t", on: str = "excess
 
     Wang et al. 2404.13040 ("clamp-linear"), their recommendation, whose pseudo-code has the ramp
     on ω. Keeps neither: the unclamped ramp has mean `mean` over u and peak 2 · mean at u = 1, and
-    the clamp adds to the mean. Acts on ω; with on="total" the ramp is on ω + 1, and the floor is still an ω.
+    the clamp adds to the mean. Acts on ω; with on="total" the ramp is on ω + 1, and the floor is
+    still an ω.
 
     Args:
         mean: Mean of the ramp: a number, (batch,) numbers or any `Weight`.
@@ -206,8 +207,8 @@ def clamp_cosine(mean: Any, floor: Any = 0.0, unit: str = "t", on: str = "excess
     """ω = max(floor, mean · (1 − cos πu)): rising while denoising, never under the floor.
 
     Wang et al. 2404.13040 ("clamp-cosine"). Keeps neither: the unclamped ramp has mean `mean` and
-    peak 2 · mean, and the clamp adds to the mean. Acts on ω, or on ω + 1 with on="total". Arguments as
-    `clamp_linear`'s.
+    peak 2 · mean, and the clamp adds to the mean. Acts on ω, or on ω + 1 with on="total".
+    Arguments as `clamp_linear`'s.
 
     Example:
         >>> weight = clamp_cosine(2.0, floor=1.0)

@@ -10,10 +10,12 @@ Any number may itself be a `Weight`. To list a schedule here is to have it teste
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -100,7 +102,13 @@ class _Where(_Curve):
     def __call__(self, numbers: Any, step: Step) -> Any:
         if any(isinstance(number, Weight) for number in numbers.values()):
             return True
-        return super().__call__(numbers, step)
+        return _where(self, numbers, step.s, step.t, step.process, step.times)
+
+
+# Compiled: the sampler asks for the masks one by one, before it compiles anything.
+@functools.partial(jax.jit, static_argnums=0)
+def _where(mask: _Where, numbers: Any, s: Any, t: Any, process: Any, times: Any) -> Any:
+    return _Curve(mask.fn, mask.options)(numbers, Step(s, t, None, process, times))
 
 
 def curve(

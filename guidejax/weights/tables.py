@@ -72,19 +72,18 @@ def _table_mask(params: Any, step: Step) -> Any:
     if not is_concrete(params, step.t, step.times):
         return True
     values = np.asarray(params["values"])
-    live = values.reshape(len(values), -1).any(axis=1)
+    live: Any = values.reshape(len(values), -1).any(axis=1)
     if params["times"] is None:
         _check_fits(values, step)
         return live[np.asarray(step.index)]
     # The knots on both sides of t, and a bit more: rounding must not hide one.
     times, t = np.asarray(params["times"]), np.asarray(step.t)
-    first, last = (
-        np.clip(np.searchsorted(times, t + bit, side) + by, 0, len(times) - 1)
-        for bit, side, by in ((-1e-5, "right", -1), (1e-5, "left", 0))
-    )
+    first = np.searchsorted(times, t - 1e-5, "right") - 1
+    last = np.searchsorted(times, t + 1e-5, "left")
     number = np.arange(len(times)).reshape((-1,) + (1,) * t.ndim)
-    near = (number >= first) & (number <= last)
-    return np.any(near & live.reshape(number.shape[:1] + (1,) * t.ndim), axis=0)
+    top = len(times) - 1
+    near = (number >= np.clip(first, 0, top)) & (number <= np.clip(last, 0, top))
+    return np.any(near & live.reshape(number.shape), axis=0)
 
 
 @schedule(

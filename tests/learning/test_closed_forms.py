@@ -1,5 +1,6 @@
 """Exact denoisers of two Gaussian classes: where each objective is least is known."""
 
+import functools
 import itertools
 
 import jax
@@ -13,18 +14,23 @@ from guidejax import learning
 
 from .common import EXACT, KEY, PROCESS, TIMES_ONLY, examples, fit
 
-N = 200_000
+N = 100_000
 
 
 def pair(s, t):
     return {"s_min": s, "min_gap": t - s, "t_max": t}
 
 
-def losses(objective, omegas, n=N):
-    """(omegas, n) losses, all with the same particles."""
+@functools.partial(jax.jit, static_argnums=2)
+def _losses(objective, omegas, n):
     batch, keys = examples(n), jax.random.split(KEY, n)
     one = lambda w: objective(keys, gj.guidance(gj.cfg, omega=w), EXACT, PROCESS, batch)
-    return np.asarray(jax.jit(lambda: jax.lax.map(one, jnp.asarray(omegas)))(), float)
+    return jax.lax.map(one, omegas)
+
+
+def losses(objective, omegas, n=N):
+    """(omegas, n) losses, all with the same particles."""
+    return np.asarray(_losses(objective, jnp.asarray(omegas), n), float)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +48,7 @@ def test_l2_over_guides(s, t, churn, expected):
     b = at_1 - at_0 - a
     best = -b.mean() / (2 * a.mean())
     error = np.std(b + 2 * best * a) / (2 * a.mean() * np.sqrt(N))
-    assert error < 0.015
+    assert error < 0.02
     assert abs(best - closed) < 3.5 * error
 
 
@@ -50,7 +56,7 @@ def test_l2_over_guides(s, t, churn, expected):
 @pytest.mark.parametrize(("s", "t"), [(0.4, 0.5), (0.3, 0.7)])
 def test_energy_does_not(s, t, churn):
     """With λ = 1 no ω > 0 beats the exact conditional model, of which it costs to leave."""
-    objective = learning.self_consistency(1.0, 4, churn=churn, **pair(s, t))
+    objective = learning.self_consistency(1.0, 2, churn=churn, **pair(s, t))
     none, *some = losses(objective, [0.0, 0.25, 1.0, 2.0], n=N // 4)
     for other in some:
         excess = other - none

@@ -41,7 +41,7 @@ def test_first_order_on_an_exact_gaussian(x64, name):
     x = process.sigma(1.0) * jnp.linspace(-2, 2, 5)[:, None]
     alpha, sigma = process.alpha(1.0), process.sigma(1.0)
     exact = mean + (x - alpha * mean) * std / jnp.sqrt(alpha**2 * std**2 + sigma**2)
-    errors = [float(jnp.abs(_run(denoise, process, x, n) - exact).max()) for n in (200, 400, 800)]
+    errors = [float(jnp.abs(_run(denoise, process, x, n) - exact).max()) for n in (400, 800)]
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
     np.testing.assert_allclose(orders, 1, atol=0.06)
     assert errors[-1] < 5e-3
@@ -54,7 +54,7 @@ def test_first_order_under_guidance(x64, omega):
     model = analytic.stagewise(means=[[1.0]], weights=[1.0], std=0.5)
     denoise, noise = analytic.denoiser(model, process), jnp.array([[-1.0], [1.0]])
     errors = []
-    for steps in (200, 400, 800):
+    for steps in (400, 800):
         got = _run(
             denoise, process, noise, steps, cond=jnp.zeros(2, int), uncond=model.null,
             guidance=gj.guidance(gj.cfg, omega=omega),

@@ -1,0 +1,99 @@
+"""The main job end to end, with every size cut down."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments.digits import __main__ as digits
+from experiments.digits import report
+from experiments.digits.config import PLANS, Config
+
+TINY = dataclasses.replace(
+    PLANS["full"],
+    seeds=2,
+    denoisers=(("under-trained", 20), ("well-trained", 30)),
+    classifier_steps=20,
+    tune_samples=40,
+    report_samples=60,
+    omegas=(0.5, 1.0),
+    los=(0.0,),
+    his=(0.5,),
+    rollout_steps=4,
+    rollout_group=4,
+    consistency_steps=4,
+    sampling_steps=4,
+    hidden=16,
+    depth=1,
+    batch=16,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setitem(PLANS, "full", TINY)
+    config = Config(preset="full", out=tmp_path_factory.mktemp("runs") / "digits")
+    digits.main(config)
+    yield config
+    patch.undo()
+
+
+def test_writes_what_the_readme_promises(run):
+    for name in ("report.html", "metrics.json", "log.txt", "table.md"):
+        assert (run.out / name).stat().st_size > 0
+    results = json.loads((run.out / "metrics.json").read_text())
+    assert set(results["seeds"]) == {"0", "1"}
+    for seed in results["seeds"].values():
+        assert set(seed) == {"under-trained", "well-trained"}
+        for methods in seed.values():
+            assert {"unguided", "interval", "interval (oracle)", "adg", "rollout"} <= set(methods)
+            for entry in methods.values():
+                assert {*report.FIGURES, "frechet/mlp-relu"} <= set(entry["figures"])
+    under = results["seeds"]["0"]["under-trained"]
+    assert under["unguided"]["figures"]["evaluations"] == 4
+    assert under["interval"]["figures"]["evaluations"] == 4 + 2
+    assert under["rollout"]["figures"]["evaluations"] == 8
+    page = (run.out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 8
+    assert "http" not in page
+
+
+def test_the_oracle_is_at_least_as_good_as_the_tuned_interval(run):
+    results = json.loads((run.out / "metrics.json").read_text())
+    for seed in results["seeds"].values():
+        for methods in seed.values():
+            oracle, tuned = methods["interval (oracle)"], methods["interval"]
+            assert oracle["figures"]["frechet"] <= tuned["figures"]["frechet"] * (1 + 1e-5)
+
+
+def test_goes_on_where_it_stopped(run):
+    """A second run trains nothing again and comes to the same numbers."""
+    before = json.loads((run.out / "metrics.json").read_text())
+    (run.out / "seed1.json").unlink()
+    digits.main(run)
+    after = json.loads((run.out / "metrics.json").read_text())
+    assert after["seeds"]["0"] == before["seeds"]["0"]
+    assert after["seeds"]["1"] == before["seeds"]["1"]
+
+
+def test_another_setting_does_not_mix_with_an_old_run(run):
+    with pytest.raises(SystemExit, match="other settings"):
+        digits.main(dataclasses.replace(run, preset="quick"))
+    assert (run.out / "metrics.json").exists()
+
+
+def test_claims_fail_when_the_numbers_do():
+    def seeds(rollout):
+        figures = lambda frechet: {"figures": {"frechet": frechet, "energy": frechet}}  # noqa: E731
+        names = ("unguided", "interval", "interval (oracle)", "self-consistency", "l2")
+        return {
+            str(i): {"under": {n: figures(10.0 + i) for n in names} | {"rollout": figures(rollout + i)}}
+            for i in range(3)
+        }
+
+    good = {c["claim"]: c["holds"] for c in report.claims(seeds(8.0), ["under"])}
+    bad = {c["claim"]: c["holds"] for c in report.claims(seeds(9.8), ["under"])}
+    first = next(iter(good))
+    assert good[first]
+    assert not bad[first]
