@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,22 +56,34 @@ class Guidance:
 
     def active(self, times: Array, process: Process) -> Any:
         """For each step, whether any branch but "cond" matters: NumPy where known now."""
+        return self._active(self.branches[1:], times, process)
+
+    def active_branches(self, times: Array, process: Process) -> dict[str, Any]:
+        """For each branch but "cond", the steps on which it matters: NumPy where known now."""
+        return {name: self._active((name,), times, process) for name in self.branches[1:]}
+
+    def _active(self, branches: tuple[str, ...], times: Array, process: Process) -> Any:
         steps = times.shape[0] - 1
-        needy = [link.rule for link in self.links if set(link.rule.branches) - {"cond"}]
-        if not needy:
+        weights: dict[int, Weight] = {}
+        for link, numbers in zip(self.links, self.numbers, strict=True):
+            for name in set(branches) & set(link.rule.branches):
+                if name not in link.rule.gates:
+                    return np.ones(steps, bool)
+                gate = link.rule.gates[name]({"omega": self.omega, **numbers})
+                weights[id(gate)] = gate
+        if not weights:
             return np.zeros(steps, bool)
-        if not all(rule.exact_at_zero and "omega" in rule.takes for rule in needy):
-            return np.ones(steps, bool)
+        weight = functools.reduce(operator.add, weights.values())
         if is_concrete(times, process):
             host = np.asarray(times)
             on = []
             for s, t in itertools.pairwise(host[::-1]):
-                on.append(self.omega.active(s, t, process=process, times=host))
+                on.append(weight.active(s, t, process=process, times=host))
                 if not is_concrete(on[-1]):
                     break
             else:
                 return np.asarray([np.any(step) for step in on[::-1]], bool)
-        rows = jax.vmap(lambda s, t: jnp.any(self.omega.active(s, t, process=process, times=times)))
+        rows = jax.vmap(lambda s, t: jnp.any(weight.active(s, t, process=process, times=times)))
         return rows(times[1:], times[:-1])
 
     def evaluate(self, s: Array, t: Array, cond: Any, process: Process, times: Any = None) -> Tree:
@@ -105,8 +119,9 @@ class Guidance:
 
         Args:
             state: From `init` or the step before.
-            predictions: x̂0 of each branch by name; "cond" alone where the step is not guided:
-                rules that need another branch are passed over.
+            predictions: x̂0 of each branch by name; "cond" alone where the step is not guided.
+                A rule none of whose other branches is there is passed over; a branch that is
+                left out where its weight is 0 has `cond` standing in for it.
             row: One step's row of `rows`.
             x: x_t.
             t: The time denoised from, scalar or (batch,).
@@ -141,12 +156,13 @@ class Guidance:
         guided = branches["cond"]
         after = []
         for link, values, carried in zip(self.links, numbers, state, strict=True):
-            if not set(link.rule.branches) <= set(branches):
+            others = set(link.rule.branches) - {"cond"}
+            missing = others - set(branches)
+            if missing and (missing == others or not missing <= set(link.rule.gates)):
                 after.append(carried)
                 continue
-            guided, carried = _apply_link(
-                link, values, carried, {**branches, "guided": guided}, omega, x, t, s, process
-            )
+            known = {**dict.fromkeys(missing, branches["cond"]), **branches, "guided": guided}
+            guided, carried = _apply_link(link, values, carried, known, omega, x, t, s, process)
             after.append(carried)
         return guided.astype(dtype), tuple(after)
 

@@ -45,7 +45,20 @@ _T = TypeVar("_T")
 def _process(cls: type[_T]) -> type[_T]:
     made: Any = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(made)]
-    return jax.tree_util.register_dataclass(made, data_fields=names, meta_fields=[])
+    keys = [jax.tree_util.GetAttrKey(name) for name in names]
+
+    def flatten(process):
+        return [getattr(process, name) for name in names], made
+
+    def flatten_with_keys(process):
+        return list(zip(keys, flatten(process)[0], strict=True)), made
+
+    # Not `register_dataclass`: two dataclasses with as many numbers compare equal there, and one
+    # in thirty calls, by chance of the hashes, jit would run rectified flow's program for cosine.
+    jax.tree_util.register_pytree_with_keys(
+        made, flatten_with_keys, lambda cls, numbers: cls(*numbers), flatten
+    )
+    return made
 
 
 @_process

@@ -191,3 +191,11 @@ def test_to_x0_keeps_the_dtype(process, prediction, dtype):
 def test_wrong_input(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+def test_no_two_kinds_of_process_share_a_program():
+    """Equal treedefs of unequal hash: jit's cache would now and then mistake one for another."""
+    kinds = [pr.rectified_flow, pr.cosine, pr.linear_vp, pr.edm]
+    for one in kinds:
+        same = [jax.tree.structure(one()) == jax.tree.structure(other()) for other in kinds]
+        assert same == [other is one for other in kinds]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import guidejax as gj
+from guidejax.rules import REGISTRY
+from guidejax.weights import SCHEDULES
 
 ROOT = pathlib.Path(gj.__file__).parent
 MODULES = sorted(
@@ -42,6 +44,15 @@ def test_names_of_the_user_s_code():
     triangular clamp_linear analytic"""
     missing = [name for name in names.split() if not hasattr(gj, name)]
     assert missing == []
+
+
+def test_every_rule_and_schedule_is_exported():
+    for name, rule in REGISTRY.items():
+        assert getattr(gj, name, None) is rule, name
+    for name, schedule in SCHEDULES.items():
+        assert getattr(gj, name, None) is schedule.make, name
+    assert len(REGISTRY) >= 30
+    assert len(SCHEDULES) >= 20
 
 
 def test_the_user_s_code_runs():

@@ -31,7 +31,7 @@ import guidejax as gj
 import guidejax.data
 from experiments.digits import arena as arenas
 from experiments.digits import figures, methods, networks, report
-from experiments.digits.config import NUM_CLASSES, PLANS, Config, Plan
+from experiments.digits.config import NUM_CLASSES, PLANS, Config
 
 LOG = logging.getLogger("experiments.digits")
 
@@ -67,10 +67,14 @@ class Run:
         settings.write_text(text)
         console = Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty())
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
             console=console,
-        )  # fmt: skip
+        )
         LOG.setLevel(logging.INFO)
+        LOG.propagate = False
         for handler in (
             logging.FileHandler(self.out / "log.txt"),
             logging.StreamHandler(sys.stdout),
@@ -106,7 +110,17 @@ class Run:
         _write(path, results)
         return results
 
-    def _denoiser(self, seed, key, name, steps, params, train, select, test) -> dict[str, Any]:
+    def _denoiser(
+        self,
+        seed: int,
+        key: jax.Array,
+        name: str,
+        steps: int,
+        params: dict[str, Any],
+        train: dict[str, Any],
+        select: arenas.Arena,
+        test: arenas.Arena,
+    ) -> dict[str, Any]:
         plan = self.plan
         LOG.info("seed %d: training the %s denoiser, %d steps", seed, name, steps)
         keys = dict(
@@ -162,20 +176,37 @@ class Run:
         self.progress.remove_task(task)
         return methods.guide(method, numbers), numbers
 
-    def _learn(self, method, seed, name, key, denoise, params, train) -> gj.Guidance:
+    def _learn(
+        self,
+        method: str,
+        seed: int,
+        name: str,
+        key: jax.Array,
+        denoise: gj.Denoiser,
+        params: dict[str, Any],
+        train: dict[str, Any],
+    ) -> gj.Guidance:
         directory = self.out / "omega" / f"seed{seed}" / name / method
         total = methods.updates(method, self.plan)
         task = self.progress.add_task(f"learning ω by {method}", total=total)
+
+        def tick(step: int, metrics: dict[str, float]) -> None:
+            text = f"learning ω by {method}, loss {metrics['loss']:.3f}"
+            self.progress.update(task, completed=step, description=text)
+
         phi = methods.learn(
-            method, self.plan, key, denoise, params, train, self.data_dir, seed, directory,
-            lambda step, metrics: self.progress.update(
-                task, completed=step, description=f"learning ω by {method}, loss {metrics['loss']:.3f}"
-            ),
-        )  # fmt: skip
+            method, self.plan, key, denoise, params, train, self.data_dir, seed, directory, tick
+        )
         self.progress.remove_task(task)
         return gj.guidance(gj.cfg, methods.NET.weight(phi))
 
-    def _draw(self, name, images, weights, test) -> None:
+    def _draw(
+        self,
+        name: str,
+        images: dict[str, Any],
+        weights: dict[str, gj.Weight],
+        test: arenas.Arena,
+    ) -> None:
         folder = self.out / "figures" / name
         folder.mkdir(parents=True, exist_ok=True)
         times = gj.uniform_times(self.plan.sampling_steps)
@@ -187,14 +218,14 @@ class Run:
         figures.omega_heat_maps(learned, folder / "heat.png")
         order = np.concatenate([np.flatnonzero(test.cond == c)[:6] for c in range(NUM_CLASSES)])
         real = np.asarray(test.x0)[order].reshape(NUM_CLASSES, 6, 8, 8, 1).swapaxes(0, 1)
-        figures.sample_grids(
-            {"real images": real.reshape(-1, 8, 8, 1), **images}, folder / "samples.png"
-        )
+        tiles = {"real images": real.reshape(-1, 8, 8, 1), **images}
+        tiles.pop("interval (oracle)", None)
+        figures.sample_grids(tiles, folder / "samples.png")
 
     def finish(self, seeds: dict[str, Any]) -> None:
         """Sum up, draw, write the page."""
         names = [name for name, _ in self.plan.denoisers]
-        results = {
+        results: dict[str, Any] = {
             "preset": self.config.preset,
             "plan": dataclasses.asdict(self.plan),
             "claims": report.claims(seeds, names),
@@ -202,7 +233,7 @@ class Run:
             "seeds": seeds,
         }
         _write(self.out / "metrics.json", results)
-        pictures = {}
+        pictures: dict[str, pathlib.Path] = {}
         captions = {
             "samples": "samples from the same noise, labels 0 to 9 across",
             "omega": "the guidance weight of each method over the steps of the sampler",

@@ -96,8 +96,9 @@ def _generate_traced(method: str) -> Any:
 
 
 @functools.cache  # the same object for every seed, so that they share the compiled step
-def _optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(rate, steps)
+def optimizer(steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay to 0 and clipped gradients."""
+    schedule = optax.cosine_decay_schedule(3e-3, steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
@@ -120,12 +121,15 @@ def learn(
 ) -> Any:
     """φ of a learned method."""
     if method == "rollout":
-        features = (gj.pixels, *(networks.feature(n, params[n]) for n in networks.SEEN))
+        features: tuple[Any, ...] = (
+            gj.pixels,
+            *(networks.feature(n, params[n]) for n in networks.SEEN),
+        )
         objective: Any = gj.rollout(
             [gj.frechet_moments(f, jnp.asarray(train["x0"])) for f in features],
             particles=plan.rollout_group,
             steps=plan.sampling_steps,
-            pooled=0.9,
+            pooled=1.0,
             beta=2.0,
         )
     else:
@@ -136,6 +140,15 @@ def learn(
         data_dir=data_dir,
     )  # fmt: skip
     return gj.fit_omega(
-        key, NET, denoise, networks.PROCESS, batches, objective=objective, optimizer=_optimizer(3e-3, steps),
-        steps=steps, checkpoint_dir=checkpoint_dir, save_every=50, progress=tick,
-    )  # fmt: skip
+        key,
+        NET,
+        denoise,
+        networks.PROCESS,
+        batches,
+        objective=objective,
+        optimizer=optimizer(steps),
+        steps=steps,
+        checkpoint_dir=checkpoint_dir,
+        save_every=50,
+        progress=tick,
+    )

@@ -18,7 +18,7 @@ PROCESS = gj.rectified_flow()
 CONDITION_DROPOUT = 0.15
 
 # Features that objectives and tuning may see ...
-SEEN = {
+SEEN: dict[str, MLPClassifier | ConvClassifier] = {
     "mlp-silu": MLPClassifier(NUM_CLASSES, (80,), "silu"),
     "conv-tanh": ConvClassifier(NUM_CLASSES, (24,), 48, "tanh"),
     "mlp-gelu-2": MLPClassifier(NUM_CLASSES, (96, 48), "gelu"),
@@ -26,7 +26,7 @@ SEEN = {
     "mlp-relu-1": MLPClassifier(NUM_CLASSES, (96,), "relu"),
 }
 # ... and features for the report alone.
-REPORT = {
+REPORT: dict[str, MLPClassifier | ConvClassifier] = {
     "mlp-relu": MLPClassifier(NUM_CLASSES, (128, 64), "relu"),
     "conv-relu": ConvClassifier(NUM_CLASSES, (16, 32), 64, "relu"),
     "mlp-gelu": MLPClassifier(NUM_CLASSES, (64,), "gelu"),

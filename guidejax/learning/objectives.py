@@ -310,13 +310,13 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
     weight = jnp.sqrt(double / (2 * (variances[row] + variances[column])))
     project = directions[:rank].T
     return jax.tree_util.Partial(
-        _moments, as_pytree(feature), mean, project, weight, jnp.sqrt(total), rank=rank
+        _moments, as_pytree(feature), mean, project, weight, jnp.sqrt(total)
     )
 
 
-def _moments(feature, mean, project, weight, scale, x0, *, rank):
+def _moments(feature, mean, project, weight, scale, x0):
     z = (_flat(feature(x0)) - mean) @ project
-    row, column = np.triu_indices(rank)
+    row, column = np.triu_indices(project.shape[1])
     return jnp.concatenate([z, weight * z[:, row] * z[:, column]], axis=-1) / scale
 
 
@@ -327,7 +327,7 @@ class Rollout:
 
     features: tuple[Any, ...]
     particles: int = dataclasses.field(metadata={"static": True})
-    pooled: Any
+    pooled: float = dataclasses.field(metadata={"static": True})
     times: Array
     beta: float = dataclasses.field(metadata={"static": True})
     lam: Any
@@ -356,14 +356,14 @@ class Rollout:
             fold_in(keys, 1), denoise, process, noise, cond=batch.cond, uncond=batch.uncond,
             guidance=guidance, solver=self.solver, times=self.times, remat=self.remat,
         )  # fmt: skip
+        # (samples compared, share of the loss): each condition alone, the batch as a whole.
+        levels = ((self.particles, 1 - self.pooled), (size, self.pooled))
         loss = jnp.zeros(size)
         for feature in self.features:
             ours, real = feature(x0), feature(batch.x0)
-            within = self._distance(ours, real, self.particles)
-            if self.pooled is not None:
-                over = self._distance(ours, real, size)
-                within = (1 - self.pooled) * within + self.pooled * over
-            loss += within / len(self.features)
+            for count, share in levels:
+                if share:
+                    loss += share / len(self.features) * self._distance(ours, real, count)
         if self.reward is not None:
             loss = loss - self.reward_weight * _rewards(self.reward, x0, batch.cond)
         return loss
@@ -441,7 +441,7 @@ def rollout(
     return Rollout(
         tuple(as_pytree(feature) for feature in features),
         particles,
-        pooled if pooled else None,
+        float(pooled),
         jnp.asarray(grid, jnp.result_type(float)),
         float(beta),
         lam,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ import jax.numpy as jnp
 # process and the rule's own carried state.
 CONTEXT = ("x", "t", "s", "process", "state")
 SPACES = ("any", "x0", "eps", "v", "velocity", "score", "log_prob")
+
+Gate = Callable[[Mapping[str, Any]], Any]
 
 REGISTRY: dict[str, Rule] = {}
 
@@ -43,6 +46,8 @@ class Rule:
             returns `(guided, state)`.
         exact_at_zero: Whether ω = 0 returns `cond`.
         static: Names of numbers that are structure (an option, a count), not traced.
+        gates: For a branch, the weight that it enters with, made of ω and the numbers by name.
+            Where that is known to be 0 the branch isn't evaluated, and `cond` stands in for it.
     """
 
     fn: Callable[..., Any]
@@ -53,6 +58,7 @@ class Rule:
     static: tuple[str, ...]
     takes: tuple[str, ...]
     defaults: Mapping[str, Any]
+    gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -71,8 +77,8 @@ class Rule:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Combine predictions, or, without them, bind the rule's numbers."""
-        # Samples lead with a batch axis, so a bare number is never one.
-        binds = not (args or self.takes[0] in kwargs) or (args and jnp.ndim(args[0]) == 0)
+        # Samples lead with a batch axis, so a bare number is never one; nor is a schedule.
+        binds = callable(args[0]) or jnp.ndim(args[0]) == 0 if args else self.takes[0] not in kwargs
         if binds:
             numbers = dict(zip(self.defaults, args, strict=False)) | kwargs
             return Bound(self, self.check_numbers(numbers))
@@ -88,8 +94,52 @@ class Rule:
             )
         return {**self.defaults, **numbers}
 
+    def on(self, **branches: str) -> Rule:
+        """The same rule on branches of other names, so that one rule can work twice in a chain.
+
+        The same names give the same rule, so that making it again compiles nothing.
+
+        Raises:
+            ValueError: If it has no such branch, or a name can't be a branch's or is taken.
+
+        Example:
+            >>> from guidejax.rules import add_perturbation
+            >>> add_perturbation.on(perturbed="skip").branches
+            ('cond', 'skip')
+        """
+        return _renamed(self, tuple(sorted(branches.items())))
+
     def __repr__(self) -> str:
         return f"<rule {self.name}, space {self.space}>"
+
+
+@functools.cache
+def _renamed(rule: Rule, names: tuple[tuple[str, str], ...]) -> Rule:
+    new = dict(names)
+    free = set(rule.branches) - {"cond"}
+    if not new.keys() <= free:
+        raise ValueError(
+            f"{rule.name} has no branch {', '.join(sorted(new.keys() - free))} to rename; it has "
+            f"{', '.join(sorted(free)) or 'none'}."
+        )
+    takes = tuple(new.get(name, name) for name in rule.takes)
+    for name in new.values():
+        taken = {*CONTEXT, *rule.defaults, "cond", "guided", "omega"}
+        if not name.isidentifier() or name in taken or takes.count(name) > 1:
+            raise ValueError(
+                f"{rule.name}: {name!r} can't name this branch; expected an identifier that "
+                "isn't taken."
+            )
+    old = {name: branch for branch, name in names}
+
+    @functools.wraps(rule.fn)
+    def fn(*args: Any, **kwargs: Any) -> Any:
+        return rule.fn(*args, **{old.get(name, name): value for name, value in kwargs.items()})
+
+    gates = {new.get(name, name): gate for name, gate in rule.gates.items()}
+    made = dataclasses.replace(rule, fn=fn, takes=takes, gates=gates)
+    functools.update_wrapper(made, fn, updated=())
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +158,11 @@ def make_rule(
     init: Callable[[Any], Any] | None = None,
     exact_at_zero: bool = True,
     static: tuple[str, ...] = (),
+    gates: Mapping[str, Gate] | None = None,
 ) -> Rule:
     """A `Rule` of any function whose signature follows the convention above, unregistered.
+
+    Where ω = 0 gives `cond`, every other branch is gated by ω; `gates` adds to that.
 
     Raises:
         ValueError: If the space is unknown or the signature doesn't follow the convention.
@@ -131,6 +184,9 @@ def make_rule(
             f"{fn.__name__}: a rule with state has `init` and takes `state`, or neither."
         )
     made = Rule(fn, space, paper, init, exact_at_zero, tuple(static), tuple(takes), defaults)
+    if exact_at_zero and "omega" in takes:
+        made.gates = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))
+    made.gates = {**made.gates, **(gates or {})}
     functools.update_wrapper(made, fn, updated=())
     return made
 

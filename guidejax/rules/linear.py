@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from guidejax._arrays import Array, accumulator, expand
@@ -73,7 +74,11 @@ def autoguidance(cond: Array, weak: Array, omega: Array) -> Array:
     return _extrapolate(cond, (omega, cond, weak))
 
 
-@rule(space="any", paper="Karras et al., arXiv 2406.02507")
+@rule(
+    space="any",
+    paper="Karras et al., arXiv 2406.02507",
+    gates={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
+)
 def mixed_autoguidance(
     cond: Array, uncond: Array, weak: Array, omega: Array, *, mix: Array | float = 0.5
 ) -> Array:
@@ -124,7 +129,11 @@ def negative_prompt(cond: Array, negative: Array, omega: Array) -> Array:
     return _extrapolate(cond, (omega, cond, negative))
 
 
-@rule(space="any", paper="Ban et al., arXiv 2406.02965")
+@rule(
+    space="any",
+    paper="Ban et al., arXiv 2406.02965",
+    gates={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
+)
 def timed_negative(
     cond: Array, negative: Array, uncond: Array, omega: Array, *, gate: Array | float = 1.0
 ) -> Array:
@@ -215,7 +224,15 @@ def compose_not(
     return _extrapolate(cond, (omega, cond, uncond), (weight, uncond, negative))
 
 
-@rule(space="any", paper="Brooks et al., arXiv 2211.09800, Eq. (3)", exact_at_zero=False)
+@rule(
+    space="any",
+    paper="Brooks et al., arXiv 2211.09800, Eq. (3)",
+    exact_at_zero=False,
+    gates={
+        "partial": lambda numbers: numbers["omega"] + numbers["partial_omega"],
+        "uncond": itemgetter("partial_omega"),
+    },
+)
 def nested(
     cond: Array, partial: Array, uncond: Array, omega: Array, *, partial_omega: Array | float = 0.5
 ) -> Array:
@@ -269,14 +286,19 @@ def perturbation(cond: Array, perturbed: Array, omega: Array) -> Array:
     return _extrapolate(cond, (omega, cond, perturbed))
 
 
-@rule(space="any", paper="Ahn et al., arXiv 2403.17377; Hong, 2408.00760; Hyung et al., 2411.18664")
+@rule(
+    space="any",
+    paper="Ahn et al., arXiv 2403.17377; Hong, 2408.00760; Hyung et al., 2411.18664",
+    gates={"perturbed": itemgetter("perturbed_omega")},
+)
 def add_perturbation(
     guided: Array, cond: Array, perturbed: Array, *, perturbed_omega: Array | float = 3.0
 ) -> Array:
     """Perturbation guidance on top of another rule: g + ω_k (c − k).
 
     PAG (Ahn et al. 2403.17377), SEG (Hong 2408.00760), SLG and STG (Hyung et al. 2411.18664) after
-    any rule, `chain(apg, add_perturbation)`; after `cfg` it is `stacked`.
+    any rule, `chain(apg, add_perturbation)`; after `cfg` it is `stacked`. Two of them work on
+    branches of two names: `chain(apg, add_perturbation, add_perturbation.on(perturbed="skip"))`.
 
     Args:
         guided: The prediction so far g, (batch, ...), in any space.
@@ -296,7 +318,12 @@ def add_perturbation(
     return _extrapolate(guided, (perturbed_omega, cond, perturbed))
 
 
-@rule(space="any", paper=f"{_LTX}", exact_at_zero=False)
+@rule(
+    space="any",
+    paper=_LTX,
+    exact_at_zero=False,
+    gates={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
+)
 def stacked(
     cond: Array,
     uncond: Array,
@@ -415,7 +442,8 @@ def _stack(names: tuple[str, ...]) -> Rule:
         return _extrapolate(cond, (given["omega"], cond, given["uncond"]), *terms)
 
     takes = ("cond", "uncond", *names, "omega")
-    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX)
+    gates = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
+    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX, gates)
 
 
 def _check_names(who: str, names: tuple[str, ...]) -> None:
@@ -431,7 +459,12 @@ def _check_names(who: str, names: tuple[str, ...]) -> None:
 
 
 def _variadic(
-    name: str, body: Any, takes: Sequence[str], numbers: Sequence[str], paper: str
+    name: str,
+    body: Any,
+    takes: Sequence[str],
+    numbers: Sequence[str],
+    paper: str,
+    gates: Mapping[str, Any] | None = None,
 ) -> Rule:
     """The rule `body(given)` under a signature that names its branches and its numbers."""
     parameter = inspect.Parameter
@@ -447,4 +480,4 @@ def _variadic(
 
     fn.__name__ = fn.__qualname__ = name
     fn.__signature__ = signature  # type: ignore[attr-defined]
-    return make_rule(fn, space="any", paper=paper, exact_at_zero=False)
+    return make_rule(fn, space="any", paper=paper, exact_at_zero=False, gates=gates)

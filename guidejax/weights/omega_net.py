@@ -14,8 +14,8 @@ from guidejax._arrays import Array, is_concrete
 from guidejax.processes import Process
 from guidejax.weights.base import Step, Weight
 
-# ω = softplus(k z)/k is z for ω above 1/k and still has slope kω below it. With k = 1 an ω of 0.05,
-# where many a good weight lies, moves twenty times slower than one of 1, all classes and times alike.
+# ω = softplus(k z)/k is z for ω above 1/k and has slope kω below. With k = 1 an ω of 0.05, where
+# many a good weight lies, moves twenty times slower than one of 1, all classes and times alike.
 SHARPNESS = 10.0
 
 

@@ -85,10 +85,12 @@ def test_another_setting_does_not_mix_with_an_old_run(run):
 
 def test_claims_fail_when_the_numbers_do():
     def seeds(rollout):
-        figures = lambda frechet: {"figures": {"frechet": frechet, "energy": frechet}}  # noqa: E731
+        figures = lambda frechet: {"figures": {"frechet": frechet, "energy": frechet}}
         names = ("unguided", "interval", "interval (oracle)", "self-consistency", "l2")
         return {
-            str(i): {"under": {n: figures(10.0 + i) for n in names} | {"rollout": figures(rollout + i)}}
+            str(i): {
+                "under": {n: figures(10.0 + i) for n in names} | {"rollout": figures(rollout + i)}
+            }
             for i in range(3)
         }
 
