@@ -145,7 +145,7 @@ def _check(
             )
         blind = denoise.prediction in ("eps", "score") and is_concrete(process)
         with concretely():
-            blind = blind and np.any(np.asarray(process.alpha(grid[0])) <= 0)
+            blind = blind and bool(np.any(np.asarray(process.alpha(grid[0])) <= 0))
         if blind:
             raise ValueError(
                 f"at t = {grid[0]} α is 0, where {denoise.prediction!r} says nothing of x0; "

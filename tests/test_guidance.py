@@ -5,7 +5,7 @@ import pytest
 
 import guidejax as gj
 from guidejax.processes import from_x0, to_x0
-from guidejax.rules import make_rule
+from guidejax.rules import REGISTRY, make_rule
 
 SPACES = ("x0", "eps", "v", "velocity", "score")
 PROCESS = gj.rectified_flow()
@@ -113,6 +113,77 @@ def test_chain_refines():
     np.testing.assert_allclose(_apply(capped, x, branches), want, rtol=1e-5)
 
 
+def test_chained_numbers_may_be_schedules():
+    """As `chain(adg, rescale(0.7))`, with a weight wherever a number stands."""
+    x, branches = _branches()
+    c, u = branches.values()
+    omega = np.array([1.5, 0.5])
+    schedule = lambda s, t, cond: cond * t  # 0.8 · 0.5 and 0.4 · 1.5
+    chained = gj.chain(gj.adg(max_angle=lambda s, t, cond: t - s + 0.1), gj.rescale(schedule))
+    got = _apply(gj.guidance(chained, omega=omega), x, branches, cond=jnp.array([0.5, 1.5]))
+    turned = gj.adg(c, u, omega, max_angle=T - S + 0.1)
+    c_v, g_v = (from_x0(value, x, T, PROCESS, "v") for value in (c, turned))
+    want = to_x0(gj.rescale(c_v, g_v, phi=T * np.array([0.5, 1.5])), x, T, PROCESS, "v")
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    # A `Weight` binds as a number does, by position too.
+    for phi in (0.7, gj.constant(0.7), lambda s, t, cond: 0.7):
+        links = (gj.chain(gj.adg, rescale) for rescale in (gj.rescale(phi), gj.rescale(phi=phi)))
+        one, other = (_apply(gj.guidance(link, omega=2.0), x, branches) for link in links)
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("rule", REGISTRY.values(), ids=REGISTRY)
+def test_any_number_of_any_rule_may_be_a_schedule(rule):
+    """The declaration decides which numbers are traced; each takes a function of (s, t, c)."""
+    numbers = {
+        name: value
+        for name, value in rule.defaults.items()
+        if name not in rule.static and isinstance(value, float)
+    }
+    assert not numbers or rule(*[gj.constant(v) for v in numbers.values()]).rule is rule
+    bound = rule(**{n: lambda s, t, cond, v=v: v + 0 * t for n, v in numbers.items()})
+    chained = gj.chain(gj.cfg, bound) if rule.refines else gj.chain(bound)
+    times = jnp.asarray(TIMES)
+    rows = gj.guidance(chained, omega=lambda s, t, cond: t).rows(times, None, PROCESS)
+    assert set(rows[1][-1]) >= set(numbers)
+    x = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+
+    def step(x):
+        g = gj.guidance(chained, omega=lambda s, t, cond: t)
+        row = jax.tree.map(lambda leaf: leaf[0], g.rows(times, None, PROCESS))
+        return g.apply(g.init(x), dict.fromkeys(g.branches, x), row, x, T, S, PROCESS)[0]
+
+    assert jax.eval_shape(step, x).shape == x.shape
+
+
+def test_one_rule_twice_on_branches_of_two_names():
+    x, branches = _branches()
+    c, u = branches.values()
+    skip, blur = 0.5 * u, u - 1
+    again = gj.add_perturbation.on(perturbed="skip")
+    assert again is gj.add_perturbation.on(perturbed="skip")
+    assert (again.name, again.branches) == ("add_perturbation", ("cond", "skip"))
+    chained = gj.chain(gj.cfg, gj.add_perturbation(0.5), again(perturbed_omega=2.0))
+    guidance = gj.guidance(chained, omega=1.0)
+    assert guidance.branches == ("cond", "uncond", "perturbed", "skip")
+    got = _apply(guidance, x, {**branches, "perturbed": blur, "skip": skip})
+    want = c + (c - u) + 0.5 * (c - blur) + 2.0 * (c - skip)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    # By hand, by position and by name.
+    np.testing.assert_array_equal(again(c, c, skip), again(guided=c, cond=c, skip=skip))
+
+
+def test_a_rule_with_state_and_a_space_under_other_names():
+    x, branches = _branches()
+    renamed = gj.apg_momentum.on(uncond="null")
+    assert renamed.init is gj.apg_momentum.init
+    guided = _apply(gj.guidance(renamed, omega=2.0, eta=0.3), x, {
+        "cond": branches["cond"], "null": branches["uncond"]
+    })  # fmt: skip
+    want = _apply(gj.guidance(gj.apg_momentum, omega=2.0, eta=0.3), x, branches)
+    np.testing.assert_array_equal(guided, want)
+
+
 def test_state_is_carried_by_leaf_and_rule():
     def count(cond, uncond, omega, state):
         return cond + state * omega, state + 1
@@ -137,6 +208,30 @@ def test_mask():
     want = _apply(gj.guidance(gj.cfg, omega=2.0), x, branches)
     np.testing.assert_allclose(got[..., 0], want[..., 0], rtol=1e-6)
     np.testing.assert_array_equal(got[..., 1], branches["cond"][..., 1])
+
+
+def test_a_mask_leaves_learned_variance_channels_alone():
+    """DiT: the output is (ε, variance) on twice the channels, and guidance is for ε."""
+    x, branches = _branches((2, 3, 4))
+    mask = jnp.array([1.0, 1.0, 0.0, 0.0])
+    got = _apply(gj.guidance(gj.cfg, omega=2.0, mask=mask, space="eps"), x, branches)
+    half = lambda v: v[..., :2]
+    want = _apply(
+        gj.guidance(gj.cfg, omega=2.0, space="eps"),
+        half(x),
+        {name: half(v) for name, v in branches.items()},
+    )
+    np.testing.assert_allclose(half(got), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got[..., 2:], branches["cond"][..., 2:])
+
+
+def test_a_mask_over_space_and_a_soft_one():
+    x, branches = _branches()
+    c, u = branches.values()
+    mask = jnp.array([0.0, 0.25, 1.0])[:, None]  # (3, 1) of (batch, 3, 2)
+    got = _apply(gj.guidance(gj.cfg, omega=2.0, mask=mask), x, branches)
+    np.testing.assert_allclose(got, c + mask * 2 * (c - u), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got[:, 0], c[:, 0])
 
 
 def test_pytree_of_states_with_a_mask_each():
@@ -217,6 +312,56 @@ def test_a_later_rule_with_a_branch_of_its_own_keeps_the_pass():
     assert chained.active(TIMES, PROCESS).all()
 
 
+def test_each_branch_matters_where_its_weight_does():
+    first, last = gj.interval(2.0, 0.75, 1.0), gj.interval(1.0, 0.0, 0.25)
+    steps = lambda g: {n: on.tolist() for n, on in g.active_branches(TIMES, PROCESS).items()}
+    on, off = [True] * 4, [False] * 4
+    early, late = [True, True, False, False], [False, False, False, True]
+
+    assert steps(gj.guidance(gj.stacked, first, perturbed_omega=last)) == {
+        "uncond": early, "perturbed": late
+    }  # fmt: skip
+    assert steps(gj.guidance(gj.stack("skip"), 1.0, skip_omega=0.0)) == {"uncond": on, "skip": off}
+    assert steps(gj.guidance(gj.nested, 0.0, partial_omega=last)) == {
+        "partial": late, "uncond": late
+    }  # fmt: skip
+    assert steps(gj.guidance(gj.timed_negative, 1.0, gate=first)) == {
+        "negative": early, "uncond": on
+    }  # fmt: skip
+    assert steps(gj.guidance(gj.mixed_autoguidance, first, mix=0.0)) == {
+        "uncond": early, "weak": off
+    }  # fmt: skip
+    skip = gj.add_perturbation.on(perturbed="skip")
+    chained = gj.guidance(gj.chain(gj.adg, gj.add_perturbation(last), skip(0.0)), first)
+    assert steps(chained) == {"uncond": early, "perturbed": late, "skip": off}
+    assert chained.active(TIMES, PROCESS).tolist() == [True, True, False, True]
+    # A rule of which nothing is known needs all it names.
+    assert steps(gj.guidance(gj.perp_neg, 0.0)) == {"negative": on, "uncond": on}
+    assert gj.guidance(gj.nested, 0.0, partial_omega=0.0).active(TIMES, PROCESS).tolist() == off
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers", "spared"),
+    [
+        (gj.stacked, {"perturbed_omega": 0.0}, "perturbed"),
+        (gj.stack("skip"), {"skip_omega": 0.0}, "skip"),
+        (gj.timed_negative, {"gate": 0.0}, "negative"),
+        (gj.mixed_autoguidance, {"mix": 0.0}, "weak"),
+        (gj.nested, {"partial_omega": 0.0}, "uncond"),
+    ],
+)
+def test_a_branch_of_weight_zero_may_be_left_out(rule, numbers, spared):
+    x, drawn = _branches()
+    guidance = gj.guidance(rule, 2.0, **numbers)
+    branches = {n: i * drawn["uncond"] for i, n in enumerate(guidance.branches)}
+    branches["cond"] = drawn["cond"]
+    want = _apply(guidance, x, branches)
+    assert not np.allclose(want, drawn["cond"])
+    np.testing.assert_array_equal(_apply(guidance, x, {**branches, spared: 5 * x}), want)
+    del branches[spared]
+    np.testing.assert_array_equal(_apply(guidance, x, branches), want)
+
+
 # ADG where its formula has nothing to say.
 
 
@@ -280,6 +425,12 @@ def test_adg_is_finite_in_value_and_gradient(case, omega, dtype):
         (lambda: gj.guidance(gj.cfg, omega=jnp.array([1.0, jnp.nan])), "NaN"),
         (lambda: gj.guidance(3.0), "float"),
         (lambda: gj.chain(), "at least one"),
+        (lambda: gj.add_perturbation.on(weak="skip"), "no branch weak to rename; it has perturbed"),
+        (lambda: gj.cfg.on(cond="positive"), "no branch cond"),
+        (lambda: gj.rescale.on(uncond="u"), "it has none"),
+        (lambda: gj.stacked.on(perturbed="uncond"), "'uncond' can't name this branch"),
+        (lambda: gj.stacked.on(perturbed="omega"), "'omega' can't name"),
+        (lambda: gj.stacked.on(perturbed="two words"), "'two words' can't name"),
         (lambda: gj.chain(gj.cfg, gj.adg), "adg combines branches"),
     ],
 )

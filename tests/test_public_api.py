@@ -89,14 +89,17 @@ def test_doctests(name):
     assert failures == 0
 
 
-def test_every_public_function_has_an_example():
+# Decorators, and what needs a checkpoint or a training state to be shown.
+WITHOUT_EXAMPLE = {"load_omega", "omega_step", "make_rule", "rule"}
+
+
+def test_every_other_public_function_has_an_example():
     finder = doctest.DocTestFinder(recurse=False)
-    bare = [
-        name
-        for name, value in vars(gj).items()
-        if callable(value)
-        and not isinstance(value, type)
-        and value.__module__.startswith("guidejax")
-        if not any(test.examples for test in finder.find(getattr(value, "fn", value), name))
-    ]
-    assert bare == []
+    bare = set()
+    for name, value in vars(gj).items():
+        function = getattr(value, "fn", value)
+        ours = callable(function) and function.__module__.startswith("guidejax")
+        shown = ours and any(test.examples for test in finder.find(function, name))
+        if ours and not isinstance(value, type) and not shown:
+            bare.add(name)
+    assert bare <= WITHOUT_EXAMPLE

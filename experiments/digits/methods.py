@@ -98,7 +98,7 @@ def _generate_traced(method: str) -> Any:
 @functools.cache  # the same object for every seed, so that they share the compiled step
 def optimizer(steps: int) -> optax.GradientTransformation:
     """Adam with a cosine decay to 0 and clipped gradients."""
-    schedule = optax.cosine_decay_schedule(3e-3, steps)
+    schedule = optax.cosine_decay_schedule(1e-2, steps)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
@@ -129,7 +129,7 @@ def learn(
             [gj.frechet_moments(f, jnp.asarray(train["x0"])) for f in features],
             particles=plan.rollout_group,
             steps=plan.sampling_steps,
-            pooled=1.0,
+            pooled=0.97,
             beta=2.0,
         )
     else:

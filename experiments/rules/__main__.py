@@ -1,8 +1,8 @@
 """The gallery of rules: every rule on one mixture and on the digits, and docs/rules.md.
 
-    python -m experiments.rules                  # minutes on two cores
-    python -m experiments.rules --text           # the page alone, from the rules' declarations
-    python -m experiments.rules --only adg apg   # draw these again
+python -m experiments.rules                  # minutes on two cores
+python -m experiments.rules --text           # the page alone, from the rules' declarations
+python -m experiments.rules --only adg apg   # draw these again
 """
 
 from __future__ import annotations

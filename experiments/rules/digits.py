@@ -16,19 +16,17 @@ import guidejax.data
 from experiments.digits import networks
 from experiments.digits.config import NUM_CLASSES
 from experiments.digits.config import PLANS as DIGITS_PLANS
-from experiments.rules.config import DENOISER_STEPS, DIGITS_STEPS, PROCESS, WEAK_STEPS, guide
-from experiments.rules.config import setting
+from experiments.rules.config import (
+    DENOISER_STEPS,
+    DIGITS_STEPS,
+    PROCESS,
+    WEAK_STEPS,
+    guide,
+    setting,
+)
 
 # The digit that each is most easily taken for: what "negative" and "other" mean here.
 LOOKALIKE = jnp.array([6, 7, 3, 8, 9, 6, 5, 1, 3, 4])
-WHAT = {
-    "negative": "the digit it is most easily taken for",
-    "other": "the digit it is most easily taken for",
-    "partial": "the mean of the predictions for the two digits",
-    "weak": f"the same network after {WEAK_STEPS} training steps instead of {DENOISER_STEPS}",
-    "perturbed": "the network with its last residual block left out",
-    "gradient": "`input_gradient` of the denoiser",
-}
 
 
 class Digits:

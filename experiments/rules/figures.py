@@ -21,7 +21,7 @@ from experiments.rules.config import PATHS, PROCESS
 from guidejax.weights import SCHEDULES
 
 COLORS = ("#9ecae1", "#3182bd", "#7a0177")
-SIDE = np.linspace(-1.25, 1.25, 160)
+SIDE = np.linspace(-1.1, 1.1, 160)
 plt.rcParams.update(
     {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}
 )
@@ -37,7 +37,7 @@ def _save(figure: Any, path: pathlib.Path, dpi: int = 100) -> pathlib.Path:
     return path
 
 
-def _truth(axis: Any, filled: bool = True) -> None:
+def _truth(axis: Any) -> None:
     """The class as shaded contours, all classes as thin ones."""
     density = mixture.density("cond", SIDE)
     levels = density.max() * np.array([0.03, 0.2, 0.5, 1.01])
@@ -45,11 +45,8 @@ def _truth(axis: Any, filled: bool = True) -> None:
     axis.contour(
         SIDE, SIDE, everything, levels=[0.05 * everything.max()], colors="#bbbbbb", linewidths=0.6
     )
-    if filled:
-        axis.contourf(SIDE, SIDE, density, levels=levels, colors=["#fde0b0", "#fdc46b", "#f59e2c"])
-    else:
-        axis.contour(SIDE, SIDE, density, levels=levels[:1], colors="#f59e2c", linewidths=0.9)
-    axis.set(xlim=(-1.15, 1.15), ylim=(-0.95, 1.35), xticks=[], yticks=[], aspect="equal")
+    axis.contourf(SIDE, SIDE, density, levels=levels, colors=["#fde0b0", "#fdc46b", "#f59e2c"])
+    axis.set(xlim=(-1.0, 1.0), ylim=(-0.85, 1.15), xticks=[], yticks=[], aspect="equal")
     for side in axis.spines.values():
         side.set_visible(False)
 
@@ -65,30 +62,31 @@ def rule(
     drawn: Sequence[mixture.Drawn], images: Mapping[float, np.ndarray], path: pathlib.Path
 ) -> pathlib.Path:
     """One rule: paths, endpoints, norms and digits, at three weights."""
-    figure = plt.figure(figsize=(11.2, 2.35))
-    axes = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1.15, 2.1), gridspec_kw={"wspace": 0.06})
-    paths, middle, strong, norms, digits = axes
+    figure = plt.figure(figsize=(11.2, 2.3))
+    place = lambda left, bottom, width, height: figure.add_axes(  # noqa: E731
+        (left / 11.2, bottom / 2.3, width / 11.2, height / 2.3)
+    )
+    paths, *samples = (place(2.05 * i, 0.05, 2.0, 2.0) for i in range(3))
     _truth(paths)
     mid = drawn[1]
     paths.plot(*np.moveaxis(mid.path[:, :PATHS], -1, 0), color=COLORS[1], linewidth=0.5, alpha=0.7)
     paths.plot(*mid.path[-1, :PATHS].T, ".", color="black", markersize=2)
-    paths.set_title(f"paths, ω = {mid.omega:g}", fontsize=8)
-    for axis, one, color in ((middle, drawn[1], COLORS[1]), (strong, drawn[2], COLORS[2])):
+    paths.set_title(f"paths, ω = {mid.omega:g}", fontsize=8, pad=3)
+    for axis, one, color in zip(samples, drawn[1:], COLORS[1:], strict=True):
         _truth(axis)
-        axis.plot(*one.path[-1].T, ".", color=color, markersize=1.6, alpha=0.7)
-        title = f"samples, ω = {one.omega:g}; distance {energy(one.path[-1]):.3f}"
-        axis.set_title(title, fontsize=8)
-    times = mixture.TIMES
-    norms.plot(times, mixture.true_norm(), color="#f59e2c", linewidth=3.5, label="data")
+        axis.plot(*one.path[-1].T, ".", color=color, markersize=2, alpha=0.7)
+        away = energy(one.path[-1])
+        axis.set_title(f"ω = {one.omega:g}: distance {away:.3f}", fontsize=8, pad=3)
+    norms = place(6.35, 0.3, 1.45, 1.7)
+    norms.plot(mixture.TIMES, mixture.true_norm(), color="#f59e2c", linewidth=4, label="data")
     for one, color in zip(drawn, COLORS, strict=True):
         mean = np.linalg.norm(one.path, axis=2).mean(axis=1)
-        norms.plot(times, mean, color=color, linewidth=1.2, label=f"ω = {one.omega:g}")
-    norms.set(xlim=(1, 0), ylim=(0, 1.9), xticks=[1, 0.5, 0], yticks=[0, 1])
-    norms.set_title("mean ‖x‖ from t = 1 to 0", fontsize=8)
-    norms.legend(frameon=False, fontsize=6.5, loc="upper right", labelspacing=0.2)
-    box = norms.get_position()
-    norms.set_position([box.x0 + 0.02, box.y0 + 0.04, box.width - 0.025, box.height - 0.06])
-    _digits(digits, images)
+        norms.plot(mixture.TIMES, mean, color=color, linewidth=1.3, label=f"ω = {one.omega:g}")
+    norms.set(xlim=(1, 0), ylim=(0, 2.2), xticks=[1, 0.5, 0], yticks=[0, 1, 2])
+    norms.set_title("mean ‖x‖ over t", fontsize=8, pad=3)
+    norms.legend(frameon=False, fontsize=6.5, loc="upper left", labelspacing=0.15, ncols=2,
+                 columnspacing=0.8, handlelength=1.2, borderpad=0)  # fmt: skip
+    _digits(place(8.35, 0.6, 2.85, 0.86), images)
     return _save(figure, path)
 
 
@@ -101,9 +99,7 @@ def _digits(axis: Any, images: Mapping[float, np.ndarray]) -> None:
     for row, omega in enumerate(images):
         axis.text(-2, 9 * row + 4.5, f"ω = {omega:g}", ha="right", va="center", fontsize=7)
     axis.axis("off")
-    axis.set_title("digits 0 to 9 from the same noise", fontsize=8)
-    box = axis.get_position()
-    axis.set_position([box.x0 + 0.045, box.y0, box.width - 0.045, box.height])
+    axis.set_title("digits 0 to 9 from the same noise", fontsize=8, pad=3)
 
 
 def overview(ends: Mapping[str, tuple[float, np.ndarray]], path: pathlib.Path) -> pathlib.Path:

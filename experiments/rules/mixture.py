@@ -12,7 +12,6 @@ import numpy as np
 import guidejax as gj
 from experiments.rules.config import MIXTURE_STEPS, POINTS, PROCESS, guide, setting
 from guidejax.analytic import ClassMixture, Mixture, denoiser, mixture, with_unconditional
-from guidejax.rules import REGISTRY
 
 # Every branch is a label of one exact model. The data are three forked arms, one a class.
 LABELS = {
@@ -23,14 +22,6 @@ LABELS = {
     "weak": 4,  # the same arm, blurred
     "perturbed": 5,  # the same arm, its structure gone: one Gaussian
     "uncond": 6,
-}
-WHAT = {
-    "negative": "the class to its right",
-    "other": "the tips of all arms",
-    "partial": "the class and the one to its right",
-    "weak": "the class, blurred",
-    "perturbed": "one Gaussian with the mean and variance of the class",
-    "gradient": "`input_gradient` of the denoiser",
 }
 TIMES = gj.uniform_times(MIXTURE_STEPS)
 
@@ -157,6 +148,3 @@ def density(label: str, side: np.ndarray) -> np.ndarray:
     points = jnp.asarray(np.stack([x.ravel(), y.ravel()], axis=1), jnp.float32)
     log = model().log_prob(points, 0.0, jnp.full(len(points), LABELS[label]), PROCESS)
     return np.exp(np.asarray(log)).reshape(x.shape)
-
-
-assert set(WHAT) >= {b for rule in REGISTRY.values() for b in rule.branches} - {"cond", "uncond"}

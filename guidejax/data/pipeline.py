@@ -181,8 +181,9 @@ def grouped(
 
     Example:
       >>> batch = next(iter(grouped("digits", groups=2, per_group=3)))
-      >>> batch["cond"].tolist()  # for instance
-      [4, 4, 4, 7, 7, 7]
+      >>> first, second = batch["cond"][:3].tolist(), batch["cond"][3:].tolist()
+      >>> len(set(first)), len(set(second))
+      (1, 1)
     """
     _check_count("groups", groups)
     _check_count("per_group", per_group)

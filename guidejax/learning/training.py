@@ -115,6 +115,14 @@ def _per_device(phi: Any, axis_name: str | tuple[str, ...] | None) -> Any:
 
 
 def _many_steps(net, optimizer, rule, mesh, impl):
+    """`_compiled`, the same one for the same arguments: runs over seeds compile once."""
+    try:
+        return _cached(net, optimizer, rule, mesh, impl)
+    except TypeError:  # A rule that holds arrays has no hash.
+        return _compiled(net, optimizer, rule, mesh, impl)
+
+
+def _compiled(net, optimizer, rule, mesh, impl):
     """jit of a scan over a leading axis of batches, data-parallel over `mesh` if given."""
     axes = None if mesh is None else tuple(mesh.axis_names)
 
@@ -145,6 +153,9 @@ def _many_steps(net, optimizer, rule, mesh, impl):
 
 # Runs of the same network, optimizer and rule (seeds, a sweep) share one compiled program.
 _cached_steps = functools.lru_cache(maxsize=16)(_many_steps)
+
+
+_cached = functools.lru_cache(maxsize=8)(_compiled)
 
 
 class _Dispatch(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -20,11 +21,18 @@ def lengths(step: Step, who: str) -> Array:
 
 
 def _over_mean(weight: Weight, step: Step) -> Array:
-    share = lengths(step, "with_mean")
-    rows = weight.table(jnp.asarray(step.times), step.cond, process=step.process)
+    mean = _mean(weight, step.needs("times", "with_mean"), step.cond, step.process)
+    return safe_divide(weight.fn(weight.params, step), mean)
+
+
+@functools.partial(jax.jit, inline=True)
+def _mean(weight: Weight, times: Array, cond: Any, process: Any) -> Array:
+    times = jnp.asarray(times)
+    share = lengths(Step(None, None, times=times), "with_mean")
+    rows = weight.table(times, cond, process=process)
     ndim = max(rows.ndim, share.ndim)
     rows, share = (x.reshape(x.shape + (1,) * (ndim - x.ndim)) for x in (rows, share))
-    return safe_divide(weight.fn(weight.params, step), jnp.sum(rows * share, axis=0))
+    return jnp.sum(rows * share, axis=0)
 
 
 def _over_mean_mask(weight: Weight, step: Step) -> Any:

@@ -87,12 +87,7 @@ class _Curve:
     options: tuple[tuple[str, Any], ...]
 
     def __call__(self, numbers: Any, step: Step) -> Any:
-        now = {
-            name: number.fn(number.params, step) if isinstance(number, Weight) else number
-            for name, number in numbers.items()
-        }
-        now = {name: jnp.asarray(number) for name, number in now.items()}
-        return self.fn(step, **now, **dict(self.options))
+        return _evaluate(self, numbers, step.s, step.t, step.cond, step.process, step.times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +97,21 @@ class _Where(_Curve):
     def __call__(self, numbers: Any, step: Step) -> Any:
         if any(isinstance(number, Weight) for number in numbers.values()):
             return True
-        return _where(self, numbers, step.s, step.t, step.process, step.times)
+        return super().__call__(numbers, step)
 
 
-# Compiled: the sampler asks for the masks one by one, before it compiles anything.
-@functools.partial(jax.jit, static_argnums=0)
-def _where(mask: _Where, numbers: Any, s: Any, t: Any, process: Any, times: Any) -> Any:
-    return _Curve(mask.fn, mask.options)(numbers, Step(s, t, None, process, times))
+# Compiled, for whoever asks outside of jit: the sampler for its masks, step by step, and a loop
+# in Python. Inside, it is inlined.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _evaluate(curve: _Curve, numbers: Any, *where: Any) -> Any:
+    step = Step(*where)
+    now = {
+        name: jnp.asarray(number(*where[:3], process=step.process, times=step.times))
+        if isinstance(number, Weight)
+        else jnp.asarray(number)
+        for name, number in numbers.items()
+    }
+    return curve.fn(step, **now, **dict(curve.options))
 
 
 def curve(

@@ -43,14 +43,14 @@ def test_writes_what_the_readme_promises(run):
     for name in ("report.html", "metrics.json", "log.txt", "table.md"):
         assert (run.out / name).stat().st_size > 0
     results = json.loads((run.out / "metrics.json").read_text())
-    assert set(results["seeds"]) == {"0", "1"}
+    assert set(results["seeds"]) == {"10", "11"}
     for seed in results["seeds"].values():
         assert set(seed) == {"under-trained", "well-trained"}
         for methods in seed.values():
             assert {"unguided", "interval", "interval (oracle)", "adg", "rollout"} <= set(methods)
             for entry in methods.values():
                 assert {*report.FIGURES, "frechet/mlp-relu"} <= set(entry["figures"])
-    under = results["seeds"]["0"]["under-trained"]
+    under = results["seeds"]["10"]["under-trained"]
     assert under["unguided"]["figures"]["evaluations"] == 4
     assert under["interval"]["figures"]["evaluations"] == 4 + 2
     assert under["rollout"]["figures"]["evaluations"] == 8
@@ -70,11 +70,11 @@ def test_the_oracle_is_at_least_as_good_as_the_tuned_interval(run):
 def test_goes_on_where_it_stopped(run):
     """A second run trains nothing again and comes to the same numbers."""
     before = json.loads((run.out / "metrics.json").read_text())
-    (run.out / "seed1.json").unlink()
+    (run.out / "seed11.json").unlink()
     digits.main(run)
     after = json.loads((run.out / "metrics.json").read_text())
-    assert after["seeds"]["0"] == before["seeds"]["0"]
-    assert after["seeds"]["1"] == before["seeds"]["1"]
+    assert after["seeds"]["10"] == before["seeds"]["10"]
+    assert after["seeds"]["11"] == before["seeds"]["11"]
 
 
 def test_another_setting_does_not_mix_with_an_old_run(run):

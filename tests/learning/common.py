@@ -18,6 +18,7 @@ PROCESS = gj.rectified_flow()
 NET = gj.OmegaNet(num_classes=2, hidden=8, depth=1)
 TIMES_ONLY = gj.OmegaNet(hidden=8, depth=1)
 KEY = jax.random.key(0)
+ADAM = optax.adam(1e-2)  # One for all: runs that are alike share their program.
 # Two classes in one dimension, and the denoiser that is exact for both and for their sum.
 MODEL = analytic.by_class(analytic.mixture([[-1.0], [1.5]], stds=[0.5, 0.25]), [0, 1])
 EXACT = analytic.denoiser(MODEL, PROCESS)
@@ -55,7 +56,7 @@ def chase(keys, guidance, denoise, process, batch):
 
 def fit(data, steps=12, **options):
     options = {
-        "net": NET, "objective": chase, "optimizer": optax.adam(1e-2), "save_every": 3,
+        "net": NET, "objective": chase, "optimizer": ADAM, "save_every": 3,
         "steps_per_dispatch": 2, "denoise": still, **options,
     }  # fmt: skip
     return learning.fit_omega(
@@ -72,10 +73,9 @@ class Counting:
     """A source whose iterator knows where it stands, as bytes, and says when it was told."""
 
     def __init__(self, items):
-        self.items, self.told = items, []
+        self.items, self.told, self.at = items, [], 0
 
     def __iter__(self):
-        self.at = 0
         return self
 
     def __next__(self):

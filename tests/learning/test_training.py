@@ -17,7 +17,21 @@ import guidejax as gj
 from guidejax import learning
 from guidejax.learning import training
 
-from .common import EXACT, KEY, NET, PROCESS, SOURCES, batches, chase, examples, fit, flat
+from .common import (
+    ADAM,
+    EXACT,
+    KEY,
+    NET,
+    PROCESS,
+    SOURCES,
+    Counting,
+    batches,
+    chase,
+    examples,
+    fit,
+    flat,
+    still,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -151,7 +165,7 @@ def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
     with pytest.raises(Stop):
         fit(digits(), checkpoint_dir=tmp_path, progress=stop_at(4), **options)
     saver = learning.checkpoints.Checkpoints(tmp_path, options["net"])
-    state = learning.init_state(KEY, options["net"], optax.adam(1e-2))
+    state = learning.init_state(KEY, options["net"], ADAM)
     _, position, step = saver.restore(state)
     saver.close()
     assert step == position["json"]["step"] == 3
@@ -187,22 +201,10 @@ def test_positions_of_grain(kind):
 
 
 def test_a_position_that_cannot_be_saved(tmp_path):
-    class Odd:
-        def __iter__(self):
-            return iter_odd
-
-        def __next__(self):
-            return batches(1)[0]
-
-        def get_state(self):
-            return object()
-
-        def set_state(self, state):
-            pass
-
-    iter_odd = Odd()
+    source = Counting(batches(12))
+    source.get_state = object
     with pytest.raises(ValueError, match="get_state"):
-        fit(iter_odd, checkpoint_dir=tmp_path)
+        fit(source, checkpoint_dir=tmp_path)
 
 
 def test_pairs_and_own_null_conditions():
@@ -223,10 +225,6 @@ def test_pairs_and_own_null_conditions():
 
 
 # What it refuses: one error, and what was saved stays.
-
-
-def bad(**change):
-    return lambda batch: {**batch, **change}
 
 
 def at(batch, name, index, value):
@@ -250,24 +248,9 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def jitted():
-    """Every run of these tests has the same program: compile it once."""
-    with pytest.MonkeyPatch.context() as patch:
-        made, compile_ = [], training._many_steps
-
-        def once(*args):
-            made.append(made[0] if made else compile_(*args))
-            return made[-1]
-
-        patch.setattr(training, "_many_steps", once)
-        yield
-
-
-@pytest.mark.usefixtures("jitted")
 @pytest.mark.parametrize("name", [*BAD, "end"])
 def test_bad_data(tmp_path, straight, name):
-    options = {"steps_per_dispatch": 1, "optimizer": OPTIMIZER, "checkpoint_dir": tmp_path}
+    options = {"steps_per_dispatch": 1, "checkpoint_dir": tmp_path}
     good = batches(12)
     if name == "end":
         data, message = good[:4], "the data ended after 4 batches"
@@ -281,9 +264,6 @@ def test_bad_data(tmp_path, straight, name):
     phi = fit(good, **options)
     np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
     assert steps_of(tmp_path) == ([*range(1, 13)], [9, 12])
-
-
-OPTIMIZER = optax.adam(1e-2)
 
 
 def test_bad_data_right_after_a_save(tmp_path):
@@ -340,13 +320,9 @@ def test_refused_before_anything_is_done(tmp_path):
         with pytest.raises(ValueError, match="≥ 1"):
             fit(batches(1), **options)
     with pytest.raises(ValueError, match="α is 0"):
-        fit([], objective=learning.l2(t_max=1.0), denoise=gj.denoiser(still_eps, PROCESS, "eps"))
+        fit([], objective=learning.l2(t_max=1.0), denoise=gj.denoiser(still, PROCESS, "eps"))
     with pytest.raises(ValueError, match="give fit_omega"):
-        fit(batches(1), net=gj.OmegaNet(hidden=8, depth=1))
-
-
-def still_eps(x, t, cond):
-    return x
+        fit(batches(2), net=gj.OmegaNet(hidden=8, depth=1))
 
 
 # How it runs.
@@ -403,6 +379,13 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
     )  # fmt: skip
     state = learning.init_state(KEY, NET, optimizer)
     run = jax.random.wrap_key_data(state["key"])
+
+    @jax.jit
+    def step(state, batch, keys):
+        return learning.omega_step(
+            state, still, PROCESS, batch, keys, net=NET, objective=chase, optimizer=optimizer
+        )
+
     for n, batch in enumerate(data):
         fold = lambda i, n=n: jax.random.fold_in(jax.random.fold_in(run, n), i)
         keys = jax.vmap(fold)(jnp.arange(8))
@@ -411,11 +394,8 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
         loss = lambda phi, b=batch, k=keys: jnp.mean(
             chase(k, gj.guidance(gj.cfg, omega=NET.weight(phi)), None, PROCESS, b)
         )
-        value, gradient = jax.value_and_grad(loss)(before)
-        state, metrics = learning.omega_step(
-            state, lambda x, t, cond: x, PROCESS, batch, keys,
-            net=NET, objective=chase, optimizer=optimizer,
-        )  # fmt: skip
+        value, gradient = jax.jit(jax.value_and_grad(loss))(before)
+        state, metrics = step(state, batch, keys)
         np.testing.assert_allclose(flat(state["phi"]), flat(before) - 0.1 * flat(gradient), 1e-5)
         assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
         assert metrics["grad_norm"] == pytest.approx(np.linalg.norm(flat(gradient)), rel=1e-4)
@@ -424,14 +404,36 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
     assert int(state["step"]) == 2
 
 
-@pytest.mark.parametrize(
-    "key", [jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")], ids=["raw", "rbg"]
-)
-def test_keys_of_every_kind(key, straight):
-    phi = fit(batches(12), key=key, steps=2)
-    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    same = np.array_equal(flat(phi), flat(fit(batches(12), steps=2)))
-    assert same == (not typed)  # A raw key is the same key.
+def test_keys_of_every_kind(straight):
+    """A raw key is the key it is the data of; another generator works as well."""
+    phi, *others = (
+        flat(fit(batches(12), key=key))
+        for key in (jax.random.PRNGKey(0), jax.random.key(0, impl="rbg"), jax.random.key(1))
+    )
+    np.testing.assert_array_equal(phi, straight[0])
+    for other in others:
+        assert not np.allclose(other, phi, atol=1e-3)
+
+
+def test_runs_that_are_alike_compile_once():
+    """Over seeds and numbers of the objective, and anew for another optimizer."""
+    traces = []
+
+    def counted(*args):
+        traces.append(0)
+        return chase(*args)
+
+    def run(seed, optimizer):
+        traces.clear()
+        key = jax.random.key(seed)
+        fit(batches(2), steps=2, key=key, objective=counted, optimizer=optimizer)
+        return len(traces)
+
+    adam = optax.adam(1e-2)
+    first = run(0, adam)
+    assert first > 0
+    assert run(1, adam) == 0
+    assert run(1, optax.adam(2e-2)) == first
 
 
 def test_parameters_on_a_mesh_without_being_told(tmp_path):
@@ -448,22 +450,18 @@ def test_parameters_on_a_mesh_without_being_told(tmp_path):
 
 def test_omega_step_over_seeds():
     """vmap over states and keys: every seed has the run that it has alone."""
-    optimizer, objective = optax.adam(1e-2), learning.self_consistency(particles=2)
+    optimizer, objective = optax.sgd(0.1), learning.self_consistency(particles=2)
     batch = examples(6)
     seeds = jax.random.split(KEY, 3)
-    states = jax.vmap(lambda key: learning.init_state(key, NET, optimizer))(seeds)
-    keys = jax.vmap(lambda key: jax.random.split(key, 6))(seeds)
 
-    @jax.jit
-    def step(state, keys):
+    def step(seed):
         return learning.omega_step(
-            state, EXACT, PROCESS, batch, keys,
-            net=NET, objective=objective, optimizer=optimizer,
+            learning.init_state(seed, NET, optimizer), EXACT, PROCESS, batch,
+            jax.random.split(seed, 6), net=NET, objective=objective, optimizer=optimizer,
         )  # fmt: skip
 
-    together, metrics = jax.jit(jax.vmap(step))(states, keys)
+    together, metrics = jax.jit(jax.vmap(step))(seeds)
     assert metrics["loss"].shape == (3,)
-    for i in range(3):
-        alone, _ = step(jax.tree.map(lambda a, i=i: a[i], states), keys[i])
-        got = jax.tree.map(lambda a, i=i: a[i], together["phi"])
-        np.testing.assert_allclose(flat(got), flat(alone["phi"]), atol=1e-5)
+    alone, _ = jax.jit(step)(seeds[1])
+    got = jax.tree.map(lambda a: a[1], together["phi"])
+    np.testing.assert_allclose(flat(got), flat(alone["phi"]), atol=1e-5)
