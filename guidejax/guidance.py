@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, check_not_nan, expand, is_concrete, upcast
+from guidejax._arrays import Array, Tree, check_not_nan, expand, is_concrete, tree_map, upcast
 from guidejax.processes import Process, from_x0, x0_per_unit
 from guidejax.rules.base import SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
@@ -86,6 +86,21 @@ class Guidance:
         rows = jax.vmap(lambda s, t: jnp.any(weight.active(s, t, process=process, times=times)))
         return rows(times[1:], times[:-1])
 
+    def wants(self, state: Tree) -> dict[str, Array]:
+        """For each branch that the rules' state may let go, whether any sample wants it now."""
+        flags: dict[str, Array] = {}
+        always: set[str] = set()
+        for i, link in enumerate(self.links):
+            names = set(link.rule.branches) - {"cond"}
+            if link.rule.wants is None:
+                always |= names
+                continue
+            options = {k: v for k, v in link.options if k in link.rule.static}
+            for carried in state:
+                wanted = jnp.any(link.rule.wants(carried[i], **options))
+                flags |= {name: flags.get(name, False) | wanted for name in names}
+        return {name: flag for name, flag in flags.items() if name not in always}
+
     def evaluate(self, s: Array, t: Array, cond: Any, process: Process, times: Any = None) -> Tree:
         """(ω, numbers) for the step t → s: what `apply` takes as `row`."""
         value = lambda weight: weight(s, t, cond, process=process, times=times)  # noqa: E731
@@ -120,8 +135,9 @@ class Guidance:
         Args:
             state: From `init` or the step before.
             predictions: x̂0 of each branch by name; "cond" alone where the step is not guided.
-                A rule none of whose other branches is there is passed over; a branch that is
-                left out where its weight is 0 has `cond` standing in for it.
+                A rule none of whose other branches is there is passed over, or called with None
+                if it says itself when it wants them; a branch that is left out where its weight
+                is 0 has `cond` standing in for it.
             row: One step's row of `rows`.
             x: x_t.
             t: The time denoised from, scalar or (batch,).
@@ -158,12 +174,18 @@ class Guidance:
         for link, values, carried in zip(self.links, numbers, state, strict=True):
             others = set(link.rule.branches) - {"cond"}
             missing = others - set(branches)
-            if missing and (missing == others or not missing <= set(link.rule.gates)):
+            lets_go = link.rule.wants is not None
+            passed_over = missing == others or not missing <= set(link.rule.gates)
+            if missing and passed_over and not lets_go:
                 after.append(carried)
                 continue
-            known = {**dict.fromkeys(missing, branches["cond"]), **branches, "guided": guided}
-            guided, carried = _apply_link(link, values, carried, known, omega, x, t, s, process)
-            after.append(carried)
+            stand_in = None if lets_go else branches["cond"]
+            known = {**dict.fromkeys(missing, stand_in), **branches, "guided": guided}
+            guided, new = _apply_link(link, values, carried, known, omega, x, t, s, process)
+            if link.rule.exact_at_zero and "omega" in link.rule.takes:
+                # A step without guidance leaves the state alone, made or left out.
+                new = tree_map(lambda a, b: jnp.where(expand(omega != 0, a), a, b), new, carried)
+            after.append(new)
         return guided.astype(dtype), tuple(after)
 
 
@@ -181,7 +203,7 @@ def _apply_link(link, values, state, predictions, omega, x, t, s, process):
             predictions
             if native
             else {
-                name: from_x0(value, x, t, process, link.space)
+                name: None if value is None else from_x0(value, x, t, process, link.space)
                 for name, value in predictions.items()
                 if name in rule.takes
             }

@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import (
-    Array,
-    Tree,
-    batch_size,
-    check_not_nan,
-    concretely,
-    is_concrete,
-    shard_like,
-    tree_map,
-)
-from guidejax.denoisers import Denoiser, as_denoiser
+from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
+from guidejax._branches import Evaluation, check_evaluation, predict
+from guidejax._inputs import check, check_rows, find_branches
+from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
+from guidejax._progress import Progress, report
+from guidejax._scan import Remat, Segment, for_any, scan, segments
+from guidejax.denoisers import as_denoiser
 from guidejax.guidance import Guidance
 from guidejax.guidance import guidance as make_guidance
 from guidejax.processes import Process
 from guidejax.solvers.base import Denoised, Solver, as_keys, fold_in
 from guidejax.solvers.ddim import ddim
-from guidejax.weights.base import Weight
-
-# More alternations than this and the program is one scan with a run-time gate: each segment
-# compiles a scan of its own.
-MAX_SEGMENTS = 8
-
-Segments = tuple[tuple[int, int, bool], ...]
+from guidejax.times import uniform_times as uniform_times
 
 
-def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> np.ndarray:
-    """`steps` equal steps from `start` down to `stop`: an array (steps + 1,).
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is structure of a run."""
 
-    A NumPy array, so that the grid is known under jit too, where JAX would trace it.
-
-    Raises:
-        ValueError: If steps < 1 or not 1 ≥ start > stop ≥ 0.
-
-    Example:
-        >>> uniform_times(4).tolist()
-        [1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    if steps < 1 or not 1 >= start > stop >= 0:
-        raise ValueError(
-            f"expected steps ≥ 1 and 1 ≥ start > stop ≥ 0, got {steps}, {start}, {stop}."
-        )
-    return np.linspace(start, stop, steps + 1, dtype=jnp.result_type(float))
+    segments: tuple[Segment, ...]
+    evaluation: Evaluation
+    skip: bool
+    keep: Keep
+    progress: Progress
+    remat: Remat
 
 
 def sample(
@@ -64,16 +47,21 @@ def sample(
     times: Array,
     cond: Any = None,
     uncond: Any = None,
+    conditions: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
     solver: Solver | None = None,
-    branches: Mapping[str, Any] | None = None,
-    remat: Literal["none", "step"] = "none",
-) -> Tree:
+    branches: Evaluation = "sequential",
+    skip: Literal["auto", "never"] = "auto",
+    keep: Keep = "final",
+    progress: Progress = False,
+    remat: Remat = "none",
+) -> Any:
     """Draw samples: integrate from `noise` at times[0] down to times[-1] under guidance.
 
     Each step t → s predicts x̂0 for every branch that the guidance needs, combines them, and lets
     the solver take x_t to x_s. Steps whose ω is known to be 0 (`interval`, omega = 0) make the
-    conditional pass alone. ω and every other number is traced: a new value doesn't recompile.
+    conditional pass alone; so do, at run time, steps that a rule's state lets go (`adaptive`,
+    `cached_difference`). ω and every other number is traced: a new value doesn't recompile.
 
     Args:
         key: One key, or (batch,) keys, one a sample.
@@ -83,19 +71,31 @@ def sample(
         times: Falling times in [0, 1], (steps + 1,), or (steps + 1, batch) one grid a sample.
         cond: The conditioning c, handed to the network: class ids, embeddings, any pytree.
         uncond: The null condition, the shape of `cond` or broadcast to it; needed under guidance.
-        guidance: From `guidejax.guidance`; None is the conditional model.
-        solver: From `guidejax.solvers`; DDIM without churn by default.
-        branches: The condition of every other branch by name ("negative", ...), or a pair
+        conditions: The condition of every other branch by name ("negative", ...), or a pair
             (denoise, condition) for a branch with a network of its own ("weak", ...).
-        remat: "step" recomputes each step's activations in the backward pass: memory for the
-            gradient grows with the states alone.
+        guidance: From `guidejax.guidance`; None is the conditional model.
+        solver: From `guidejax.solvers`; DDIM without churn by default. The second prediction of a
+            two-stage step takes the ω of the next step and leaves the guidance's state alone.
+        branches: How the passes of a step are made, with the same samples: "sequential", one after
+            another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
+            conditions; "sharded", side by side on the axis "branch" of the mesh in scope, one
+            all-gather a step.
+        skip: "never" makes every pass at every step: the same samples, for what they cost.
+        keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
+            or "all". Memory grows with what is kept.
+        progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each
+            step begins, under jit too.
+        remat: What the gradient recomputes: "none"; "step", a step's activations, so that memory
+            grows with the states alone, at one more forward pass; "recursive", the states too, so
+            that it grows with log(steps), at about log₄(steps) forward passes.
 
     Returns:
-        x at times[-1], the shape and dtype of `noise`.
+        x at times[-1], the shape and dtype of `noise`; unless keep is "final", a pair of it and a
+        `Trail`.
 
     Raises:
-        ValueError: If the times don't fall, shapes or labels don't fit, a branch is missing, or a
-            number is NaN; before anything compiles.
+        ValueError: If the times don't fall, shapes or labels don't fit, a branch is missing, an
+            option is unknown, or a number is NaN; before anything compiles.
 
     Example:
         >>> from guidejax.processes import rectified_flow
@@ -115,223 +115,104 @@ def sample(
         raise ValueError(
             f"expected one key or ({batch_size(noise)},) keys, one a sample; got {key.shape}."
         )
-    _check(times, noise, cond, guided, denoise, process)
-    active = guided.active(times, process)
-    segments = _segments(active) if isinstance(active, np.ndarray) else None
-    others: dict[str, tuple[Denoiser, Any]] = {}
-    if segments is None or any(on for _, _, on in segments):
-        others = _branches(guided, denoise, process, cond, uncond, branches or {})
-    return _run(
-        key, denoise, process, noise, times, cond, others, guided, solver, active,
-        segments=segments, remat=remat,
-    )  # fmt: skip
+    for name, value, known in (
+        ("skip", skip, ("auto", "never")),
+        ("remat", remat, get_args(Remat)),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {name}={value!r}; expected one of {', '.join(known)}.")
+    check(times, noise, cond, guided, denoise, process)
+    steps = times.shape[0] - 1
+    keep = check_keep(keep, steps)
+
+    active = guided.active_branches(times, process)
+    if skip == "never":
+        active = {name: np.ones(steps, bool) for name in active}
+    active |= {name: np.ones(steps, bool) for name in solver.branches}
+    into_data = is_concrete(times) and not np.any(times[-1])
+    parts = segments(active, steps, solver.stages, into_data)
+    plan = _Plan(parts, branches, skip == "auto", keep, progress, remat)
+    used = {name for part in parts for gate in part.gates for name in (*gate.sure, *gate.maybe)}
+    names = [name for name in active if name in used]
+    others = find_branches(names, process, cond, uncond, conditions or {})
+    check_evaluation(branches, others)
+    x, trail = _run(
+        key, denoise, process, noise, times, cond, others, guided, solver, active, plan=plan
+    )
+    return x if keep == "final" else (x, trail)
 
 
-def _check(
-    times: Array, noise: Tree, cond: Any, guided: Guidance, denoise: Denoiser, process: Process
-) -> None:
-    batch = batch_size(noise)
-    if times.ndim not in (1, 2) or times.shape[0] < 2:
-        raise ValueError(f"times must be (steps + 1,) with steps ≥ 1, got shape {times.shape}.")
-    if times.ndim == 2 and times.shape[1] != batch:
-        raise ValueError(f"times of shape {times.shape} don't fit a batch of {batch}.")
-    if is_concrete(times):
-        grid = np.asarray(times)
-        if not np.all(np.isfinite(grid)) or grid.max() > 1 or grid.min() < 0:
-            raise ValueError(f"times must lie in [0, 1], 1 being noise; got {grid}.")
-        if not np.all(np.diff(grid, axis=0) < 0):
-            raise ValueError(
-                f"times must fall from noise to data, each below the last; got {grid}."
-            )
-        blind = denoise.prediction in ("eps", "score") and is_concrete(process)
-        with concretely():
-            blind = blind and bool(np.any(np.asarray(process.alpha(grid[0])) <= 0))
-        if blind:
-            raise ValueError(
-                f"at t = {grid[0]} α is 0, where {denoise.prediction!r} says nothing of x0; "
-                "start lower: uniform_times(steps, start=0.999)."
-            )
-    for leaf in jax.tree.leaves(cond):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
-            raise ValueError(
-                f"cond has shape {jnp.shape(leaf)}; expected a leading axis of {batch}, the batch "
-                "of `noise`."
-            )
-    check_not_nan("omega", guided.omega)
-    for link, numbers in zip(guided.links, guided.numbers, strict=True):
-        for name, number in numbers.items():
-            check_not_nan(f"{link.rule.name}'s {name}", number)
-    _check_mask(guided.mask, noise)
-    for weight in _weights(guided):
-        if hasattr(weight.fn, "check"):
-            weight.fn.check(cond)
-
-
-def _check_mask(mask: Any, noise: Tree) -> None:
-    """Masks broadcast against the state: one for every leaf, or one a leaf."""
-    masks, leaves = jax.tree.leaves(mask), jax.tree.leaves(noise)
-    if len(masks) not in (0, 1, len(leaves)):
-        raise ValueError(f"the mask has {len(masks)} arrays; the state has {len(leaves)}.")
-    for one, leaf in zip(masks * len(leaves) if len(masks) == 1 else masks, leaves, strict=False):
-        try:
-            fits = np.broadcast_shapes(np.shape(one), leaf.shape) == leaf.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"the mask has shape {np.shape(one)}, which doesn't broadcast to the state's "
-                f"{leaf.shape}."
-            )
-
-
-def _check_rows(rows: Tree, guided: Guidance, batch: int) -> None:
-    """A number of the guidance is one for the batch or one a sample."""
-    omegas, numbers = rows
-    named = {"omega": omegas}
-    for link, row in zip(guided.links, numbers, strict=True):
-        named |= {f"{link.rule.name}'s {name}": value for name, value in row.items()}
-    for name, value in named.items():
-        shape = value.shape[1:]
-        # A table over the elements of a sample (`recfg`) leads with the batch, or with 1.
-        table = name != "omega" and len(shape) > 1 and shape[0] in (1, batch)
-        if shape not in ((), (batch,)) and not table:
-            raise ValueError(
-                f"{name} has shape {shape} at a step; expected a scalar or ({batch},), "
-                "the batch of `noise`."
-            )
-
-
-def _weights(guided: Guidance) -> list[Weight]:
-    """Every weight of the guidance, those inside products and sums too."""
-    found: list[Weight] = []
-
-    def visit(node: Any) -> None:
-        if isinstance(node, Weight):
-            found.append(node)
-            visit(node.params)
-        elif isinstance(node, (tuple, list)):
-            for child in node:
-                visit(child)
-        elif isinstance(node, dict):
-            visit(list(node.values()))
-
-    visit([guided.omega, *guided.numbers])
-    return found
-
-
-def _segments(active: np.ndarray) -> Segments | None:
-    """Runs of steps alike: ((start, stop, guided), ...); None if there are too many."""
-    edges = [0, *(np.flatnonzero(np.diff(active)) + 1).tolist(), len(active)]
-    runs = tuple((a, b, bool(active[a])) for a, b in itertools.pairwise(edges))
-    return runs if len(runs) <= MAX_SEGMENTS else None
-
-
-def _branches(
-    guided: Guidance,
-    denoise: Denoiser,
-    process: Process,
-    cond: Any,
-    uncond: Any,
-    given: Mapping[str, Any],
-) -> dict[str, tuple[Denoiser, Any]]:
-    """The network and condition of each branch but "cond"."""
-    found: dict[str, tuple[Denoiser, Any]] = {}
-    known = {**({} if uncond is None else {"uncond": uncond}), **given}
-    for name in guided.branches[1:]:
-        if name not in known:
-            how = "uncond=..." if name == "uncond" else f"branches={{{name!r}: ...}}"
-            raise ValueError(f"the guidance needs the branch {name!r}; give sample({how}).")
-        value = known[name]
-        network = denoise
-        if isinstance(value, tuple) and len(value) == 2 and callable(value[0]):
-            network, value = as_denoiser(value[0], process), value[1]
-        found[name] = (network, like(value, cond, name))
-    return found
-
-
-def like(value: Any, cond: Any, name: str) -> Any:
-    """A branch's condition in the shape of `cond`: a null label or embedding is broadcast."""
-    if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
-        return value
-
-    def one(value, cond):
-        value = jnp.asarray(value)
-        if jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(cond.dtype, jnp.floating):
-            value = value.astype(cond.dtype)
-        try:
-            return shard_like(jnp.broadcast_to(value, cond.shape), cond)
-        except ValueError:
-            raise ValueError(
-                f"{name} has shape {value.shape}, which doesn't broadcast to cond's {cond.shape}."
-            ) from None
-
-    return tree_map(one, value, tree_map(jnp.asarray, cond))
-
-
-@jax.custom_batching.custom_vmap
-def _for_any(flag: Array) -> Array:
-    """`flag`; under vmap whether any is set, one flag for all.
-
-    A batched predicate would turn `lax.cond` into a select that makes both passes always and
-    copies the network's parameters for each sample. Where ω is 0 the guided pass is the
-    conditional one, so that one flag is enough.
-    """
-    return flag
-
-
-@_for_any.def_vmap
-def _for_any_vmap(axis_size, in_batched, flag):
-    return _for_any(jnp.any(flag, axis=0) if in_batched[0] else flag), False
-
-
-@functools.partial(jax.jit, static_argnames=("segments", "remat"))
-def _run(
-    key, denoise, process, noise, times, cond, others, guided, solver, active, *, segments, remat
-):
+@functools.partial(jax.jit, static_argnames=("plan",))
+def _run(key, denoise, process, noise, times, cond, others, guided, solver, active, *, plan):
     steps = times.shape[0] - 1
     rows = guided.rows(times, cond, process)
-    _check_rows(rows, guided, batch_size(noise))
-    xs = {
+    check_rows(rows, guided, batch_size(noise))
+
+    def evaluate(names, x, t, at, state):
+        """Evaluate these branches and "cond" at (x, t), and guide."""
+        chosen = {name: others[name] for name in names}
+        found = predict(plan.evaluation, denoise, cond, chosen, x, t)
+        x0, state = guided.apply(state, found, at["row"], x, t, at["s"], process)
+        stats = measure(x0, found, at["row"][0]) if plan.keep in ("stats", "all") else None
+        return Denoised(x0, {name: found[name] for name in solver.branches}), state, stats
+
+    def denoised(gate, x, t, at, state):
+        """As the gate says, and among what it is sure of as the guidance's state says."""
+        wanted = guided.wants(state) if plan.skip else {}
+        maybe = [n for n in gate.sure if n in wanted and n not in solver.branches]
+        sure = [n for n in gate.sure if n not in maybe]
+        maybe += gate.maybe
+        if not maybe:
+            return evaluate(sure, x, t, at, state)
+        flags = [at["active"][name] & wanted.get(name, True) for name in maybe]
+        on, off = (functools.partial(evaluate, names) for names in ([*sure, *maybe], sure))
+        return jax.lax.cond(
+            for_any(functools.reduce(jnp.logical_or, flags)), on, off, x, t, at, state
+        )
+
+    def body(gates):
+        first, *second = gates
+
+        def step(carry, at):
+            x, state, memory, room = carry
+            step_key, t = fold_in(key, at["now"]["index"]), at["now"]["t"]
+            report(plan.progress, at["now"]["index"], steps)
+            if solver.prepare is not None:
+                x, t = solver.prepare(solver.numbers, process, x, t, step_key)
+            guess, state, stats = denoised(first, x, t, at["now"], state)
+            again = None
+            if second:
+                again = lambda x, s: denoised(second[0], x, s, at["next"], state)[0].x0  # noqa: E731
+            x, memory = solver.step(
+                solver.numbers, guess, again, process, x, t, at["now"]["s"], step_key, memory
+            )
+            if room:
+                slot = at["now"]["slot"]
+                room = put(room[0], x, slot), put(room[1], guess.x0, slot)
+            seen = (x, guess.x0) if plan.keep == "all" else None
+            return (x, state, memory, room), (seen, stats)
+
+        return step
+
+    now = {
         "t": times[:-1],
         "s": times[1:],
         "index": jnp.arange(steps),
         "row": rows,
-        "active": jnp.asarray(active),
+        "active": tree_map(jnp.asarray, active),
+        "slot": jnp.asarray(slots(plan.keep, steps)),
     }
-
-    def predictions(x, t, on):
-        found = {"cond": denoise(x, t, cond)}
-        if on:
-            found |= {name: net(x, t, c) for name, (net, c) in others.items()}
-        return found
-
-    def denoised(state, x, t, s, row, on):
-        branches = predictions(x, t, on)
-        x0, state = guided.apply(state, branches, row, x, t, s, process)
-        return x0, state, branches
-
-    def step(on, carry, step_xs):
-        x, state, memory = carry
-        t, s, row = step_xs["t"], step_xs["s"], step_xs["row"]
-        x0, state, branches = denoised(state, x, t, s, row, on)
-        x, memory = solver.step(
-            solver.numbers, Denoised(x0, branches), None, process, x, t, s,
-            fold_in(key, step_xs["index"]), memory,
-        )  # fmt: skip
-        return x, state, memory
-
-    def gated(carry, step_xs):
-        if not others:
-            return step(False, carry, step_xs), None
-        on, off = functools.partial(step, True), functools.partial(step, False)
-        return jax.lax.cond(_for_any(step_xs["active"]), on, off, carry, step_xs), None
-
-    def body(on):
-        one = gated if on is None else lambda carry, xs: (step(on, carry, xs), None)
-        return jax.checkpoint(one) if remat == "step" else one
-
-    carry = (noise, guided.init(noise), solver.init(noise))
-    for start, stop, on in segments or ((0, steps, None),):
+    xs = {"now": now}
+    if solver.stages == 2:
+        xs["next"] = tree_map(lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]]), now)
+    carry = (noise, guided.init(noise), solver.init(noise, now["t"][0]), blank(plan.keep, noise))
+    kept = []
+    for start, stop, gates in plan.segments:
         part = tree_map(lambda leaf, a=start, b=stop: leaf[a:b], xs)
-        carry, _ = jax.lax.scan(body(on), carry, part)
-    return carry[0]
+        carry, ys = scan(body(gates), carry, part, plan.remat)
+        kept.append(ys)
+    seen, stats = tree_map(lambda *parts: jnp.concatenate(parts), *kept)
+    if carry[3]:
+        seen = tree_map(lambda leaf: leaf[:-1], carry[3])
+    x, x0 = seen or (None, None)
+    return carry[0], Trail(x, x0, stats)

@@ -19,3 +19,10 @@ def mesh(request):
         pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
     kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[request.param]
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what only eight devices can show, so that the second run need not repeat the rest."""
+    for item in items:
+        if {"mesh", "branch_mesh"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.devices)

@@ -197,7 +197,7 @@ def test_a_branch_with_a_network_of_its_own():
     weak = make_rule(lambda cond, weak, omega: cond + omega * (cond - weak), space="any")
     zero = lambda x, t, cond: jnp.zeros_like(x)
     got = _sample(
-        guidance=gj.guidance(weak, omega=0.5), uncond=None, branches={"weak": (zero, LABELS)}
+        guidance=gj.guidance(weak, omega=0.5), uncond=None, conditions={"weak": (zero, LABELS)}
     )
     double = lambda x, t, cond: 1.5 * EXACT(x, t, cond)
     want = gj.sample(KEY, double, PROCESS, NOISE, cond=LABELS, times=TIMES)
@@ -450,6 +450,7 @@ def test_shard_map(mesh):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.devices
 def test_pmap():
     if jax.device_count() < 8:
         pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")

@@ -36,9 +36,9 @@ class Config:
 
 def variants(params: dict[str, Any], x0: Any, group: int, steps: int) -> dict[str, Any]:
     """The objectives compared, by name."""
-    seen = [networks.feature(n, params[n]) for n in networks.SEEN]
-    spread = [gj.unit_spread(f, x0) for f in (gj.pixels, *seen)]
-    moments = [gj.frechet_moments(f, x0) for f in (gj.pixels, *seen)]
+    seen: list[Any] = [networks.feature(n, params[n]) for n in networks.SEEN]
+    spread = [gj.unit_spread(f, x0) for f in [gj.pixels, *seen]]
+    moments = [gj.frechet_moments(f, x0) for f in [gj.pixels, *seen]]
 
     def rollout(features: list[Any], beta: float, pooled: float) -> Any:
         return gj.rollout(features, group, steps, beta=beta, pooled=pooled)

@@ -50,14 +50,18 @@ def _feedback(steps: int) -> dict[str, Any]:
 _FIRST = gj.interval(1.0, lo=0, hi=0, unit="step")
 
 SETTINGS: dict[str, Setting] = {
+    "adaptive": Setting(
+        mixture_numbers={"threshold": 0.9999},
+        note="γ̄ = 0.9999 on the mixture: two vectors of two numbers agree soon.",
+    ),
     "add_perturbation": Setting(
-        mixture_numbers={"perturbed_omega": 1.0}, digits_numbers={"perturbed_omega": 1.0}
+        mixture_numbers={"perturbed_omega": 1.0}, digits_numbers={"perturbed_omega": 1.0},
+        note="ω_k = 1 after `cfg` at ω.",
     ),
     "beta_cfg": Setting(
         (-0.9, -0.5, 1.0), (0.0, 3.0, 9.0), schedule=lambda w: gj.beta_curve(w, on="total"),
         note="ω + 1 follows `beta_curve`, as in the paper; the three are its means.",
     ),
-    "cfg_zero": Setting(),
     "compose_and": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
     "compose_not": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
     "feedback": Setting(

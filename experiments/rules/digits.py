@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -39,14 +40,14 @@ class Digits:
         tick("training a denoiser")
         self.denoise = networks.train_denoiser(key, plan, DENOISER_STEPS, self.x, self.y)
         self.weak = networks.train_denoiser(key, plan, WEAK_STEPS, self.x, self.y)
-        self.skipped = gj.denoiser(
-            self.denoise.network.module, PROCESS, "velocity",
-            params=_without_last_block(self.denoise.params),
-        )  # fmt: skip
+        self.skipped = dataclasses.replace(
+            self.denoise, params=_without_last_block(self.denoise.params)
+        )
         self.gradient = gj.denoiser(gj.input_gradient(self.denoise), PROCESS)
         self.noise = jax.random.normal(jax.random.key(3), (NUM_CLASSES, 8, 8, 1))
 
-    def branches(self) -> dict[str, Any]:
+    @property
+    def _conditions(self) -> dict[str, Any]:
         """What `sample` is given for each branch."""
         labels = jnp.arange(NUM_CLASSES)
         return {
@@ -68,11 +69,10 @@ class Digits:
 
     def _sample(self, name: str, omega: float, numbers: Mapping[str, Any]) -> np.ndarray:
         guidance = guide(name, omega, numbers)
-        given = {k: v for k, v in self.branches().items() if k in guidance.branches}
         return np.asarray(
             gj.sample(
                 jax.random.key(0), self.denoise, PROCESS, self.noise, cond=jnp.arange(NUM_CLASSES),
-                uncond=NUM_CLASSES, guidance=guidance, branches=given,
+                uncond=NUM_CLASSES, guidance=guidance, conditions=self._conditions,
                 times=gj.uniform_times(DIGITS_STEPS),
             )
         )  # fmt: skip
@@ -80,7 +80,7 @@ class Digits:
     @functools.cached_property
     def _ratio(self) -> gj.Weight:
         """ρ of ReCFG, from noised training images."""
-        times = np.linspace(0.05, 0.95, 16)
+        times = jnp.linspace(0.05, 0.95, 16)
         x0, label = self.x[:512], self.y[:512]
         eps = jax.random.normal(jax.random.key(1), x0.shape)
 

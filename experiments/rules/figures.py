@@ -18,6 +18,7 @@ from PIL import Image
 import guidejax as gj
 from experiments.rules import mixture
 from experiments.rules.config import PATHS, PROCESS
+from guidejax.metrics import energy_distance
 from guidejax.weights import SCHEDULES
 
 COLORS = ("#9ecae1", "#3182bd", "#7a0177")
@@ -55,7 +56,7 @@ def energy(x: np.ndarray) -> float:
     """Energy distance to the class; of points gone astray, infinite."""
     if not np.all(np.isfinite(x)):
         return float("inf")
-    return float(gj.metrics.energy_distance(jnp.asarray(x), jnp.asarray(mixture.truth())))
+    return float(energy_distance(jnp.asarray(x), jnp.asarray(mixture.truth())))
 
 
 def rule(
@@ -134,8 +135,8 @@ def schedules(path: pathlib.Path) -> pathlib.Path:
         numbers = dict(facts.example)
         if name == "table":
             numbers["times"] = np.linspace(1, 0, len(numbers["values"]))
-        omega = facts.make(**numbers, **facts.options).table(times, process=PROCESS)
-        omega = np.broadcast_to(np.asarray(omega), (steps,))
+        table = facts.make(**numbers, **facts.options).table(jnp.asarray(times), process=PROCESS)
+        omega = np.broadcast_to(np.asarray(table), (steps,))
         axis.step(times[:-1], omega, where="post", color=COLORS[1], linewidth=1.1)
         axis.axhline(0, color="#999999", linewidth=0.5)
         axis.set(xlim=(1, 0), xticks=[1, 0], ylim=(min(-0.3, omega.min() * 1.1), None))

@@ -75,47 +75,31 @@ def _gradient() -> gj.Denoiser:
     return gj.denoiser(gj.input_gradient(denoiser(model(), PROCESS)), PROCESS)
 
 
-@jax.jit
-def _path(guidance: gj.Guidance, predict: dict[str, gj.Denoiser], x: jax.Array) -> jax.Array:
-    """x_t along a run of DDIM: the sampler's loop with every state kept."""
-    solver, times = gj.ddim(), jnp.asarray(TIMES)
-    rows = guidance.rows(times, None, PROCESS)
-
-    def step(carry, inputs):
-        x, state = carry
-        t, s, row = inputs
-        found = {
-            name: net(x, t, jnp.full(x.shape[0], LABELS.get(name, LABELS["cond"])))
-            for name, net in predict.items()
-        }
-        x0, state = guidance.apply(state, found, row, x, t, s, PROCESS)
-        denoised = gj.solvers.base.Denoised(x0, found)
-        x, _ = solver.step(solver.numbers, denoised, None, PROCESS, x, t, s, None, ())
-        return (x, state), x
-
-    _, path = jax.lax.scan(step, (x, guidance.init(x)), (times[:-1], times[1:], rows))
-    return jnp.concatenate([x[None], path])
-
-
 def run(name: str, omegas: Any = None) -> list[Drawn]:
     """The rule from the same noise at each of its weights."""
     chosen = setting(name)
     numbers = dict(chosen.mixture_numbers)
     if name == "recfg":
         numbers["ratio"] = _ratio()
+    exact = denoiser(model(), PROCESS)
+    labels = {branch: jnp.full(POINTS, label) for branch, label in LABELS.items()}
+    cond, uncond = labels.pop("cond"), labels.pop("uncond")
+    conditions = {**labels, "gradient": (_gradient(), cond)}
     drawn = []
     for omega in chosen.mixture if omegas is None else omegas:
         guidance = guide(name, omega, numbers)
-        exact = denoiser(model(), PROCESS)
-        predict = {b: _gradient() if b == "gradient" else exact for b in guidance.branches}
-        drawn.append(Drawn(omega, np.asarray(_path(guidance, predict, noise()))))
+        _, trail = gj.sample(
+            jax.random.key(0), exact, PROCESS, noise(), cond=cond, uncond=uncond,
+            conditions=conditions, guidance=guidance, times=TIMES, keep="all",
+        )  # fmt: skip
+        drawn.append(Drawn(omega, np.concatenate([noise()[None], trail.x])))
     return drawn
 
 
 @functools.cache
 def _ratio() -> gj.Weight:
     """ρ of ReCFG, measured on noised samples of the class."""
-    times = np.linspace(0.05, 0.95, 16)
+    times = jnp.linspace(0.05, 0.95, 16)
     key, other = jax.random.split(jax.random.key(1))
     x0 = model().sample(key, jnp.zeros(512, int))
     eps = jax.random.normal(other, x0.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -37,62 +38,95 @@ HELPERS = (
 INTRODUCTION = """\
 # Rules and schedules
 
-<!-- Made by `python -m experiments.rules` from the rules' declarations; edit that, not this. -->
+<!-- Made by `python -m experiments.rules` from the declarations; edit those, or its page.py. -->
 
-A rule combines the conditional prediction c with others, the unconditional u first of all. ω is the
-excess over the conditional model: ω = 0 is c, and other people's scale w is ω + 1
-(`gj.from_scale`). By hand a rule takes arrays in its own space; `gj.guidance` converts from whatever
-the network predicts, and back. Every number of a rule may be a schedule of (s, t, c).
+A rule combines the conditional prediction c with others, the unconditional u first of all. ω is
+the excess over the conditional model: ω = 0 is c, and other people's scale w is ω + 1
+(`gj.from_scale`). By hand a rule takes arrays in its own space; `gj.guidance` converts from
+whatever the network predicts, and back. Every number of a rule may be a schedule of (s, t, c).
 
 ```python
-x0 = gj.adg(cond, uncond, 4.0)                                    # by hand, in anybody's loop
-guidance = gj.guidance(gj.apg, omega=4.0, eta=0.2)                # bound, for gj.sample
+x0 = gj.adg(cond, uncond, 4.0)                           # by hand, in anybody's loop
+guidance = gj.guidance(gj.apg, omega=4.0, eta=0.2)       # bound, for gj.sample
 guidance = gj.guidance(gj.chain(gj.cfg, gj.rescale(0.7)), omega=gj.interval(6.0, lo=0.2, hi=0.8))
-guidance = gj.guidance(gj.autoguidance, omega=1.0)                # a branch with its own network:
-x0 = gj.sample(..., guidance=guidance, branches={"weak": (weak_denoise, labels)})
-skip = gj.add_perturbation.on(perturbed="skip")                   # a branch under another name
+guidance = gj.guidance(gj.autoguidance, omega=1.0)       # a branch with a network of its own:
+x0 = gj.sample(..., guidance=guidance, conditions={"weak": (weak_denoise, labels)})
+skip = gj.add_perturbation.on(perturbed="skip")          # a branch under another name
 guidance = gj.guidance(gj.chain(gj.cfg, gj.add_perturbation(2.0), skip(1.0)), omega=3.0)
 ```
 """
 
-CHOICE = """\
-## Which to choose when
+CHOICE = (
+    ("nothing yet, any model", "`cfg`, ω from 0.5 up, with `interval`",
+     "linear, the same in every space; outside the interval a step is one pass"),
+    ("burnt colours, too much contrast", "`adg`, `apg`, or `rescale(0.7)` after any rule",
+     "they bound or restore the norm that extrapolation inflates"),
+    ("the same, on a flow model", "`norm_cap`; `cfg_zero`, and `zero_init` after it",
+     "defined on the velocity; `cfg_zero` fits u to c before it subtracts it"),
+    ("values out of range, in pixel space", "`dynamic_threshold`, `threshold`",
+     "they act on x̂0 in the range of the data; not for latents"),
+    ("good detail, but poor variety and colour", "`fdg`, `fdg_projected`",
+     "low frequencies, which set colour and layout, get less ω than high ones"),
+    ("samples collapse onto few modes",
+     "less ω, or a schedule: `interval`, `low_contraction`, `clamp_linear`",
+     "variety is lost by guiding early, or where modes contract"),
+    ("a smaller model or an earlier checkpoint", "`autoguidance`, `mixed_autoguidance`",
+     "away from the weak model's errors, not from other classes, so that variety stays"),
+    ("no unconditional model", "`perturbation`", "the disturbed network stands in for u"),
+    ("CFG and a perturbation together", "`stacked`, `chain(..., add_perturbation)`",
+     "each with its own ω or schedule; a step pays for a branch where its weight isn't 0"),
+    ("something to avoid", "`negative_prompt`; `perp_neg` where that undoes the prompt",
+     "`perp_neg` takes away only what is orthogonal to the prompt; `timed_negative` waits"),
+    ("several conditions at once", "`compose_and`, `compose_not`, `nested`, `compose(...)`",
+     "a branch each, each with its own weight"),
+    ("one ω doesn't suit all samples",
+     "`feedback`, `mambo_g`, `pmc`, or a learned `gj.OmegaNet`",
+     "ω from each sample's own predictions, or from its condition and time"),
+    ("twice the cost is too much", "`interval`, `cutoff`, `compress`",
+     "the passes are left out of the program, not masked"),
+    ("flat, over-smooth samples with few steps", "`higs`, `tsr`, `epsilon_scaling`",
+     "no pass more: they sharpen or rescale what is there"),
+    ("tokens: discrete diffusion, language models", "`logits_cfg`",
+     "CFG on log-probabilities, normalised"),
+)  # fmt: skip
 
-Start with `cfg` and an `interval`: it costs less than a constant ω and is the baseline to beat.
-Then go by what is wrong.
+WARNINGS = """\
+Two warnings. A rule whose space isn't "any" is another rule in another space: tuned values don't
+carry over from a tool that applies it to the raw output. And ω isn't comparable between rules:
+compare at the best ω of each, on a measure that no method was tuned on, as `experiments.digits`
+does.
+"""
 
-| what you see, or have | try | because |
-|---|---|---|
-| nothing yet, any model | `cfg`, ω from 0.5 up, with `interval` | linear, the same in every space; outside the interval it makes one pass |
-| burnt colours, too much contrast | `adg`, `apg`, or `rescale(0.7)` after any rule | they bound or restore the norm that extrapolation inflates |
-| the same, on a flow model | `norm_cap`, `cfg_zero` with `zero_init` | defined on the velocity; `cfg_zero` fits u before it subtracts it |
-| values out of range, pixel space | `dynamic_threshold`, `threshold` | they act on x̂0 in the range of the data; not for latents |
-| good detail but poor variety and colour | `fdg`, `fresca` | low frequencies get less ω than high ones |
-| samples collapse onto few modes | a schedule: `interval`, `low_contraction`, `clamp_linear`; or less ω | variety is lost by guiding early or where modes contract; no rule brings it back |
-| a smaller or earlier checkpoint | `autoguidance`, `mixed_autoguidance` | moves away from errors, not from other classes, so that variety stays |
-| no unconditional model at all | `perturbation` | the disturbed network stands in for u |
-| guidance and a perturbation together | `stacked`, `chain(..., add_perturbation)` | each with its own ω or schedule, paid for only where it is not 0 |
-| something to avoid | `negative_prompt`, `perp_neg` if it undoes the prompt | `perp_neg` removes only what is orthogonal to the prompt; `timed_negative` holds it back at first |
-| several conditions at once | `compose_and`, `compose_not`, `nested`, `compose(...)` | a branch each, with its own weight |
-| one ω doesn't suit all samples | `feedback`, `mambo_g`, `pmc`, or a learned `gj.OmegaNet` | ω from each sample's own predictions |
-| twice the cost is too much | `interval`, `cutoff`, `compress` | the passes are left out of the program, not masked |
-| tokens: discrete diffusion, language models | `logits_cfg` | CFG on log-probabilities, normalised |
+RULES = """\
+## All rules
 
-Two warnings. A rule that is not of space "any" is another rule in another space: tuned values do not
-carry over from a tool that applies it to the raw output. And ω is not comparable between rules: compare
-at the best ω of each, on a measure that no method was tuned on, as `experiments.digits` does.
+Passes are network evaluations besides the conditional one. “After another” marks a rule that
+refines the result of the one before it in a `chain`. “Off at 0” says whether ω = 0 is the
+conditional model, bit for bit.
+"""
+
+SCHEDULES_TEXT = """\
+## All schedules
+
+Each is a `Weight`: it stands wherever a number does. Weights add, multiply and `.clip`;
+`interval(1.0, ...) * net.weight(phi)` restricts a learned one. “Keeps” says what the first number
+is of ω, its mean over time or its peak. In the picture, ω from t = 1 to 0 for the numbers of the
+declaration.
+
+![Every schedule](rules/schedules.png)
 """
 
 READING = """\
 ## How to read the pictures
 
-Each was drawn by one rule from the same noise. Left, a 2-D mixture with exact denoisers: the arm that
-points up is the class c (orange: its density), all three arms are u (grey outline), 32 DDIM steps. The
-paths are at the middle ω; "distance" is the energy distance of 600 samples to the class, for which
-chance gives about 0.005. The mean norm of x_t is beside that of noised data (thick). Right, the digits
-of a small under-trained denoiser at a weight below, at and far above what one would use. Two numbers
-are few for rules that take statistics of a whole image (`rescale`, `ep_cfg`, `fdg`, `fresca`, `higs`,
-`mimic`, `token_norm`, the thresholds): look at their digits.
+Every rule starts from the same noise. Left, a 2-D mixture with exact denoisers: the arm that points
+up is the class c (orange, its density), the three arms together are u (grey outline); 32 DDIM
+steps. The paths are at the middle ω; “distance” is the energy distance of 600 samples to the
+class, 0 at best. The mean norm of x_t stands beside that of noised data (thick). Right, the digits
+of a small under-trained denoiser, from a mild ω to far too much. A rule that refines another comes
+after `cfg`, at the ω that is printed. Two numbers are few for rules that take statistics of a whole
+image (`rescale`, `ep_cfg`, `fdg`, `fresca`, `higs`, `mimic`, `token_norm`, the thresholds): look at
+their digits.
 
 Branches on the mixture: {mixture}.
 
@@ -122,36 +156,42 @@ BRANCHES = {
 }
 
 
+def ordered() -> list[Rule]:
+    """Every rule, family by family."""
+    order = list(FAMILIES)
+    place = lambda rule: order.index(family(rule)) if family(rule) in FAMILIES else len(order)  # noqa: E731
+    return sorted(REGISTRY.values(), key=place)
+
+
+def family(rule: Rule) -> str:
+    """The file that a rule is in."""
+    return rule.fn.__module__.rsplit(".", 1)[-1]
+
+
 def text() -> str:
     """The whole page."""
     parts = [
         INTRODUCTION,
-        CHOICE,
-        "## All rules\n\nPasses are network evaluations besides the conditional one. "
-        "“g” marks a rule that refines the result of the one before it in a `chain`. A rule not "
-        "off at ω = 0 isn't the conditional model there, or takes no ω.\n",
+        "## Which to choose when\n",
+        _table(("what you see, or have", "try", "because"), CHOICE),
+        WARNINGS,
+        RULES,
         _table(
-            ("rule", "formula", "space", "passes", "state", "off at 0", "paper"),
-            (_rule_row(rule) for rule in REGISTRY.values()),
+            ("rule", "formula", "space", "passes", "state", "off at 0", "defaults", "paper"),
+            map(_rule_row, ordered()),
         ),
-        "## All schedules\n\nEach is a `Weight`: it stands wherever a number does. Weights add, "
-        "multiply and `.clip`; `interval(...) * net.weight(phi)` restricts a learned one. Pictures: "
-        "ω from t = 1 to 0 with the numbers of the declaration.\n\n"
-        "![Every schedule](rules/schedules.png)\n",
+        SCHEDULES_TEXT,
         _table(
             ("schedule", "formula", "keeps", "acts on", "defaults", "source"),
-            (_schedule_row(facts) for facts in SCHEDULES.values()),
+            map(_schedule_row, SCHEDULES.values()),
         ),
         "## Beside the rules\n",
-        _table(("name", "what it does"), (_helper_row(name) for name in HELPERS)),
+        _table(("name", "what it is"), map(_helper_row, HELPERS)),
         READING.format(**{where: _branches(known) for where, known in BRANCHES.items()}),
     ]
-    families = {rule.fn.__module__.rsplit(".", 1)[-1] for rule in REGISTRY.values()}
-    for family in [*FAMILIES, *sorted(families - FAMILIES.keys())]:
-        members = [r for r in REGISTRY.values() if r.fn.__module__.endswith(f".{family}")]
-        if members:
-            parts.append(f"## {FAMILIES.get(family, family)}\n")
-            parts.extend(map(_section, members))
+    for name, members in itertools.groupby(ordered(), family):
+        parts.append(f"## {FAMILIES.get(name, name)}\n")
+        parts.extend(map(_section, members))
     return "\n".join(parts)
 
 
@@ -193,18 +233,28 @@ def passes(rule: Rule) -> str:
 
 def arxiv(text: str) -> str:
     """arXiv numbers as links."""
-    return re.sub(
-        r"(?:arXiv )?(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", text
-    )  # fmt: skip
+    return re.sub(r"(?:arXiv )?(\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", text)
 
 
 def _rule_row(rule: Rule) -> tuple[str, ...]:
-    mark = " (g)" if rule.refines else ""
+    mark = ", after another" if rule.refines else ""
     return (
-        f"[`{rule.name}`](#{rule.name}){mark}", headline(rule.fn), rule.space, passes(rule),
+        f"[`{rule.name}`](#{rule.name}){mark}",
+        headline(rule.fn),
+        rule.space,
+        passes(rule),
         "yes" if rule.init is not None else "–",
-        "yes" if rule.exact_at_zero and "omega" in rule.takes else "–", arxiv(rule.paper),
-    )  # fmt: skip
+        off_at_zero(rule),
+        defaults(rule.fn),
+        arxiv(rule.paper),
+    )
+
+
+def off_at_zero(rule: Rule) -> str:
+    """Whether ω = 0 is the conditional model; a rule without ω has no say."""
+    if "omega" not in rule.takes:
+        return "–"
+    return "yes" if rule.exact_at_zero else "no"
 
 
 def _schedule_row(facts: Schedule) -> tuple[str, ...]:
@@ -221,16 +271,9 @@ def _helper_row(name: str) -> tuple[str, str]:
 
 def _section(rule: Rule) -> str:
     takes = ", ".join([*rule.takes, *(f"{n}=..." for n in rule.defaults)])
-    facts = [
-        f"space {rule.space}",
-        f"passes {passes(rule)}",
-        *(["carries state"] if rule.init is not None else []),
-        f"defaults {defaults(rule.fn)}",
-        arxiv(rule.paper),
-    ]
     note = "" if rule.space == "log_prob" else setting(rule.name).note
     return (
-        f"### {rule.name}\n\n{headline(rule.fn)}.\n\n`{rule.name}({takes})`: "
-        f"{'; '.join(facts)}.\n\n![{rule.name}](rules/{rule.name}.png)\n"
-        + (f"\n{note}\n" if note else "")
+        f"### {rule.name}\n\n{headline(rule.fn)}.\n\n`{rule.name}({takes})` · space {rule.space} · "
+        f"passes {passes(rule)}{' · carries state' if rule.init is not None else ''}\n\n"
+        f"![{rule.name}](rules/{rule.name}.png)\n" + (f"\n{note}\n" if note else "")
     )

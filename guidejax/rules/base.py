@@ -48,6 +48,8 @@ class Rule:
         static: Names of numbers that are structure (an option, a count), not traced.
         gates: For a branch, the weight that it enters with, made of ω and the numbers by name.
             Where that is known to be 0 the branch isn't evaluated, and `cond` stands in for it.
+        wants: For a rule whose state lets its branches go, `wants(state, **options)`: (batch,)
+            flags, False where this step needs `cond` alone. The others then come as None.
     """
 
     fn: Callable[..., Any]
@@ -59,6 +61,7 @@ class Rule:
     takes: tuple[str, ...]
     defaults: Mapping[str, Any]
     gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
+    wants: Callable[..., Any] | None = None
 
     @property
     def name(self) -> str:
@@ -159,6 +162,7 @@ def make_rule(
     exact_at_zero: bool = True,
     static: tuple[str, ...] = (),
     gates: Mapping[str, Gate] | None = None,
+    wants: Callable[..., Any] | None = None,
 ) -> Rule:
     """A `Rule` of any function whose signature follows the convention above, unregistered.
 
@@ -187,6 +191,7 @@ def make_rule(
     if exact_at_zero and "omega" in takes:
         made.gates = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))
     made.gates = {**made.gates, **(gates or {})}
+    made.wants = wants
     functools.update_wrapper(made, fn, updated=())
     return made
 

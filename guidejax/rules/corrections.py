@@ -25,7 +25,7 @@ def reg(
     vector-Jacobian product a step: `input_gradient` makes the branch,
 
         sample(..., guidance=guidance(reg, 2.0),
-               branches={"gradient": (input_gradient(denoise), labels)})
+               conditions={"gradient": (input_gradient(denoise), labels)})
 
     Args:
         cond: Conditional clean prediction c, (batch, ...).

@@ -370,7 +370,7 @@ def compose(and_: Sequence[str] = (), not_: Sequence[str] = ()) -> Rule:
         not_: Names of the branches to avoid.
 
     Returns:
-        A rule for `guidance`; `sample(branches={"hat": ...})` gives the conditions.
+        A rule for `guidance`; `sample(conditions={"hat": ...})` gives the conditions.
 
     Raises:
         ValueError: If a name is no identifier, is taken, or comes twice.
@@ -417,7 +417,7 @@ def stack(*perturbed: str) -> Rule:
         *perturbed: Names of the branches to move away from.
 
     Returns:
-        A rule for `guidance`; `sample(branches={"skip": (denoise, cond)})` gives the branches.
+        A rule for `guidance`; `sample(conditions={"skip": (denoise, cond)})` gives the branches.
 
     Raises:
         ValueError: If a name is no identifier, is taken, or comes twice.

@@ -39,9 +39,15 @@ def buffer(x: Array) -> Array:
     space="eps",
     paper="Castillo et al., arXiv 2312.12487, §5",
     init=lambda x: per_sample(x, 0, jnp.bool_),
+    wants=jnp.logical_not,
 )
 def adaptive(
-    cond: Array, uncond: Array, omega: Array, state: Array, *, threshold: Array | float = 0.991
+    cond: Array,
+    uncond: Array | None,
+    omega: Array,
+    state: Array,
+    *,
+    threshold: Array | float = 0.991,
 ) -> tuple[Array, Array]:
     """Adaptive guidance: `cfg` until c and u point the same way, then c for the rest of the run.
 
@@ -50,7 +56,8 @@ def adaptive(
 
     Args:
         cond: Conditional prediction c, (batch, ...), as ε.
-        uncond: Unconditional prediction u, the same shape and space.
+        uncond: Unconditional prediction u, the same shape and space; None returns `cond`, for
+            when guidance is over for every sample: the sampler then leaves that pass out.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
         state: (batch,) flags, True where guidance is over.
         threshold: γ̄, scalar or (batch,): 0.991 for the paper's 20-step latent model. ComfyUI's
@@ -68,6 +75,8 @@ def adaptive(
         [[1.0, -0.009999999776482582]] [True]
         [[1.0, 0.0]] [True]
     """
+    if uncond is None:
+        return cond, state
     c, u = upcast(cond), upcast(uncond)
     guided = c + expand(jnp.where(state, 0, omega), c) * (c - u)
     cosine = safe_divide(dot(c, u), norm(c) * norm(u))
@@ -87,6 +96,7 @@ class Cached(NamedTuple):
     paper="after FasterCache, Lv et al., arXiv 2410.19355",
     init=lambda x: Cached(buffer(x), per_sample(x, 0, jnp.int32)),
     static=("every",),
+    wants=lambda state, every: state.step % every == 0,
 )
 def cached_difference(
     cond: Array, uncond: Array | None, omega: Array, state: Cached, *, every: int = 5
@@ -94,7 +104,8 @@ def cached_difference(
     """`cfg` with a difference c − u that is measured once in `every` steps and kept in between.
 
     c + ω d, with d = c − u on the steps 0, every, 2·every, … and the last such d on the others,
-    where u is not looked at: a caller that leaves that pass out gives `uncond=None`. FasterCache
+    where u is not looked at: a caller that leaves that pass out gives `uncond=None`, as the sampler
+    does. FasterCache
     (2410.19355) also reweights d by frequency band; FastVideo and SGLang keep it as it is, on the
     velocity.
 

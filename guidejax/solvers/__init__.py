@@ -1,5 +1,11 @@
 """Solvers, one a file: each takes x_t to x_s from the guided x0."""
 
+from guidejax.solvers.ancestral import ancestral as ancestral
 from guidejax.solvers.base import Denoised as Denoised
 from guidejax.solvers.base import Solver as Solver
+from guidejax.solvers.cfgpp import cfgpp as cfgpp
 from guidejax.solvers.ddim import ddim as ddim
+from guidejax.solvers.dpm import dpmpp_2m as dpmpp_2m
+from guidejax.solvers.edm import edm_heun as edm_heun
+from guidejax.solvers.euler import euler as euler
+from guidejax.solvers.heun import heun as heun

@@ -7,12 +7,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from guidejax._arrays import Array, Tree, accumulator, expand, tree_map
+from guidejax._arrays import (
+    Array,
+    Tree,
+    accumulator,
+    expand,
+    is_concrete,
+    safe_sqrt,
+    tree_map,
+)
+from guidejax.processes import Process
+
+STATIC = {"static": True}
 
 
 class Denoised(NamedTuple):
-    """What was predicted at (x, t): the guided x0, and each branch by name."""
+    """What was predicted at (x, t): the guided x0, and by name the branches that a solver needs."""
 
     x0: Tree
     branches: Mapping[str, Tree]
@@ -26,18 +38,26 @@ class Solver:
     Attributes:
         numbers: Its numbers, traced.
         step: `step(numbers, denoised, again, process, x, t, s, key, state) -> (x_s, state)`.
-            `denoised` was predicted at (x, t); `again(x, s)` predicts once more, at the end of
-            the step, for two-stage solvers.
-        init: `init(x) -> state`.
+            `denoised` was predicted at (x, t). For two-stage solvers `again(x, s)` predicts the
+            guided x0 once more at the end of the step, with the ω of the step that starts there;
+            it is None on a last step into s = 0, where nothing is left to predict.
+        init: `init(x, t) -> state` for the first step, t its time.
+        prepare: `prepare(numbers, process, x, t, key) -> (x, t)`, the point to denoise from, for
+            solvers that add noise before the network looks; None is (x, t) itself.
         stages: Predictions a step, 1 or 2.
+        branches: Names of the branches that it needs beside the guided x0, at every step.
     """
 
     numbers: Mapping[str, Any]
-    step: Callable[..., tuple[Tree, Tree]] = dataclasses.field(metadata={"static": True})
-    init: Callable[[Tree], Tree] = dataclasses.field(
-        default=lambda x: (), metadata={"static": True}
+    step: Callable[..., tuple[Tree, Tree]] = dataclasses.field(metadata=STATIC)
+    init: Callable[[Tree, Array], Tree] = dataclasses.field(
+        default=lambda x, t: (), metadata=STATIC
     )
-    stages: int = dataclasses.field(default=1, metadata={"static": True})
+    prepare: Callable[..., tuple[Tree, Array]] | None = dataclasses.field(
+        default=None, metadata=STATIC
+    )
+    stages: int = dataclasses.field(default=1, metadata=STATIC)
+    branches: tuple[str, ...] = dataclasses.field(default=(), metadata=STATIC)
 
 
 def normal_like(key: Array, x: Tree) -> Tree:
@@ -91,3 +111,28 @@ def combine(coefficients: tuple[Array, ...], *terms: Tree) -> Tree:
         return total.astype(leaves[0].dtype)
 
     return tree_map(one, *terms)
+
+
+def toward(process: Process, s: Array, t: Array, keep: Array) -> tuple[Array, Array, Array]:
+    """(A, B, C) of x_s = α_s x̂0 + σ_s (keep · ε̂ + √(1 − keep²) ε) = A x_t + B x̂0 + C ε.
+
+    `keep` is the share of the noise ε̂ = (x_t − α_t x̂0)/σ_t that stays: 1 is DDIM.
+    """
+    sigma_s = process.sigma(s)
+    ratio = sigma_s / process.sigma(t)
+    a = ratio * keep
+    b = process.alpha(s) - process.alpha(t) * a
+    return a, b, sigma_s * safe_sqrt(1 - keep**2)
+
+
+def noise_left(process: Process, s: Array, t: Array) -> Array:
+    """(σ_s/α_s) / (σ_t/α_t) in [0, 1): 0 from pure noise and into data."""
+    return process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
+
+
+def check_range(who: str, name: str, value: Any, lo: float = 0.0, hi: float = 1.0) -> None:
+    """Raise `ValueError` where a number that is known now is not within [lo, hi]."""
+    if is_concrete(value):
+        host = np.asarray(value)
+        if not np.all((host >= lo) & (host <= hi)):
+            raise ValueError(f"{who} expects {name} in [{lo:g}, {hi:g}], got {value}.")

@@ -35,4 +35,7 @@ from guidejax.weights.schedules import schedule as schedule
 from guidejax.weights.stagewise import least_contraction as least_contraction
 from guidejax.weights.stagewise import low_contraction as low_contraction
 from guidejax.weights.stagewise import triangular as triangular
+from guidejax.weights.tables import load_table as load_table
+from guidejax.weights.tables import save_table as save_table
 from guidejax.weights.tables import table as table
+from guidejax.weights.tables import to_table as to_table

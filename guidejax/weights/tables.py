@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, check_finite, is_concrete
-from guidejax.weights.base import Step, Weight
+from guidejax.processes import Process
+from guidejax.weights.base import Step, Weight, as_weight
 from guidejax.weights.omega_net import check_labels
 from guidejax.weights.schedules import require, row_of, schedule
 
@@ -129,3 +133,102 @@ def table(values: Any, times: Any = None) -> Weight:
         times, values = times[order], jnp.asarray(values)[order]
     classes = shape[1] if len(shape) == 2 else None
     return Weight({"values": values, "times": times}, _Table(classes), _table_mask)
+
+
+def to_table(
+    weight: Any, times: Any, conditions: Any = None, *, process: Process | None = None
+) -> Weight:
+    """Any ω, a learned one above all, as the `table` of its values on a grid: nothing left to run.
+
+    Args:
+        weight: ω: a number, a function or a `Weight`.
+        times: The grid of the runs to come, (steps + 1,); the table fits no other number of steps.
+        conditions: None for a weight of the times alone; class ids 0 to C − 1 for a column a class;
+            any other condition, with a leading axis, for a column a sample in this order, whatever
+            `cond` the run has.
+        process: For weights in log-SNR or sigma, and learned ones.
+
+    Raises:
+        ValueError: If the times don't fall, the class ids are not 0 to C − 1 in order, or ω depends
+            on the condition and there is none.
+
+    Example:
+        >>> to_table(lambda s, t, cond: 2 * t, [1.0, 0.5, 0.0]).params["values"].tolist()
+        [2.0, 1.0]
+    """
+    times = np.asarray(times, jnp.result_type(float))
+    if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) < 0):
+        raise ValueError(f"to_table expects falling times, (steps + 1,), got {times}.")
+    weight = as_weight(weight)
+    values = weight.table(jnp.asarray(times), conditions, process=process)
+    if values.ndim == 1:
+        return table(values)
+    if conditions is None:
+        raise ValueError(f"ω has shape {values.shape[1:]} at a step; give `conditions`.")
+    if isinstance(conditions, (list, tuple, np.ndarray, jax.Array)):
+        labels = np.asarray(conditions)
+        if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+            if not np.array_equal(labels, np.arange(len(labels))):
+                raise ValueError(f"to_table expects class ids 0 to C − 1 in order, got {labels}.")
+            return table(values)
+    return Weight({"values": values, "times": None}, _Table(None), _table_mask)
+
+
+def save_table(path: Any, weight: Any, times: Any, conditions: Any = None, **kwargs: Any) -> None:
+    """Write `to_table(weight, times, conditions)` where other frameworks can read it.
+
+    Entries: "omega", the excess over the conditional model, and "scale" = omega + 1, what others
+    call the guidance scale, both (steps,) or (steps, classes); "t" and "s", the times denoised from
+    and to, (steps,), 1 being noise.
+
+    Args:
+        path: A file name that ends in .npz or .json.
+        weight: As in `to_table`.
+        times: As in `to_table`.
+        conditions: As in `to_table`.
+        **kwargs: `process`, as in `to_table`.
+
+    Raises:
+        ValueError: If the name has another ending.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/omega.json"
+        >>> save_table(path, 2.0, [1.0, 0.5, 0.0])
+        >>> load_table(path).params["values"].tolist()
+        [2.0, 2.0]
+    """
+    path = pathlib.Path(path)
+    omega = np.asarray(to_table(weight, times, conditions, **kwargs).params["values"])
+    times = np.asarray(times, np.float64)
+    entries = {"omega": omega, "scale": omega + 1, "t": times[:-1], "s": times[1:]}
+    if path.suffix == ".npz":
+        np.savez(path, **entries)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps({name: value.tolist() for name, value in entries.items()}))
+    else:
+        raise ValueError(f"save_table writes .npz or .json, got {path.name!r}.")
+
+
+def load_table(path: Any) -> Weight:
+    """The `table` that `save_table` wrote, or any file with its entry "omega".
+
+    A table with a column a sample comes back with a column a class.
+
+    Raises:
+        ValueError: If the name ends in neither .npz nor .json, or there is no "omega".
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/omega.npz"
+        >>> np.savez(path, omega=[3.0, 0.0])
+        >>> load_table(path).table(jnp.array([1.0, 0.5, 0.0])).tolist()
+        [3.0, 0.0]
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in (".npz", ".json"):
+        raise ValueError(f"load_table reads .npz or .json, got {path.name!r}.")
+    entries = np.load(path) if path.suffix == ".npz" else json.loads(path.read_text())
+    if "omega" not in entries:
+        raise ValueError(f"{path.name} has no entry 'omega'; it has {', '.join(entries)}.")
+    return table(np.asarray(entries["omega"], jnp.result_type(float)))

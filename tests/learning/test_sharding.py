@@ -65,6 +65,7 @@ def test_jit_of_a_sharded_batch(mesh, alone):
     check(alone, *jax.jit(step)(state, batch, keys))
 
 
+@pytest.mark.devices
 def test_pmap(alone):
     if jax.device_count() < 8:
         pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
@@ -105,6 +106,7 @@ def test_fit_omega_on_a_mesh(mesh, one_device, name):
     np.testing.assert_allclose(flat(phi), one_device[name], atol=5e-6)
 
 
+@pytest.mark.devices
 def test_fit_omega_on_a_mesh_of_two_axes_resumes_on_one_device(tmp_path, one_device):
     if jax.device_count() < 8:
         pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")

@@ -43,7 +43,7 @@ def test_reg_through_the_sampler():
     noise, labels, null = normal(3).astype(jnp.float32), jnp.array([1.0, -1.0]), jnp.zeros(2)
     got = sample(
         jax.random.key(0), denoise, process, noise, times=times, cond=labels, uncond=null,
-        guidance=guidance(reg, 2.0), branches={"gradient": (input_gradient(denoise), labels)},
+        guidance=guidance(reg, 2.0), conditions={"gradient": (input_gradient(denoise), labels)},
     )  # fmt: skip
     c, u = denoise(noise, 0.9, labels), denoise(noise, 0.9, null)
     x0 = c + 2 * 0.1 * (1 - c**2) * (c - u)

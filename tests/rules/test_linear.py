@@ -141,7 +141,7 @@ def by_hand(x0s, times):
 def test_compose_through_sample():
     times = [1.0, 0.5, 0.25]
     g = guidance(compose(and_=["hat"], not_=["blur"]), omega=1.0, blur_weight=0.5)
-    x = run(g, times, branches={"hat": jnp.asarray([3.0, 4.0]), "blur": jnp.asarray([0.0, 1.0])})
+    x = run(g, times, conditions={"hat": jnp.asarray([3.0, 4.0]), "blur": jnp.asarray([0.0, 1.0])})
     # u + 2 [(c − u) + (hat − u) − (blur − u)/2]: 0.5 + 2 (0.5 + 2.5 + 0.25) and
     # 0.5 + 2 (1.5 + 3.5 − 0.25)
     np.testing.assert_allclose(x, by_hand([[7.0, 10.0]] * 2, times), rtol=1e-12)
@@ -151,12 +151,12 @@ def test_stack_through_sample_with_another_network():
     times = [1.0, 0.5, 0.25]
     weaker = lambda x, t, cond: denoise(x, t, cond) / 2
     branches = {"skip": (weaker, jnp.asarray([1.0, 2.0]))}
-    x = run(guidance(stack("skip"), omega=2.0, skip_omega=4.0), times, branches=branches)
+    x = run(guidance(stack("skip"), omega=2.0, skip_omega=4.0), times, conditions=branches)
     # c + 2 (c − u) + 4 (c − c/2) = 1 + 1 + 2, 2 + 3 + 4
     np.testing.assert_allclose(x, by_hand([[4.0, 9.0]] * 2, times), rtol=1e-12)
     assert np.array_equal(
         run(guidance(chain(cfg, add_perturbation(perturbed_omega=4.0)), omega=2.0), times,
-            branches={"perturbed": branches["skip"]}),
+            conditions={"perturbed": branches["skip"]}),
         x,
     )  # fmt: skip
 
@@ -165,6 +165,6 @@ def test_timed_negative_through_sample():
     times = [1.0, 0.6, 0.3]
     gate = interval(1.0, lo=1, hi=1, unit="step")
     g = guidance(timed_negative, omega=2.0, gate=gate)
-    x = run(g, times, branches={"negative": jnp.asarray([0.0, 0.0])})
+    x = run(g, times, conditions={"negative": jnp.asarray([0.0, 0.0])})
     # First step against u, second against m: c + 2 (c − u), then c + 2 (c − 0).
     np.testing.assert_allclose(x, by_hand([[2.0, 5.0], [3.0, 6.0]], times), rtol=1e-12)

@@ -1,0 +1,123 @@
+"""How the branches of one step are evaluated: one after another, in one batch, or in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from guidejax._arrays import Array, Tree, tree_map
+from guidejax.denoisers import Denoiser
+
+Evaluation = Literal["sequential", "batched", "vmapped", "sharded"]
+AXIS = "branch"
+
+# By name: the network, None for the sampler's own, and the condition.
+Branches = Mapping[str, tuple[Denoiser | None, Any]]
+
+
+def predict(
+    how: Evaluation, denoise: Denoiser, cond: Any, others: Branches, x: Tree, t: Array
+) -> dict[str, Tree]:
+    """x̂0 of "cond" and of every other branch, by name.
+
+    Branches with a network of their own, or a condition of another shape, can't share a pass with
+    "cond"; they follow one by one.
+    """
+    alike = {"cond": cond}
+    if how != "sequential":
+        alike |= {name: c for name, (net, c) in others.items() if net is None and _alike(c, cond)}
+    run = _TOGETHER[how] if len(alike) > 1 else _one_by_one
+    found = dict(zip(alike, run(denoise, list(alike.values()), x, t), strict=True))
+    for name, (net, c) in others.items():
+        if name not in found:
+            found[name] = (denoise if net is None else net)(x, t, c)
+    return {name: found[name] for name in ("cond", *others)}
+
+
+def check_evaluation(how: str, others: Branches) -> None:
+    """Raise `ValueError` for an unknown choice, or "sharded" without the axis it shards over."""
+    if how not in get_args(Evaluation):
+        raise ValueError(
+            f"unknown branches={how!r}; expected one of {', '.join(get_args(Evaluation))}. "
+            "Conditions of other branches go to conditions={name: ...}."
+        )
+    count = 1 + sum(network is None for network, _ in others.values())
+    if how == "sharded" and count > 1 and _axis_size() != count:
+        raise ValueError(
+            f"branches='sharded' needs a mesh (jax.set_mesh) with an axis {AXIS!r} of the size "
+            f"{count}, one device a branch; got {_axis_size() or 'no such axis'}."
+        )
+
+
+def _axis_size() -> int | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)).get(AXIS)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    facts = lambda tree: tree_map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    same = jax.tree.structure(a) == jax.tree.structure(b)  # type: ignore[operator]
+    return same and facts(a) == facts(b)
+
+
+def _one_by_one(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:
+    return [denoise(x, t, cond) for cond in conds]
+
+
+def _batched(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:
+    # Side by side for each sample, not one half after the other: a batch that is split over
+    # devices stays where it is.
+    count = len(conds)
+
+    def beside(*leaves):
+        return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
+
+    def apart(leaf, index):
+        return leaf.reshape(-1, count, *leaf.shape[1:])[:, index]
+
+    wide = tree_map(lambda leaf: beside(*[leaf] * count), x)
+    times = beside(*[t] * count) if jnp.ndim(t) else t
+    out = denoise(wide, times, tree_map(beside, *conds))
+    return [tree_map(lambda leaf, i=i: apart(leaf, i), out) for i in range(count)]
+
+
+def _vmapped(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:
+    stacked = tree_map(lambda *leaves: jnp.stack(leaves), *conds)
+    out = jax.vmap(lambda cond: denoise(x, t, cond))(stacked)
+    return [tree_map(lambda leaf, i=i: leaf[i], out) for i in range(len(conds))]
+
+
+def _sharded(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:
+    """Each device of the axis makes its own branch's pass; one all-reduce brings them together.
+
+    A step that has some of the branches alone makes their passes one by one.
+    """
+    if len(conds) != _axis_size():
+        return _one_by_one(denoise, conds, x, t)
+
+    def own(denoise, x, t, conds):
+        mine = jax.lax.axis_index(AXIS)
+        cond = tree_map(lambda *leaves: jax.lax.select_n(mine, *leaves), *conds)
+        x0 = denoise(x, t, cond)
+        # A sum of what is 0 but in one's own place, not an all-gather: that one is partitioned
+        # over no other axis of the mesh, and would gather the batch on every device as well.
+        place = lambda leaf: [jnp.where(mine == i, leaf, 0) for i in range(len(conds))]  # noqa: E731
+        return jax.lax.psum(tree_map(lambda leaf: jnp.stack(place(leaf), axis=-1), x0), AXIS)
+
+    whole = PartitionSpec()
+    out = jax.shard_map(
+        own, in_specs=whole, out_specs=whole, axis_names={AXIS}, check_vma=False
+    )(denoise, x, t, conds)  # fmt: skip
+    return [tree_map(lambda leaf, i=i: leaf[..., i], out) for i in range(len(conds))]
+
+
+_TOGETHER = {
+    "sequential": _one_by_one,
+    "batched": _batched,
+    "vmapped": _vmapped,
+    "sharded": _sharded,
+}

@@ -1,0 +1,113 @@
+"""What a run keeps beside its samples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from guidejax._arrays import Array, Tree, norm, tree_map, upcast
+from guidejax.metrics.guidance_scale import branch_angle, effective_omega
+
+Keep = Literal["final", "stats", "all"] | Sequence[int]
+
+
+class Stats(NamedTuple):
+    """What guidance did at each step, (steps, batch) each, of x̂0 with all leaves of the state.
+
+    The other branch is "uncond" where there is one, else the first; where a step didn't evaluate
+    it, `angle` and `delta_norm` are NaN and `effective_omega` is 0.
+
+    Attributes:
+        omega: ω as asked for.
+        effective_omega: The ω of plain CFG nearest to what the rule returned.
+        angle: Between the conditional and the other prediction, in radians.
+        cond_norm: ‖c‖.
+        delta_norm: ‖c − u‖.
+        guided_norm: ‖guided x̂0‖.
+    """
+
+    omega: Array
+    effective_omega: Array
+    angle: Array
+    cond_norm: Array
+    delta_norm: Array
+    guided_norm: Array
+
+
+class Trail(NamedTuple):
+    """What `sample(keep=...)` kept; None where it wasn't asked for.
+
+    Attributes:
+        x: x_s after each kept step, (kept, batch, ...).
+        x0: The guided x̂0 of those steps.
+        stats: `Stats` of every step.
+    """
+
+    x: Tree
+    x0: Tree
+    stats: Stats | None
+
+
+def check_keep(keep: Any, steps: int) -> Keep:
+    """`keep` as a word, or a tuple of rising step indices."""
+    if isinstance(keep, str):
+        if keep not in ("final", "stats", "all"):
+            raise ValueError(
+                f"unknown keep={keep!r}; expected final, stats, all, or indices of steps."
+            )
+        return keep  # type: ignore[return-value]
+    chosen = tuple(int(i) + (steps if i < 0 else 0) for i in keep)
+    rising = all(a < b for a, b in itertools.pairwise(chosen))
+    if not chosen or not rising or chosen[0] < 0 or chosen[-1] >= steps:
+        raise ValueError(
+            f"keep={tuple(keep)} must be rising indices of the {steps} steps, 0 the noisiest."
+        )
+    return chosen
+
+
+def slots(keep: Keep, steps: int) -> np.ndarray:
+    """For each step its place in what is kept; those not chosen share a last place, thrown away."""
+    chosen = () if isinstance(keep, str) else tuple(keep)
+    places = np.full(steps, len(chosen))
+    places[list(chosen)] = np.arange(len(chosen))
+    return places
+
+
+def blank(keep: Keep, x: Tree) -> Tree:
+    """Room for (x, x̂0) of the chosen steps, which the scan carries."""
+    if isinstance(keep, str):
+        return ()
+    room = tree_map(
+        lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf), (len(keep) + 1, *leaf.shape)), x
+    )
+    return room, room
+
+
+def put(room: Tree, value: Tree, slot: Array) -> Tree:
+    """`value` at `slot`."""
+    return tree_map(
+        lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, slot, 0), room, value
+    )
+
+
+def measure(guided: Tree, predictions: Mapping[str, Tree], omega: Array) -> Stats:
+    """`Stats` of one step, (batch,) each."""
+    g, c = _flat(guided), _flat(predictions["cond"])
+    size = norm(c)
+    asked = jnp.broadcast_to(omega, size.shape).astype(size.dtype)
+    names = [name for name in predictions if name != "cond"]
+    if not names:
+        unknown = jnp.full_like(size, jnp.nan)
+        return Stats(asked, jnp.zeros_like(size), unknown, size, unknown, norm(g))
+    u = _flat(predictions["uncond" if "uncond" in names else names[0]])
+    return Stats(asked, effective_omega(g, c, u), branch_angle(c, u), size, norm(c - u), norm(g))
+
+
+def _flat(x: Tree) -> Array:
+    leaves = [upcast(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
+    return jnp.concatenate(leaves, axis=1)

@@ -1,0 +1,60 @@
+"""CFG++ on any solver of one prediction a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from guidejax.solvers.base import Denoised, Solver, check_range, combine
+
+
+@dataclasses.dataclass(frozen=True)
+class _Renoised:
+    step: Callable[..., Any]
+
+    def __call__(self, numbers, denoised, again, process, x, t, s, key, state):
+        uncond, lam = denoised.branches["uncond"], jnp.asarray(numbers["lam"])
+        x0 = combine((1 - lam, lam), uncond, denoised.x0)
+        # α x̂0 + σ ε̂_u: where the guided x0 would have the noise that the unconditional model saw.
+        alpha = process.alpha(t)
+        x = combine((jnp.ones(()), alpha, -alpha), x, x0, uncond)
+        guided = Denoised(x0, denoised.branches)
+        return self.step(numbers["solver"], guided, again, process, x, t, s, key, state)
+
+
+def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
+    """CFG++: denoise with u + λ (c − u), add back the unconditional noise (Chung et al. 2024).
+
+    The solver steps from x' = α x̂0 + σ ε̂_u in place of x: for `ddim`, `euler` (on rectified flow)
+    and `ancestral` this is the update of arXiv 2406.08070 and of ComfyUI; for `dpmpp_2m` the
+    extrapolation is that of the guided x̂0, where ComfyUI subtracts an unconditional one. A DDIM
+    step is one of plain CFG with the ω of `cfgpp_omega`, so that a fixed λ means more guidance the
+    finer the grid.
+
+    λ interpolates: c is what `guidance` returns, the conditional model by default; leave it out of
+    `sample`. The unconditional pass is made at every step.
+
+    Args:
+        solver: A solver of one prediction a step.
+        lam: λ in [0, 1], which is no ω: a number or (batch,); 0 is the unconditional model.
+
+    Raises:
+        ValueError: If λ is not in [0, 1] or the solver has two stages.
+
+    Example:
+        >>> from guidejax.solvers.ddim import ddim
+        >>> cfgpp(ddim(), 0.6).branches
+        ('uncond',)
+    """
+    check_range("cfgpp", "lam", lam)
+    if solver.stages != 1:
+        raise ValueError("cfgpp expects a solver of one prediction a step; this one has two.")
+    return dataclasses.replace(
+        solver,
+        numbers={"lam": lam, "solver": solver.numbers},
+        step=_Renoised(solver.step),
+        branches=("uncond", *solver.branches),
+    )

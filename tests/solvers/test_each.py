@@ -1,0 +1,216 @@
+"""What is true of one solver alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import guidejax as gj
+from guidejax import analytic, solvers
+from guidejax.rules.coupled import cfgpp_omega
+
+from .common import MEAN, PROCESSES, STD
+
+KEY = jax.random.key(0)
+RF = gj.rectified_flow()
+NOISE = jax.random.normal(jax.random.key(1), (6, 3))
+half = lambda x, t, cond: 0.3 * x + jnp.sin(3 * t)[:, None]
+
+
+def _sample(solver, process=RF, denoise=half, noise=NOISE, steps=6, key=KEY, **kwargs):
+    return gj.sample(
+        key, denoise, process, noise, solver=solver,
+        **{"times": gj.uniform_times(steps), **kwargs},
+    )  # fmt: skip
+
+
+def test_euler_is_ddim_on_rectified_flow():
+    np.testing.assert_allclose(
+        _sample(solvers.euler()), _sample(solvers.ddim()), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_ancestral_at_its_ends(process):
+    process = PROCESSES[process]
+    run = lambda solver: _sample(solver, process)
+    np.testing.assert_allclose(
+        run(solvers.ancestral(1.0)), run(solvers.ddim(churn=1.0)), rtol=2e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        run(solvers.ancestral(0.0)), run(solvers.ddim()), rtol=2e-4, atol=1e-5
+    )
+
+
+def test_ancestral_is_k_diffusion_s():
+    """σ_up, σ_down of k-diffusion's get_ancestral_step, in its own coordinates."""
+    process = gj.edm(sigma_max=10.0, rho=3.0)
+    times = gj.uniform_times(4)
+    x = 10 * NOISE
+    got = _sample(solvers.ancestral(0.6), process, noise=x, times=times)
+    sigmas = process.sigma(times)
+    for i in range(4):
+        a, b = float(sigmas[i]), float(sigmas[i + 1])
+        up = min(b, 0.6 * (b**2 * (a**2 - b**2) / a**2) ** 0.5)
+        down = (b**2 - up**2) ** 0.5
+        slope = (x - half(x, jnp.full(6, times[i]), None)) / a
+        eps = jax.random.normal(jax.random.fold_in(KEY, i), x.shape)
+        x = x + slope * (down - a) + up * eps
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_edm_heun_is_the_paper_s_algorithm(gamma):
+    process = gj.edm(sigma_max=10.0, rho=3.0)
+    times = gj.uniform_times(5)
+    network = lambda x, sigma: 0.3 * x + jnp.sin(3 * sigma)
+    denoise = lambda x, t, cond: network(x, process.sigma(t)[:, None])
+    got = _sample(
+        solvers.edm_heun(gamma, lo=0.2, hi=8.0, noise=1.01), process, denoise, 10 * NOISE, 5
+    )
+    x, sigmas = 10 * NOISE, np.asarray(process.sigma(times))
+    for i in range(5):
+        a, b = sigmas[i], sigmas[i + 1]
+        if gamma and 0.2 <= a <= 8.0:
+            raised = a * (1 + gamma)
+            eps = jax.random.normal(jax.random.fold_in(KEY, i), x.shape)
+            x, a = x + (raised**2 - a**2) ** 0.5 * 1.01 * eps, raised
+        slope = (x - network(x, a)) / a
+        end = x + (b - a) * slope
+        if b > 0:
+            end = x + (b - a) * (slope + (end - network(end, b)) / b) / 2
+        x = end
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_edm_heun_stays_within_the_process():
+    seen = []
+
+    def network(x, t, cond):
+        jax.debug.callback(lambda t: seen.append(float(t.max())), t)
+        return 0.5 * x
+
+    for process in (gj.linear_vp(), gj.cosine()):
+        assert np.all(np.isfinite(_sample(solvers.edm_heun(0.4), process, network, steps=3)))
+    jax.effects_barrier()
+    assert max(seen) <= 1.0
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_dpmpp_2m_is_the_paper_s_algorithm(x64, process):
+    """Algorithm 2 of 2211.01095 with its own exponentials, first and last step of first order."""
+    process, times = PROCESSES[process], gj.uniform_times(5, 0.95, 0.05)
+    noise = NOISE.astype(jnp.float64)
+    got = _sample(solvers.dpmpp_2m(), process, noise=noise, times=times)
+    lam = process.log_snr(times) / 2
+    x, before = noise, None
+    for i in range(5):
+        s, t = times[i + 1], times[i]
+        x0, h = half(x, jnp.full(6, t), None), lam[i + 1] - lam[i]
+        d = x0
+        if before is not None:
+            r = (lam[i] - lam[i - 1]) / h
+            d = (1 + 1 / (2 * r)) * x0 - before / (2 * r)
+        ratio = process.sigma(s) / process.sigma(t)
+        x, before = ratio * x - process.alpha(s) * jnp.expm1(-h) * d, x0
+    np.testing.assert_allclose(got, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "solver", [solvers.ancestral(0.5), solvers.dpmpp_2m(1.0), solvers.edm_heun(0.1, lo=0.05)]
+)
+def test_stochastic_samples_have_the_law_of_the_data(solver):
+    process, n = gj.cosine(), 20_000
+    denoise = analytic.denoiser(analytic.gaussian(jnp.array([MEAN]), STD), process)
+    noise = jax.random.normal(jax.random.key(1), (n, 1))
+    got = _sample(solver, process, denoise, noise, steps=60)
+    assert abs(float(got.mean()) - MEAN) < 5 * STD / n**0.5 + 0.005
+    assert abs(float(got.std()) / STD - 1) < 5 / (2 * n) ** 0.5 + 0.02
+
+
+def test_the_sde_form_is_closer_than_ancestral():
+    """Both have DDPM's noise; the extrapolation is what makes the width second order."""
+    process, n = gj.cosine(), 50_000
+    denoise = analytic.denoiser(analytic.gaussian(jnp.array([MEAN]), STD), process)
+    noise = jax.random.normal(jax.random.key(1), (n, 1))
+    width = lambda solver: float(_sample(solver, process, denoise, noise, steps=20).std())
+    sde, plain = (abs(width(s(1.0)) / STD - 1) for s in (solvers.dpmpp_2m, solvers.ancestral))
+    assert sde < plain / 2
+    assert plain > 0.05
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_cfgpp_is_ddim_with_its_own_omega(x64, process):
+    process, times = PROCESSES[process], gj.uniform_times(5, 0.9, 0.0)
+    network = lambda x, t, cond: jnp.tanh(x + cond[:, None])
+    common = {"denoise": network, "cond": jnp.ones(6), "uncond": -0.5, "times": times}
+    common["noise"] = NOISE.astype(jnp.float64)
+    got = _sample(solvers.cfgpp(solvers.ddim(), 0.6), process, **common)
+    omega = lambda s, t, cond: cfgpp_omega(process, s, t, 0.6)
+    want = _sample(solvers.ddim(), process, guidance=gj.guidance(gj.cfg, omega), **common)
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_cfgpp_by_hand():
+    """x_s = α_s (u + λ (c − u)) + σ_s ε̂_u, and for the ends of λ what they mean."""
+    network = lambda x, t, cond: 0.2 * x + cond[:, None]
+    common = {"denoise": network, "cond": jnp.ones(6), "uncond": -0.5}
+    common["times"] = jnp.array([0.8, 0.3])
+    got = _sample(solvers.cfgpp(solvers.ddim(), 0.6), **common)
+    c, u = 0.2 * NOISE + 1, 0.2 * NOISE - 0.5
+    np.testing.assert_allclose(
+        got, 0.7 * (u + 0.6 * (c - u)) + 0.3 * (NOISE - 0.2 * u) / 0.8, rtol=1e-5, atol=1e-6
+    )
+    alone = _sample(solvers.ddim(), **{**common, "cond": jnp.full(6, -0.5)})
+    none = _sample(solvers.cfgpp(solvers.ddim(), 0.0), **common)
+    np.testing.assert_allclose(none, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_cfgpp_takes_a_lambda_a_sample_and_refines_a_guidance():
+    network = lambda x, t, cond: 0.2 * x + cond[:, None]
+    run = lambda lam, **kw: _sample(
+        solvers.cfgpp(solvers.ddim(), lam), RF, network, cond=jnp.ones(6), uncond=-0.5, **kw
+    )
+    each = run(jnp.linspace(0, 1, 6))
+    np.testing.assert_allclose(each[3], run(0.6)[3], rtol=1e-5)
+    # λ of the way to a guided x̂0 with ω is λ (1 + ω) of the way to c.
+    np.testing.assert_allclose(
+        run(0.3, guidance=gj.guidance(gj.cfg, 1.0)), run(0.6), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_second_prediction_takes_the_next_step_s_omega():
+    process, times = RF, jnp.array([0.9, 0.6, 0.3])
+    network = lambda x, t, cond: 0.5 * x * cond[:, None]
+    weight = gj.table([1.0, 4.0])
+    got = _sample(
+        solvers.heun(), process, network, times=times, cond=jnp.ones(6), uncond=0.0,
+        guidance=gj.guidance(gj.cfg, weight),
+    )  # fmt: skip
+
+    def slope(x, t, omega):
+        return (x - 0.5 * (1 + omega) * x) / t
+
+    x = NOISE
+    for (t, s), (here, there) in zip(
+        [(0.9, 0.6), (0.6, 0.3)], [(1.0, 4.0), (4.0, 4.0)], strict=True
+    ):
+        end = x + (s - t) * slope(x, t, here)
+        x = x + (s - t) * (slope(x, t, here) + slope(end, s, there)) / 2
+    np.testing.assert_allclose(got, x, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: solvers.ancestral(1.2), r"ancestral expects eta in \[0, 1\]"),
+        (lambda: solvers.dpmpp_2m(float("nan")), r"dpmpp_2m expects churn in \[0, 1\]"),
+        (lambda: solvers.edm_heun(0.9), "edm_heun expects gamma in"),
+        (lambda: solvers.edm_heun(0.1, lo=2.0, hi=1.0), "lo ≤ hi"),
+        (lambda: solvers.cfgpp(solvers.ddim(), 7.5), r"lam in \[0, 1\]"),
+        (lambda: solvers.cfgpp(solvers.heun()), "one prediction a step"),
+    ],
+)
+def test_wrong_numbers(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -1,0 +1,151 @@
+"""How the passes of a step are made: four ways, the same samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import guidejax as gj
+from guidejax.rules import make_rule
+
+PROCESS = gj.rectified_flow()
+KEY = jax.random.key(0)
+BATCH = 8
+NOISE = jax.random.normal(jax.random.key(1), (BATCH, 4))
+LABELS = jnp.arange(BATCH) / BATCH
+MATRIX = jax.random.normal(jax.random.key(2), (4, 4)) / 2
+WAYS = ["sequential", "batched", "vmapped"]
+
+
+def _network(x, t, cond):
+    return jnp.tanh(x @ MATRIX + (cond - t)[:, None])
+
+
+def _run(branches, noise=NOISE, cond=LABELS, denoise=_network, **kwargs):
+    kwargs = {
+        "guidance": gj.guidance(gj.adg, omega=gj.interval(1.0, 0.2, 0.8)),
+        "times": gj.uniform_times(5),
+        "key": KEY,
+        **kwargs,
+    }
+    key = kwargs.pop("key")
+    return gj.sample(
+        key, denoise, PROCESS, noise, cond=cond, uncond=-1.0, branches=branches, **kwargs
+    )
+
+
+@pytest.mark.parametrize("branches", WAYS[1:])
+@pytest.mark.parametrize("solver", [gj.ddim(0.5), gj.heun(), gj.cfgpp(gj.ddim())])
+def test_same_samples(branches, solver):
+    want = _run("sequential", solver=solver)
+    np.testing.assert_allclose(_run(branches, solver=solver), want, rtol=1e-5, atol=1e-6)
+    times = jnp.linspace(1, 0, 5)[:, None] * jnp.linspace(0.8, 1, BATCH)
+    times = times + 1e-3 * (1 - jnp.linspace(0, 1, 5)[:, None])
+    times = jnp.clip(times, 0, 1)
+    run = lambda how: _run(how, solver=solver, times=times)
+    np.testing.assert_allclose(run(branches), run("sequential"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("branches", "calls"), [("sequential", 2), ("batched", 1), ("vmapped", 1)])
+def test_calls_of_the_network(branches, calls):
+    """The network is called once for all branches, with the shapes it has been told."""
+    seen = []
+
+    def network(x, t, cond):
+        seen.append((x.shape, t.shape, cond.shape))
+        return _network(x, t, cond)
+
+    _run(branches, denoise=network, guidance=gj.guidance(gj.cfg, 1.0))
+    batch = BATCH * (2 if branches == "batched" else 1)
+    assert seen == [((batch, 4), (batch,), (batch,))] * calls
+
+
+@pytest.mark.parametrize("branches", WAYS)
+def test_pytrees_and_many_branches(branches):
+    """Three branches of the same network in one pass, a fourth with a network of its own."""
+    rule = make_rule(
+        lambda cond, uncond, negative, weak, omega: cond + 0.3 * (cond - uncond)
+        - 0.2 * negative - 0.1 * weak, space="any", exact_at_zero=False,
+    )  # fmt: skip
+    network = lambda x, t, cond: {
+        "image": jnp.tanh(x["image"] + cond["c"][:, :, None]),
+        "text": x["text"] * t[:, None] + cond["c"],
+    }
+    other = lambda x, t, cond: jax.tree.map(jnp.zeros_like, x)
+    cond = {"c": jnp.ones((BATCH, 3))}
+    noise = {"image": jnp.ones((BATCH, 3, 2)), "text": jnp.ones((BATCH, 3))}
+    run = lambda branches: gj.sample(
+        KEY, network, PROCESS, noise, cond=cond, uncond={"c": jnp.zeros(3)}, branches=branches,
+        conditions={"negative": {"c": jnp.full((BATCH, 3), 2.0)}, "weak": (other, None)},
+        guidance=gj.guidance(rule, 1.0), times=gj.uniform_times(3),
+    )  # fmt: skip
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), run(branches), run("sequential")
+    )
+
+
+@pytest.mark.parametrize("branches", WAYS[1:])
+def test_on_a_mesh_nothing_is_moved(mesh, branches):
+    rows = NamedSharding(mesh, P("data"))
+    keys = jax.random.split(KEY, BATCH)
+    want = np.asarray(_run(branches, key=keys, solver=gj.ddim(0.5)))
+    key, noise, cond = jax.device_put((keys, NOISE, LABELS), rows)
+    run = jax.jit(lambda k, x, c: _run(branches, x, c, key=k, solver=gj.ddim(0.5)))
+    with jax.set_mesh(mesh):
+        got = run(key, noise, cond)
+        text = run.lower(key, noise, cond).compile().as_text()
+    assert got.sharding.is_equivalent_to(rows, 2)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
+
+
+@pytest.fixture(params=["auto", "explicit"])
+def branch_mesh(request):
+    if jax.device_count() < 8:
+        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[request.param]
+    return jax.make_mesh((2, 4), ("branch", "data"), axis_types=(kind, kind))
+
+
+def test_sharded(branch_mesh):
+    """A branch a device, the batch split too, and one all-gather a step."""
+    rows = NamedSharding(branch_mesh, P("data"))
+    keys = jax.random.split(KEY, BATCH)
+    guidance = gj.guidance(gj.cfg, 1.0)
+    want = np.asarray(_run("sequential", key=keys, solver=gj.ddim(0.5), guidance=guidance))
+    key, noise, cond = jax.device_put((keys, NOISE, LABELS), rows)
+    run = jax.jit(
+        lambda k, x, c: _run("sharded", x, c, key=k, solver=gj.ddim(0.5), guidance=guidance)
+    )
+    with jax.set_mesh(branch_mesh):
+        got = run(key, noise, cond)
+        text = run.lower(key, noise, cond).compile().as_text()
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    found = [
+        line
+        for line in text.splitlines()
+        for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+        if f" {name}(" in line or f" {name}-start(" in line
+    ]
+    assert len(found) == 1
+    assert "all-gather" in found[0]
+
+
+def test_sharded_with_an_interval(branch_mesh):
+    want = np.asarray(_run("sequential"))
+    rows = NamedSharding(branch_mesh, P("data"))
+    noise, cond = jax.device_put((NOISE, LABELS), rows)
+    with jax.set_mesh(branch_mesh):
+        np.testing.assert_allclose(_run("sharded", noise, cond), want, rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_choice():
+    with pytest.raises(ValueError, match=r"unknown branches='parallel'.*sequential, batched"):
+        _run("parallel")
+    with pytest.raises(ValueError, match=r"unknown branches=.*conditions="):
+        _run({"negative": LABELS})
+    with pytest.raises(ValueError, match=r"axis 'branch' of the size 2.*no such axis"):
+        _run("sharded")
