@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+# A time grid: NumPy where it is known before tracing, so that Python may look at it under jit.
+Times = jax.Array | np.ndarray
 Tree = Any
 
 

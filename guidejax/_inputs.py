@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import (
-    Array,
+    Times,
     Tree,
     batch_size,
     check_not_nan,
@@ -27,7 +27,7 @@ from guidejax.weights.base import Weight
 
 
 def check(
-    times: Array, noise: Tree, cond: Any, guided: Guidance, denoise: Denoiser, process: Process
+    times: Times, noise: Tree, cond: Any, guided: Guidance, denoise: Denoiser, process: Process
 ) -> None:
     batch = batch_size(noise)
     if times.ndim not in (1, 2) or times.shape[0] < 2:

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, check_not_nan, expand, is_concrete, tree_map, upcast
+from guidejax._arrays import (
+    Array,
+    Times,
+    Tree,
+    check_not_nan,
+    expand,
+    is_concrete,
+    tree_map,
+    upcast,
+)
 from guidejax.processes import Process, from_x0, x0_per_unit
 from guidejax.rules.base import SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
@@ -54,15 +63,15 @@ class Guidance:
         names = [n for link in self.links for n in link.rule.branches]
         return tuple(dict.fromkeys(["cond", *names]))
 
-    def active(self, times: Array, process: Process) -> Any:
+    def active(self, times: Times, process: Process) -> Any:
         """For each step, whether any branch but "cond" matters: NumPy where known now."""
         return self._active(self.branches[1:], times, process)
 
-    def active_branches(self, times: Array, process: Process) -> dict[str, Any]:
+    def active_branches(self, times: Times, process: Process) -> dict[str, Any]:
         """For each branch but "cond", the steps on which it matters: NumPy where known now."""
         return {name: self._active((name,), times, process) for name in self.branches[1:]}
 
-    def _active(self, branches: tuple[str, ...], times: Array, process: Process) -> Any:
+    def _active(self, branches: tuple[str, ...], times: Times, process: Process) -> Any:
         steps = times.shape[0] - 1
         weights: dict[int, Weight] = {}
         for link, numbers in zip(self.links, self.numbers, strict=True):
@@ -108,7 +117,7 @@ class Guidance:
             {name: value(weight) for name, weight in numbers.items()} for numbers in self.numbers
         )
 
-    def rows(self, times: Array, cond: Any, process: Process) -> Tree:
+    def rows(self, times: Times, cond: Any, process: Process) -> Tree:
         """`evaluate` at every step, in one batch: leading axis (steps,)."""
         row = lambda s, t: self.evaluate(s, t, cond, process, times)  # noqa: E731
         return jax.vmap(row)(times[1:], times[:-1])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
+from guidejax._arrays import Array, Times, Tree, batch_size, is_concrete, tree_map
 from guidejax._branches import Evaluation, check_evaluation, predict
 from guidejax._inputs import check, check_rows, find_branches
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
@@ -44,7 +44,7 @@ def sample(
     process: Process,
     noise: Tree,
     *,
-    times: Array,
+    times: Times,
     cond: Any = None,
     uncond: Any = None,
     conditions: Mapping[str, Any] | None = None,

@@ -29,6 +29,12 @@ def test_the_table_is_the_experiments():
     assert report.markdown(results["summary"][under]) in README
 
 
+def test_the_ratios_are_the_experiments():
+    results = json.loads((ROOT / "docs" / "digits" / "metrics.json").read_text())
+    for claim in results["claims"]:
+        assert f"{claim['value']['mean']:.3f}" in README, claim["claim"]
+
+
 def test_links_point_at_something():
     for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         if not target.startswith("http"):

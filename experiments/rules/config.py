@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 import guidejax as gj
 from guidejax.rules import REGISTRY
 
@@ -44,7 +46,7 @@ class Setting:
 
 
 def _feedback(steps: int) -> dict[str, Any]:
-    return gj.feedback_numbers(PROCESS, gj.uniform_times(steps), pi=0.9) | {"pi": 0.9}
+    return gj.feedback_numbers(PROCESS, jnp.asarray(gj.uniform_times(steps)), pi=0.9) | {"pi": 0.9}
 
 
 _FIRST = gj.interval(1.0, lo=0, hi=0, unit="step")

@@ -130,5 +130,5 @@ def density(label: str, side: np.ndarray) -> np.ndarray:
     """p(x | label) over a square of the given side."""
     x, y = np.meshgrid(side, side)
     points = jnp.asarray(np.stack([x.ravel(), y.ravel()], axis=1), jnp.float32)
-    log = model().log_prob(points, 0.0, jnp.full(len(points), LABELS[label]), PROCESS)
+    log = model().log_prob(points, jnp.zeros(()), jnp.full(len(points), LABELS[label]), PROCESS)
     return np.exp(np.asarray(log)).reshape(x.shape)

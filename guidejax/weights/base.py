@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, concretely, is_concrete
+from guidejax._arrays import Array, Times, concretely, is_concrete
 from guidejax.processes import Process
 
 
@@ -59,7 +59,7 @@ class Weight:
         """Whether ω may differ from 0 on the step t → s; a NumPy bool where that is known now."""
         return _mask(self, Step(s, t, None, process, times))
 
-    def table(self, times: Array, cond: Any = None, *, process: Process | None = None) -> Array:
+    def table(self, times: Times, cond: Any = None, *, process: Process | None = None) -> Array:
         """ω of every step of a grid: (steps,) or (steps, batch), in one batched evaluation.
 
         Example:
