@@ -80,7 +80,8 @@ def sample(
             another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, one
             all-gather a step.
-        skip: "never" makes every pass at every step: the same samples, for what they cost.
+        skip: "never" makes every pass at every step: the same samples to rounding, for what they
+            cost.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
         progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each

@@ -335,8 +335,16 @@ def test_each_branch_matters_where_its_weight_does():
     chained = gj.guidance(gj.chain(gj.adg, gj.add_perturbation(last), skip(0.0)), first)
     assert steps(chained) == {"uncond": early, "perturbed": late, "skip": off}
     assert chained.active(TIMES, PROCESS).tolist() == [True, True, False, True]
+    for rule in (gj.perp_neg, gj.compose_not):
+        assert steps(gj.guidance(rule, first, negative_weight=last)) == {
+            "negative": late, "uncond": [True, True, False, True]
+        }  # fmt: skip
+    both = gj.compose(and_=("hat",), not_=("beard",))
+    assert steps(gj.guidance(both, 0.0, hat_weight=0.0, beard_weight=last)) == {
+        "hat": off, "beard": late, "uncond": late
+    }  # fmt: skip
     # A rule of which nothing is known needs all it names.
-    assert steps(gj.guidance(gj.perp_neg, 0.0)) == {"negative": on, "uncond": on}
+    assert steps(gj.guidance(gj.beta_cfg, 0.0)) == {"uncond": on}
     assert gj.guidance(gj.nested, 0.0, partial_omega=0.0).active(TIMES, PROCESS).tolist() == off
 
 
@@ -348,6 +356,10 @@ def test_each_branch_matters_where_its_weight_does():
         (gj.timed_negative, {"gate": 0.0}, "negative"),
         (gj.mixed_autoguidance, {"mix": 0.0}, "weak"),
         (gj.nested, {"partial_omega": 0.0}, "uncond"),
+        (gj.compose_and, {"other_weight": 0.0}, "other"),
+        (gj.compose_not, {"negative_weight": 0.0}, "negative"),
+        (gj.perp_neg, {"negative_weight": 0.0}, "negative"),
+        (gj.compose(not_=("beard",)), {"beard_weight": 0.0}, "beard"),
     ],
 )
 def test_a_branch_of_weight_zero_may_be_left_out(rule, numbers, spared):

@@ -61,11 +61,11 @@ SETTINGS: dict[str, Setting] = {
         note="ω_k = 1 after `cfg` at ω.",
     ),
     "beta_cfg": Setting(
-        (-0.9, -0.5, 1.0), (0.0, 3.0, 9.0), schedule=lambda w: gj.beta_curve(w, on="total"),
+        (-0.8, -0.5, -0.2), (0.0, 3.0, 9.0), schedule=lambda w: gj.beta_curve(w, on="total"),
         note="ω + 1 follows `beta_curve`, as in the paper; the three are its means.",
     ),
     "compose_and": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
-    "compose_not": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
+    "compose_not": Setting((0.0, 0.3, 1.0), (0.0, 1.0, 3.0)),
     "feedback": Setting(
         (0.0, 1.0, 3.0), (0.0, 1.0, 3.0), _feedback(MIXTURE_STEPS), _feedback(DIGITS_STEPS),
         note="ω comes on top of the feedback; π = 0.9, and `feedback_numbers` gives the others.",
@@ -81,8 +81,8 @@ SETTINGS: dict[str, Setting] = {
         mixture_numbers={"mimic_omega": 1.0}, digits_numbers={"mimic_omega": 0.5},
         note="It mimics ω = 1 on the mixture and 0.5 on the digits.",
     ),
-    "negative_prompt": Setting((0.5, 1.0, 3.0), (0.5, 1.0, 3.0)),
-    "perp_neg": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
+    "negative_prompt": Setting((0.3, 0.6, 1.5), (0.5, 1.0, 3.0)),
+    "perp_neg": Setting((0.0, 0.3, 1.0), (0.0, 1.0, 3.0)),
     "power_law": Setting((0.1, 0.3, 1.0), (0.005, 0.02, 0.08)),
     "reg": Setting((1.0, 3.0, 8.0), (0.1, 0.4, 1.2)),
     "tsr": Setting(

@@ -78,15 +78,15 @@ def rule(
         axis.plot(*one.path[-1].T, ".", color=color, markersize=2, alpha=0.7)
         away = energy(one.path[-1])
         axis.set_title(f"ω = {one.omega:g}: distance {away:.3f}", fontsize=8, pad=3)
-    norms = place(6.35, 0.3, 1.45, 1.7)
+    norms = place(6.3, 0.3, 1.4, 1.7)
     norms.plot(mixture.TIMES, mixture.true_norm(), color="#f59e2c", linewidth=4, label="data")
     for one, color in zip(drawn, COLORS, strict=True):
         mean = np.linalg.norm(one.path, axis=2).mean(axis=1)
         norms.plot(mixture.TIMES, mean, color=color, linewidth=1.3, label=f"ω = {one.omega:g}")
-    norms.set(xlim=(1, 0), ylim=(0, 2.2), xticks=[1, 0.5, 0], yticks=[0, 1, 2])
+    norms.set(xlim=(1, 0), ylim=(0, 2.05), xticks=[1, 0.5, 0], yticks=[0, 1, 2])
     norms.set_title("mean ‖x‖ over t", fontsize=8, pad=3)
-    norms.legend(frameon=False, fontsize=6.5, loc="upper left", labelspacing=0.15, ncols=2,
-                 columnspacing=0.8, handlelength=1.2, borderpad=0)  # fmt: skip
+    norms.legend(frameon=False, fontsize=6.5, loc="lower left", labelspacing=0.15,
+                 handlelength=1.2, borderpad=0.1)  # fmt: skip
     _digits(place(8.35, 0.6, 2.85, 0.86), images)
     return _save(figure, path)
 
@@ -107,8 +107,8 @@ def overview(ends: Mapping[str, tuple[float, np.ndarray]], path: pathlib.Path) -
     """Where every rule takes the same noise: one small panel each."""
     columns = 8
     rows = -(-len(ends) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(11.2, 1.52 * rows), squeeze=False)
-    figure.subplots_adjust(wspace=0.02, hspace=0.2)
+    figure, axes = plt.subplots(rows, columns, figsize=(11.2, 1.7 * rows), squeeze=False)
+    figure.subplots_adjust(wspace=0.02, hspace=0.3)
     for axis in axes.ravel():
         axis.axis("off")
     for axis, (name, (omega, x)) in zip(axes.ravel(), ends.items(), strict=False):
@@ -116,8 +116,8 @@ def overview(ends: Mapping[str, tuple[float, np.ndarray]], path: pathlib.Path) -
         _truth(axis)
         color = "black" if name in ("data", "conditional", "unconditional") else COLORS[1]
         axis.plot(*x.T, ".", color=color, markersize=0.9, alpha=0.7)
-        suffix = "" if np.isnan(omega) else f", ω = {omega:g}"
-        axis.set_title(f"{name}{suffix}", fontsize=6.3, pad=2)
+        suffix = "" if np.isnan(omega) else f"\nω = {omega:g}"
+        axis.set_title(f"{name}{suffix}", fontsize=6.5, pad=1)
     return _save(figure, path)
 
 

@@ -16,7 +16,7 @@ from guidejax.analytic import ClassMixture, Mixture, denoiser, mixture, with_unc
 # Every branch is a label of one exact model. The data are three forked arms, one a class.
 LABELS = {
     "cond": 0,  # the arm that points up
-    "negative": 1,  # the next arm
+    "negative": 1,  # the right-hand tip of every arm
     "other": 2,  # the tips of all arms
     "partial": 3,  # this arm and the next
     "weak": 4,  # the same arm, blurred
@@ -48,7 +48,7 @@ def model() -> ClassMixture:
     spread = np.sqrt(np.diag(np.asarray(own.covariance())))
     parts = [
         own,
-        _of(means[1:2], stds[1:2]),
+        _of([m[[5, 6]] for m in means], [s[[5, 6]] for s in stds]),
         _of([m[3:] for m in means], [s[3:] for s in stds]),
         _of(means[:2], stds[:2]),
         mixture(means[0], stds=np.hypot(stds[0], 0.2)),

@@ -138,7 +138,7 @@ Branches on the digits: {digits}.
 # What the branches are, here so that the page needs no network.
 BRANCHES = {
     "mixture": {
-        "negative": "the class to its right",
+        "negative": "the right-hand tip of every arm",
         "other": "the tips of all arms",
         "partial": "the class and the one to its right",
         "weak": "the class, blurred",

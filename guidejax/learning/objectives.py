@@ -51,8 +51,12 @@ def _cross(x: Array, y: Array, beta: float) -> Array:
 
 def _own(x: Array, beta: float) -> Array:
     """mean_{k≠j} ‖x_j − x_k‖^β for each j, 0 for a set of one: (..., n, d) -> (..., n)."""
-    # A sample is at distance 0 from itself and counts nothing.
-    return jnp.sum(pairwise_distance_power(x, x, beta), axis=-1) / max(x.shape[-2] - 1, 1)
+    count = x.shape[-2]
+    powers = pairwise_distance_power(x, x, beta)
+    # Masked, though 0: a compiled x may differ from itself by a rounding (it is computed again
+    # where it is used), at which the slope of the power is anything.
+    powers = jnp.where(jnp.eye(count, dtype=bool), 0, powers)
+    return jnp.sum(powers, axis=-1) / max(count - 1, 1)
 
 
 def _repeat(tree: Tree, m: int) -> Tree:

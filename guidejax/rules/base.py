@@ -170,6 +170,12 @@ def make_rule(
 
     Raises:
         ValueError: If the space is unknown or the signature doesn't follow the convention.
+
+    Example:
+        >>> def halfway(cond, uncond, omega, *, share=0.5):
+        ...     return cond + share * omega * (cond - uncond)
+        >>> make_rule(halfway, space="any")(share=0.25).numbers
+        {'share': 0.25}
     """
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; expected one of {', '.join(SPACES)}.")
@@ -197,7 +203,17 @@ def make_rule(
 
 
 def rule(**facts: Any) -> Callable[[Callable[..., Any]], Rule]:
-    """Decorator: declare a rule's facts (`make_rule`) and list it, which also tests it."""
+    """Decorator: declare a rule's facts (`make_rule`) and list it, which also tests it.
+
+    Example:
+        >>> @rule(space="velocity", paper="folklore")
+        ... def halfway(cond, uncond, omega):
+        ...     return cond + omega * (cond - uncond) / 2
+        >>> halfway
+        <rule halfway, space velocity>
+        >>> REGISTRY.pop("halfway").branches  # not one of the library's
+        ('cond', 'uncond')
+    """
 
     def declare(fn: Callable[..., Any]) -> Rule:
         made = make_rule(fn, **facts)

@@ -162,7 +162,15 @@ def timed_negative(
     return _extrapolate(cond, (omega, cond, uncond), (omega * gate, uncond, negative))
 
 
-@rule(space="any", paper=f"{_LIU}, conjunction", exact_at_zero=False)
+@rule(
+    space="any",
+    paper=f"{_LIU}, conjunction",
+    exact_at_zero=False,
+    gates={
+        "other": itemgetter("other_weight"),
+        "uncond": lambda numbers: numbers["omega"] + numbers["other_weight"],
+    },
+)
 def compose_and(
     cond: Array, other: Array, uncond: Array, omega: Array, *, other_weight: Array | float = 1.0
 ) -> Array:
@@ -190,7 +198,15 @@ def compose_and(
     return _extrapolate(cond, (omega, cond, uncond), (other_weight * (1 + omega), other, uncond))
 
 
-@rule(space="any", paper=f"{_LIU}, negation", exact_at_zero=False)
+@rule(
+    space="any",
+    paper=f"{_LIU}, negation",
+    exact_at_zero=False,
+    gates={
+        "negative": itemgetter("negative_weight"),
+        "uncond": lambda numbers: numbers["omega"] + numbers["negative_weight"],
+    },
+)
 def compose_not(
     cond: Array,
     negative: Array,
@@ -401,8 +417,12 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
             terms.append((given[f"{name}_weight"] * (1 + omega), towards, away))
         return _extrapolate(cond, *terms)
 
-    takes = ("cond", *names, "uncond", "omega")
-    return _variadic("compose", body, takes, [f"{name}_weight" for name in names], _LIU)
+    takes, weights = ("cond", *names, "uncond", "omega"), [f"{name}_weight" for name in names]
+    gates: dict[str, Any] = {
+        name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
+    }
+    gates["uncond"] = lambda numbers: sum((numbers[w] for w in weights), numbers["omega"])
+    return _variadic("compose", body, takes, weights, _LIU, gates)
 
 
 def stack(*perturbed: str) -> Rule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import jax.numpy as jnp
 
 from guidejax._arrays import Array, dot, expand, norm, safe_divide, safe_sqrt, square_norm, upcast
@@ -214,7 +216,15 @@ def zero_init(guided: Array, *, gate: Array | float = 1.0) -> Array:
     return (expand(1 - jnp.asarray(gate), v) * v).astype(guided.dtype)
 
 
-@rule(space="any", paper="Armandpour et al., arXiv 2304.04968", exact_at_zero=False)
+@rule(
+    space="any",
+    paper="Armandpour et al., arXiv 2304.04968",
+    exact_at_zero=False,
+    gates={
+        "negative": itemgetter("negative_weight"),
+        "uncond": lambda numbers: numbers["omega"] + numbers["negative_weight"],
+    },
+)
 def perp_neg(
     cond: Array,
     negative: Array,

@@ -11,7 +11,7 @@ import pytest
 import guidejax as gj
 from guidejax import learning
 
-from .common import KEY, NET, PROCESS
+from .common import EXACT, KEY, NET, PROCESS, examples
 
 N, D = 6, 3
 COND = jnp.array([0, 0, 0, 1, 1, 1])
@@ -141,6 +141,24 @@ def test_gradients_in_omega_agree_with_finite_differences(name):
     assert value.dtype == jnp.float64
     assert abs(gradient) > 1e-4
     np.testing.assert_allclose(gradient, (high - low) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.75])
+def test_compiled_gradients_in_single_precision(beta):
+    """No particle is at a distance from itself, which rounding in a compiled program puts there."""
+    objective, batch, keys = (
+        learning.self_consistency(beta, 2),
+        examples(64),
+        jax.random.split(KEY, 64),
+    )
+
+    def gradient(omega):
+        guide = lambda w: gj.guidance(gj.cfg, omega=w)
+        loss = lambda w: jnp.sum(objective(keys, guide(w), EXACT, PROCESS, batch))
+        return jax.grad(loss)(omega)
+
+    omega = jnp.linspace(0.1, 1.0, 64)
+    np.testing.assert_allclose(jax.jit(gradient)(omega), gradient(omega), atol=2e-4)
 
 
 @pytest.mark.usefixtures("x64")

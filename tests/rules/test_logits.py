@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +71,13 @@ def test_masked_in_uncond_alone_keeps_cond():
     np.testing.assert_allclose(jnp.exp(logits_cfg(c, u, 1.0)), [[1 / 3, 2 / 3]], rtol=1e-12)
 
 
+@jax.jit
+@functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+def gradient(c, u, omega):
+    guided = logits_cfg(c, u, omega)
+    return jnp.sum(jnp.where(jnp.isneginf(guided), 0, guided).astype(jnp.float32)), guided
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("masked", [[1], [0, 1, 2, 3]], ids=["one", "all"])
 @pytest.mark.parametrize("where", ["cond", "uncond", "both"])
@@ -78,11 +87,6 @@ def test_no_nan_in_value_or_gradient(dtype, masked, where):
     c = mask if where != "uncond" else logits
     u = mask - 1 if where != "cond" else logits - 1
 
-    def total(c, u, omega):
-        guided = logits_cfg(c, u, omega)
-        return jnp.sum(jnp.where(jnp.isneginf(guided), 0, guided).astype(jnp.float32)), guided
-
-    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
     grads, guided = gradient(c, u, jnp.ones(2))
     assert not np.any(np.isnan(np.asarray(guided, np.float32)))
     np.testing.assert_array_equal(jnp.isneginf(guided), jnp.isneginf(c))
