@@ -78,8 +78,8 @@ def sample(
             two-stage step takes the ω of the next step and leaves the guidance's state alone.
         branches: How the passes of a step are made, with the same samples: "sequential", one after
             another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
-            conditions; "sharded", side by side on the axis "branch" of the mesh in scope, one
-            all-gather a step.
+            conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
+            all-reduce a step where the mesh's axes are automatic.
         skip: "never" makes every pass at every step: the same samples to rounding, for what they
             cost.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;

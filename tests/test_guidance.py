@@ -1,3 +1,6 @@
+import collections
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -372,6 +375,32 @@ def test_a_branch_of_weight_zero_may_be_left_out(rule, numbers, spared):
     np.testing.assert_array_equal(_apply(guidance, x, {**branches, spared: 5 * x}), want)
     del branches[spared]
     np.testing.assert_array_equal(_apply(guidance, x, branches), want)
+
+
+def test_a_run_pays_for_each_branch_where_its_weight_is_not_zero():
+    calls = collections.Counter()
+
+    def network(name, shift):
+        def denoise(x, t, cond):
+            jax.debug.callback(lambda: calls.update([name]))
+            return jnp.tanh(x + shift)
+
+        return gj.denoiser(denoise, PROCESS)
+
+    null = jnp.zeros(2)
+    others = {"uncond": (network("uncond", 0.5), null), "perturbed": (network("k", -0.5), null)}
+    late = gj.add_perturbation(gj.interval(1.0, lo=0.0, hi=0.5))
+    run = functools.partial(
+        gj.sample, jax.random.key(0), network("cond", 0.0), PROCESS, jnp.ones((2, 3)), cond=null,
+        conditions=others, times=gj.uniform_times(8),
+        guidance=gj.guidance(gj.chain(gj.cfg, late), omega=gj.interval(2.0, lo=0.25, hi=0.75)),
+    )  # fmt: skip
+    x = jax.block_until_ready(run())
+    jax.effects_barrier()
+    assert calls == {"cond": 8, "uncond": 5, "k": 4}
+    np.testing.assert_array_equal(x, run(skip="never"))
+    jax.effects_barrier()
+    assert calls == {"cond": 16, "uncond": 13, "k": 12}
 
 
 # ADG where its formula has nothing to say.

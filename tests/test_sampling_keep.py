@@ -41,6 +41,43 @@ def _states():
     return found
 
 
+def test_all_and_chosen_steps():
+    x, trail = _run(keep="all")
+    np.testing.assert_allclose(x, _run(), rtol=1e-5, atol=1e-6)
+    assert trail.x.shape == trail.x0.shape == (STEPS, BATCH, 4)
+    np.testing.assert_array_equal(trail.x[-1], x)
+    for i, (state, x0) in enumerate(_states()):
+        np.testing.assert_allclose(trail.x[i], state, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(trail.x0[i], x0, rtol=1e-5, atol=1e-6)
+    chosen_x, chosen = _run(keep=(0, 3, -1))
+    picked = jnp.array([0, 3, 5])
+    np.testing.assert_allclose(chosen_x, x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(chosen.x, trail.x[picked], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(chosen.x0, trail.x0[picked], rtol=1e-5, atol=1e-6)
+    assert chosen.stats is None
+
+
+def test_stats():
+    x, trail = _run(keep="stats", rule=gj.cfg)
+    np.testing.assert_allclose(x, _run(), rtol=1e-5, atol=1e-6)
+    assert trail.x is None
+    assert trail.x0 is None
+    stats, on = trail.stats, np.array([0, 1, 1, 1, 0, 0], bool)
+    assert all(leaf.shape == (STEPS, BATCH) for leaf in stats)
+    np.testing.assert_allclose(stats.omega, np.where(on, 1.5, 0)[:, None] * np.ones(BATCH))
+    np.testing.assert_allclose(stats.effective_omega, stats.omega, rtol=1e-4)
+    for leaf in (stats.angle, stats.delta_norm):
+        np.testing.assert_array_equal(np.isfinite(leaf), on[:, None] & np.ones(BATCH, bool))
+    # The first step looks at the noise itself.
+    c = _network(NOISE, jnp.ones(BATCH), LABELS)
+    np.testing.assert_allclose(stats.cond_norm[0], jnp.linalg.norm(c, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(stats.guided_norm[0], stats.cond_norm[0], rtol=1e-6)
+    # With every pass made the other branch is measured at every step.
+    full = _run(keep="stats", skip="never")[1].stats
+    assert np.all(np.isfinite(full.angle))
+    np.testing.assert_allclose(full.angle[1], stats.angle[1], rtol=1e-4)
+
+
 def test_stats_of_a_rule_that_weakens():
     stats = _run(keep="stats", rule=gj.mambo_g, omega=2.0)[1].stats
     assert np.all(stats.effective_omega < 2.0)
@@ -71,6 +108,23 @@ def test_keep_on_a_mesh(mesh):
         with jax.set_mesh(mesh):
             got = _run(noise, cond, keep=keep)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
+def test_memory_grows_with_what_is_kept():
+    noise = jnp.ones((64, 256))
+
+    def bytes_of(keep, steps):
+        run = jax.jit(lambda x: _run(x, jnp.ones(64), keep=keep, times=gj.uniform_times(steps)))
+        memory = run.lower(noise).compile().memory_analysis()
+        return memory.output_size_in_bytes + memory.temp_size_in_bytes
+
+    def states_of_50_steps(keep):
+        return (bytes_of(keep, 100) - bytes_of(keep, 50)) / noise.nbytes
+
+    assert states_of_50_steps("final") < 1
+    assert states_of_50_steps((9, 29)) < 1
+    assert states_of_50_steps("stats") < 4  # 6 numbers a step and sample, of 256
+    assert states_of_50_steps("all") > 95
 
 
 @pytest.mark.parametrize("keep", ["some", (), (3, 1), (0, 6), (-7,)])
@@ -129,7 +183,7 @@ def test_remat_changes_nothing(remat, steps):
     np.testing.assert_allclose(grad, want_grad, rtol=1e-4)
 
 
-def _temporary(steps, remat, width=512, batch=32):
+def _temporary(steps, remat, width=256, batch=128):
     """Bytes that the gradient in ω through a run holds at once, over those of a state."""
     matrix = jnp.ones((width, width)) / width
     network = lambda x, t, cond: jnp.tanh(jnp.tanh(x @ matrix) @ matrix) * cond[:, None]
@@ -151,8 +205,9 @@ def test_recursive_memory_hardly_grows():
         for remat, steps in itertools.product(("none", "step", "recursive"), (25, 400))
     }
     assert memory["recursive", 400] < 2.5 * memory["recursive", 25]
-    assert memory["step", 400] > 5 * memory["step", 25]  # what it saves
-    assert memory["recursive", 400] < memory["step", 400] / 8 < memory["none", 400] / 16
+    assert memory["step", 400] > 8 * memory["step", 25]
+    assert memory["recursive", 400] < memory["step", 400] / 5
+    assert memory["step", 400] < memory["none", 400] / 2
 
 
 def test_wrong_remat():

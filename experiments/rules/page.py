@@ -46,12 +46,12 @@ the excess over the conditional model: ω = 0 is c, and other people's scale w i
 whatever the network predicts, and back. Every number of a rule may be a schedule of (s, t, c).
 
 ```python
-x0 = gj.adg(cond, uncond, 4.0)                           # by hand, in anybody's loop
-guidance = gj.guidance(gj.apg, omega=4.0, eta=0.2)       # bound, for gj.sample
+x0 = gj.adg(cond, uncond, 4.0)  # by hand, in anybody's loop
+guidance = gj.guidance(gj.apg, omega=4.0, eta=0.2)  # bound, for gj.sample
 guidance = gj.guidance(gj.chain(gj.cfg, gj.rescale(0.7)), omega=gj.interval(6.0, lo=0.2, hi=0.8))
-guidance = gj.guidance(gj.autoguidance, omega=1.0)       # a branch with a network of its own:
+guidance = gj.guidance(gj.autoguidance, omega=1.0)  # a branch with a network of its own:
 x0 = gj.sample(..., guidance=guidance, conditions={"weak": (weak_denoise, labels)})
-skip = gj.add_perturbation.on(perturbed="skip")          # a branch under another name
+skip = gj.add_perturbation.on(perturbed="skip")  # a branch under another name
 guidance = gj.guidance(gj.chain(gj.cfg, gj.add_perturbation(2.0), skip(1.0)), omega=3.0)
 ```
 """

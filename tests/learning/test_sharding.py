@@ -100,19 +100,12 @@ def options(name):
     return {"steps": 4, "optimizer": SGD, "denoise": EXACT, "objective": OBJECTIVES[name]}
 
 
-# The gradient of the energy kernel through SelfConsistency differs in the third digit between a
-# program for one device and one under shard_map or vmap; the loss agrees, `l2` and `rollout` too.
-# The cause isn't found.
-UNEXPLAINED = pytest.mark.xfail(reason="gradient of the energy kernel under shard_map and vmap")
-
-
-@pytest.mark.parametrize("name", [pytest.param("energy", marks=UNEXPLAINED), "rollout"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_fit_omega_on_a_mesh(mesh, one_device, name):
     phi = fit(batches(4, N, shape=(1,)), mesh=mesh, **options(name))
     np.testing.assert_allclose(flat(phi), one_device[name], atol=5e-6)
 
 
-@UNEXPLAINED
 @pytest.mark.devices
 def test_fit_omega_on_a_mesh_of_two_axes_resumes_on_one_device(tmp_path, one_device):
     if jax.device_count() < 8:
