@@ -80,8 +80,8 @@ def sample(
             another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
             all-reduce a step where the mesh's axes are automatic.
-        skip: "never" makes every pass at every step: the same samples to rounding, for what they
-            cost.
+        skip: "never" makes every pass at every step, and costs it: the same samples, bit for bit
+            with a solver of one prediction a step; with two, to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
         progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each
