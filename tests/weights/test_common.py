@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
 from guidejax.weights import SCHEDULES
@@ -185,6 +187,27 @@ def test_samples_under_jit(name):
     by_hand = gj.table(run(facts, {})[0]["table"])
     got = sampled(make(facts, numbers_of(facts), {}))
     np.testing.assert_allclose(got, sampled(by_hand), rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_over_a_mesh(mesh):
+    """Every schedule with an ω a sample, split over devices: the same rows, split alike."""
+    batch = mesh.size
+    each = {
+        name: {number: value * (1 + jnp.arange(batch) / 64) for number, value in own.items()}
+        for name, own in ((name, numbers_of(facts)) for name, facts in SCHEDULES.items())
+        if name != "table"
+    }
+    cond = jnp.arange(batch) % 3
+
+    def tables(each, cond):
+        return {name: rows(SCHEDULES[name], own, {}, cond=cond) for name, own in each.items()}
+
+    want = jax.jit(tables)(each, cond)
+    split = NamedSharding(mesh, P("data"))
+    got = jax.jit(tables)(*jax.device_put((each, cond), split))
+    for name, table in got.items():
+        assert table.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "data")), 2), name
+        np.testing.assert_allclose(table, want[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @schedules
