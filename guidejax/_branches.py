@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from guidejax._arrays import Array, Tree, tree_map
 from guidejax.denoisers import Denoiser
@@ -108,11 +109,26 @@ def _sharded(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tre
         place = lambda leaf: [jnp.where(mine == i, leaf, 0) for i in range(len(conds))]  # noqa: E731
         return jax.lax.psum(tree_map(lambda leaf: jnp.stack(place(leaf), axis=-1), x0), AXIS)
 
-    whole = PartitionSpec()
+    # On explicit axes a batch that is split stays split only if its axes are manual as well.
+    axes = _batch_axes(x)
+    rows = lambda tree: tree_map(lambda leaf: P(axes) if jnp.ndim(leaf) else P(), tree)  # noqa: E731
     out = jax.shard_map(
-        own, in_specs=whole, out_specs=whole, axis_names={AXIS}, check_vma=False
-    )(denoise, x, t, conds)  # fmt: skip
+        own,
+        in_specs=(P(), rows(x), rows(t), rows(conds)),
+        out_specs=rows(x),
+        axis_names={AXIS, *axes},
+        check_vma=False,
+    )(denoise, x, t, conds)
     return [tree_map(lambda leaf, i=i: leaf[..., i], out) for i in range(len(conds))]
+
+
+def _batch_axes(x: Tree) -> tuple[str, ...]:
+    """The explicit axes of the mesh that split the batch."""
+    sharding = jax.typeof(jax.tree.leaves(x)[0]).sharding
+    names = sharding.spec[0] if sharding.spec else None
+    names = (names,) if isinstance(names, str) else names or ()
+    kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+    return tuple(name for name in names if kinds[name] == AxisType.Explicit)
 
 
 _TOGETHER = {

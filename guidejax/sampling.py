@@ -79,7 +79,7 @@ def sample(
         branches: How the passes of a step are made, with the same samples: "sequential", one after
             another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
-            all-reduce a step where the mesh's axes are automatic.
+            all-reduce a step.
         skip: "never" makes every pass at every step, and costs it: the same samples, bit for bit
             with a solver of one prediction a step; with two, to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;

@@ -130,9 +130,8 @@ def test_sharded(branch_mesh):
         for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
         if f" {name}(" in line or f" {name}-start(" in line
     ]
-    if branch_mesh.axis_types[0] == AxisType.Auto:  # explicit axes gather the batch as well
-        assert len(found) == 1
-        assert "all-reduce" in found[0]
+    assert len(found) == 1
+    assert "all-reduce" in found[0]
 
 
 def test_sharded_with_an_interval(branch_mesh):
