@@ -81,7 +81,8 @@ def sample(
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
             all-reduce a step.
         skip: "never" makes every pass at every step, and costs it: the same samples, bit for bit
-            with a solver of one prediction a step; with two, to rounding.
+            where XLA fuses both programs alike (a solver of one prediction a step, a network whose
+            products are library calls), to rounding elsewhere.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
         progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each

@@ -291,19 +291,6 @@ def test_omega_zero_is_one_pass():
     assert len(calls) == 8
 
 
-@pytest.mark.parametrize("rule", [gj.cfg, gj.adg])
-@pytest.mark.parametrize("churn", [0.0, 0.5])
-def test_skipping_is_bit_identical(rule, churn):
-    # The same ω, of which the sampler isn't told where it is 0: both passes at every step.
-    unskipped = lambda s, t, cond: INTERVAL(s, t)
-    skipped, full = (
-        _sample(guidance=gj.guidance(rule, omega=w), solver=gj.ddim(churn=churn))
-        for w in (INTERVAL, unskipped)
-    )
-    np.testing.assert_array_equal(skipped, full)
-    assert not np.allclose(full, _sample(0.0, solver=gj.ddim(churn=churn)))
-
-
 def test_more_alternations_than_segments():
     on = lambda i: i % 2 == 0
     omega = sum((gj.interval(1.0, i, i, unit="step") for i in range(0, 24, 2)), gj.constant(0.0))

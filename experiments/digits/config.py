@@ -9,7 +9,7 @@ from typing import Literal
 NUM_CLASSES = 10
 
 # Seeds below this one served to choose settings.
-FIRST_SEED = 10
+FIRST_SEED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ PLANS = {
         omegas=(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5),
         los=(0.0, 0.1, 0.2),
         his=(0.3, 0.4, 0.5, 0.7),
-        rollout_steps=400,
+        rollout_steps=1000,
         rollout_group=24,
         consistency_steps=400,
     ),
