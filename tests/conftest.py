@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AxisType
 
 DEVICES = 8
-# Tests of maths in programs that compile for longer than they run: without XLA's optimizations
+# Tests of numbers from programs that compile for longer than they run: without XLA's optimizations
 # they take a quarter less time. Rules and metrics are not among them, for what those promise
 # bit for bit must hold in optimized programs.
-MATHS = ("analytic", "weights")
+NUMBERS = ("analytic", "experiments", "solvers", "weights")
 # Begun first, for a process that is left alone with one of them at the end is waited for.
 LONG = ("test_colabs", "test_digits")
 
@@ -20,7 +20,7 @@ LONG = ("test_colabs", "test_digits")
 @pytest.fixture(scope="module", autouse=True)
 def _optimizations(request):
     """Compile fast rather than well where only the numbers are tested."""
-    fast = request.path.parent.name in MATHS
+    fast = request.path.parent.name in NUMBERS
     if fast != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()  # No program is of the other kind.
         jax.config.update("jax_disable_most_optimizations", fast)
