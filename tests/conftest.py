@@ -1,8 +1,29 @@
+import os
+
+# Each of a run's processes would start a thread a core for its small matrices, and these wait for
+# each other by spinning: a Fréchet distance of 96 features takes a hundred times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 from jax.sharding import AxisType
 
 DEVICES = 8
+# Tests of numbers from programs that compile for longer than they run: without XLA's optimizations
+# they take a quarter less time. Rules and metrics are not among them, for what those promise
+# bit for bit must hold in optimized programs.
+NUMBERS = ("analytic", "experiments", "solvers", "weights")
+# Begun first, for a process that is left alone with one of them at the end is waited for.
+LONG = ("test_colabs", "test_digits")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations(request):
+    """Compile fast rather than well where only the numbers are tested."""
+    fast = request.path.parent.name in NUMBERS
+    if fast != jax.config.read("jax_disable_most_optimizations"):
+        jax.clear_caches()  # No program is of the other kind.
+        jax.config.update("jax_disable_most_optimizations", fast)
 
 
 @pytest.fixture
@@ -23,6 +44,7 @@ def mesh(request):
 
 def pytest_collection_modifyitems(items):
     """Mark what only eight devices can show, so that the second run need not repeat the rest."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
     for item in items:
         if {"mesh", "branch_mesh"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.devices)

@@ -82,9 +82,23 @@ def test_the_user_s_code_runs():
     assert not np.allclose(x0, other)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A directory with the digits in data/: TFDS prints where it prepares them."""
+    from guidejax import data
+
+    path = tmp_path_factory.mktemp("prepared")
+    data.prepare("digits", data_dir=path / "data")
+    return path
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_doctests(name):
+def test_doctests(name, request, monkeypatch):
     module = importlib.import_module(name)
+    if name.startswith("guidejax.data"):
+        path = request.getfixturevalue("prepared")
+        monkeypatch.chdir(path)
+        monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(path / "data"))
     failures, _ = doctest.testmod(module)
     assert failures == 0
 

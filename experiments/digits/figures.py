@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -60,6 +61,12 @@ def omega_over_time(weights: dict[str, Any], times: Any, path: pathlib.Path) -> 
     return _save(figure, path)
 
 
+@jax.jit
+def _mean_over_classes(weight: Any, s: Any, t: Any) -> jax.Array:
+    each = [jnp.full(s.shape, label) for label in range(NUM_CLASSES)]
+    return jnp.mean(jnp.stack([weight(s, t, c, process=networks.PROCESS) for c in each]), axis=0)
+
+
 def omega_heat_maps(weights: dict[str, Any], path: pathlib.Path, size: int = 60) -> pathlib.Path:
     """ω(s, t) of each learned method, averaged over classes."""
     figure, axes = plt.subplots(
@@ -67,12 +74,8 @@ def omega_heat_maps(weights: dict[str, Any], path: pathlib.Path, size: int = 60)
     )
     grid = (np.arange(size) + 0.5) / size
     s, t = (a.ravel() for a in np.meshgrid(grid, grid))
-    label = jnp.arange(NUM_CLASSES)
     for axis, (method, weight) in zip(axes[0], weights.items(), strict=True):
-        rows = jnp.stack(
-            [weight(s, t, jnp.full(s.shape, c), process=networks.PROCESS) for c in label]
-        )
-        omega = np.array(jnp.mean(rows, axis=0)).reshape(size, size)
+        omega = np.array(_mean_over_classes(weight, s, t)).reshape(size, size)
         omega[s.reshape(size, size) >= t.reshape(size, size)] = np.nan
         image = axis.imshow(omega, origin="lower", extent=(0, 1, 0, 1), cmap="viridis", vmin=0)
         axis.set_title(method, fontsize=10)

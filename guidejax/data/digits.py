@@ -124,7 +124,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     Prepare it with the array_record format, the one read without TensorFlow; `guidejax.data` does.
 
     Example:
-      >>> builder = Digits(data_dir="/tmp/data", file_format="array_record")
+      >>> builder = Digits(data_dir="data", file_format="array_record")
       >>> builder.download_and_prepare()
       >>> len(builder.as_data_source("train"))
       997

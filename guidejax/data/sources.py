@@ -50,8 +50,8 @@ def prepare(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> str
         the message says how to bring it.
 
     Example:
-      >>> prepare("digits", data_dir="/tmp/data")
-      '/tmp/data/digits/1.0.0'
+      >>> prepare("digits", data_dir="data")
+      'data/digits/1.0.0'
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"dataset name {name!r}; expected a TFDS name such as 'digits', 'mnist'.")

@@ -19,6 +19,7 @@ def _learned(**kwargs):
     return net.weight(jax.tree.map(lambda v: v + 0.3 * jax.random.normal(KEY, v.shape), phi))
 
 
+@jax.jit
 def _sample(omega, cond):
     network = lambda x, t, c: jnp.tanh(x + jnp.reshape(c, (4, -1))[:, :1] * t[:, None])
     return gj.sample(
