@@ -114,14 +114,6 @@ def _per_device(phi: Any, axis_name: str | tuple[str, ...] | None) -> Any:
     return tree_map(lambda a: a + zero.astype(a.dtype), phi)
 
 
-def _many_steps(net, optimizer, rule, mesh, impl):
-    """`_compiled`, the same one for the same arguments: runs over seeds compile once."""
-    try:
-        return _cached(net, optimizer, rule, mesh, impl)
-    except TypeError:  # A rule that holds arrays has no hash.
-        return _compiled(net, optimizer, rule, mesh, impl)
-
-
 def _compiled(net, optimizer, rule, mesh, impl):
     """jit of a scan over a leading axis of batches, data-parallel over `mesh` if given."""
     axes = None if mesh is None else tuple(mesh.axis_names)
@@ -152,10 +144,15 @@ def _compiled(net, optimizer, rule, mesh, impl):
 
 
 # Runs of the same network, optimizer and rule (seeds, a sweep) share one compiled program.
-_cached_steps = functools.lru_cache(maxsize=16)(_many_steps)
+_cached = functools.lru_cache(maxsize=16)(_compiled)
 
 
-_cached = functools.lru_cache(maxsize=8)(_compiled)
+def _many_steps(*program):
+    """`_compiled`, the same one for the same arguments."""
+    try:
+        return _cached(*program)
+    except TypeError:  # a rule that holds arrays has no hash
+        return _compiled(*program)
 
 
 class _Dispatch(NamedTuple):
@@ -244,11 +241,7 @@ def fit_omega(
     place = (lambda tree: tree) if mesh is None else (lambda tree: jax.device_put(tree, replicated))
     state = place(init_state(key, net, optimizer))
     source, shapes = iter(batches), None
-    program = (net, optimizer, rule, mesh, jax.random.key_impl(as_keys(key)))
-    try:
-        run = _cached_steps(*program)
-    except TypeError:  # a rule bound to arrays has no hash
-        run = _many_steps(*program)
+    run = _many_steps(net, optimizer, rule, mesh, jax.random.key_impl(as_keys(key)))
     frozen = place((as_pytree(objective), denoise, process))
     done, saver, log = 0, None, None
 

@@ -8,8 +8,9 @@ import pytest
 
 from experiments.digits import __main__ as digits
 from experiments.digits import networks, report
-from experiments.digits.config import PLANS, Config
+from experiments.digits.config import FIRST_SEED, PLANS, Config
 
+FIRST, SECOND = str(FIRST_SEED), str(FIRST_SEED + 1)
 TINY = dataclasses.replace(
     PLANS["full"],
     seeds=2,
@@ -48,14 +49,14 @@ def test_writes_what_the_readme_promises(run):
     for name in ("report.html", "metrics.json", "log.txt", "table.md"):
         assert (run.out / name).stat().st_size > 0
     results = json.loads((run.out / "metrics.json").read_text())
-    assert set(results["seeds"]) == {"10", "11"}
+    assert set(results["seeds"]) == {FIRST, SECOND}
     for seed in results["seeds"].values():
         assert set(seed) == {"under-trained", "well-trained"}
         for methods in seed.values():
             assert {"unguided", "interval", "rollout"} <= set(methods)
             for entry in methods.values():
                 assert {*report.FIGURES, "frechet/mlp-relu"} <= set(entry["figures"])
-    under = results["seeds"]["10"]["under-trained"]
+    under = results["seeds"][FIRST]["under-trained"]
     assert {"interval (oracle)", "triangular", "clamp-linear", "adg"} <= set(under)
     assert under["unguided"]["figures"]["evaluations"] == 4
     assert under["interval"]["figures"]["evaluations"] == 4 + 2
@@ -75,11 +76,11 @@ def test_the_oracle_is_at_least_as_good_as_the_tuned_interval(run):
 def test_goes_on_where_it_stopped(run):
     """A second run trains nothing again and comes to the same numbers."""
     before = json.loads((run.out / "metrics.json").read_text())
-    (run.out / "seed11.json").unlink()
+    (run.out / f"seed{SECOND}.json").unlink()
     digits.main(run)
     after = json.loads((run.out / "metrics.json").read_text())
-    assert after["seeds"]["10"] == before["seeds"]["10"]
-    assert after["seeds"]["11"] == before["seeds"]["11"]
+    assert after["seeds"][FIRST] == before["seeds"][FIRST]
+    assert after["seeds"][SECOND] == before["seeds"][SECOND]
 
 
 def test_another_setting_does_not_mix_with_an_old_run(run):
