@@ -20,7 +20,7 @@ class Config:
     """
 
     preset: Literal["quick", "full"] = "quick"
-    """quick: one seed, minutes. full: five seeds and a well-trained denoiser, twenty minutes."""
+    """quick: one seed, minutes. full: five seeds and a well-trained denoiser, half an hour."""
     out: pathlib.Path = pathlib.Path("runs/digits")
     """Where the report, the metrics, the checkpoints and the log go."""
     data_dir: pathlib.Path | None = None
