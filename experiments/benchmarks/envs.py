@@ -42,7 +42,7 @@ class Peer:
 _MODULES = "experiments.benchmarks.peers"
 PEERS = (
     Peer("hackable_diffusion", f"{_MODULES}.hackable", ("hackable_diffusion", "jax"), 12),
-    Peer("DiffusionLab", f"{_MODULES}.diffusionlab", ("diffusionlab", "jax"), 12),
+    Peer("DiffusionLab", f"{_MODULES}.diffusionlab", ("diffusionlab", "jax"), 13),
     Peer("diffusers", f"{_MODULES}.diffusers", ("diffusers", "torch"), 10),
     Peer(
         "diffusers, torch.compile", f"{_MODULES}.diffusers", ("diffusers", "torch"), 10,
@@ -84,7 +84,8 @@ def find_python(minor: int) -> str | None:
     """A Python 3.`minor` or newer: this one, one on the PATH, or one of pyenv's."""
     on_path = [shutil.which(f"python3.{n}") for n in range(minor, minor + 4)]
     root = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
-    for python in [sys.executable, *on_path, *map(str, sorted(root.glob("versions/3.*/bin/python")))]:
+    of_pyenv = [str(python) for python in sorted(root.glob("versions/3.*/bin/python"))]
+    for python in [sys.executable, *on_path, *of_pyenv]:
         version = python and _version(python)
         if version and int(version.split(".")[1]) >= minor:
             return python

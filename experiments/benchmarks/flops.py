@@ -12,17 +12,17 @@ import json
 import math
 import re
 
-_ELEMENTWISE = frozenset(
-    "add subtract multiply divide maximum minimum negate abs power sqrt rsqrt cbrt exponential "
-    "exponential-minus-one log log-plus-one logistic tanh sine cosine tan erf atan2 remainder "
-    "compare select clamp and or xor not shift-left shift-right-logical "
-    "shift-right-arithmetic floor ceil round-nearest-even round-nearest-afz sign".split()
-)
+_ELEMENTWISE = {
+    "add", "subtract", "multiply", "divide", "maximum", "minimum", "negate", "abs", "power",
+    "sqrt", "rsqrt", "cbrt", "exponential", "exponential-minus-one", "log", "log-plus-one",
+    "logistic", "tanh", "sine", "cosine", "tan", "erf", "atan2", "remainder", "compare", "select",
+    "clamp", "and", "or", "xor", "not", "shift-left", "shift-right-logical",
+    "shift-right-arithmetic", "floor", "ceil", "round-nearest-even", "round-nearest-afz", "sign",
+}  # fmt: skip
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _SHAPE = re.compile(r"[a-z]+\d*\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|true_computation=(\S+?), )")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -58,9 +58,7 @@ def count(text: str) -> float:
             )
         return known[name]
 
-    def one(
-        out: str, kind: str, op: str, rest: str, shapes: dict[str, list[int]]
-    ) -> float:
+    def one(out: str, kind: str, op: str, rest: str, shapes: dict[str, list[int]]) -> float:
         size = math.prod(shapes[out])
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
         if op in _ELEMENTWISE:
@@ -79,15 +77,18 @@ def count(text: str) -> float:
                 raise ValueError(f"XLA does not know how often the loop {out} runs.")
             return int(trips[1]) * sum(of(called) for called in _CALLED.findall(rest))
         if op == "conditional":
-            names = re.findall(
-                r"%([\w.\-]+)", rest.split("branch_computations=")[-1].split("}")[0]
-            ) or re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", rest)
-            return max(of(name) for name in names)
+            return max(of(name) for name in _branches(rest))
         if op in ("fusion", "call", "async-start"):
             return sum(of(called) for called in _CALLED.findall(rest))
         return 0.0
 
     return of(entry)
+
+
+def _branches(rest: str) -> list[str]:
+    if several := re.search(r"branch_computations=\{([^}]*)\}", rest):
+        return re.findall(r"%([\w.\-]+)", several[1])
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", rest)
 
 
 def _library(kind: str, rest: str, shapes: dict[str, list[int]], operands: list[str]) -> float:

@@ -105,17 +105,18 @@ class JaxContender:
     def _run(self) -> Any:
         return self._sampler.call(self._row.omega, 0, self._arrays.labels)
 
-    def first(self) -> Any:
+    def first(self) -> np.ndarray:
         """See `worker.Contender`."""
         return np.asarray(self._run(), np.float32)
 
     def cost(self) -> dict[str, float | None]:
         """See `worker.Contender`."""
-        arrays, found = self._arrays, {}
+        arrays = self._arrays
+        found: dict[str, float | None] = {}
         bare = self._floor.lower(arrays.params, arrays.noise, arrays.labels, arrays.null)
         for name, program in (("", self._sampler.program()), ("floor_", bare.compile())):
             memory = program.memory_analysis()
-            found[f"{name}flops"] = flops.count(program.as_text())
+            found[f"{name}flops"] = flops.count(program.as_text() or "")
             found[f"{name}temp_bytes"] = memory and memory.temp_size_in_bytes
         return found
 
@@ -124,7 +125,7 @@ class JaxContender:
         arrays = on_device(problems.make(SIZES["tiny"]))
         sampler = self._build(self._row, arrays)
         events: list[str] = []
-        listen = lambda event, duration, **_: events.append(event)  # noqa: E731
+        listen = lambda event, duration_secs, **_: events.append(event)  # noqa: E731
         for i in range(VALUES):
             labels = jnp.asarray((np.asarray(arrays.labels) + i) % arrays.size.classes)
             omega = self._row.omega * (0.5 + i / (2 * VALUES))

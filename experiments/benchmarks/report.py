@@ -208,9 +208,7 @@ def figure(results: dict[str, Any], path: pathlib.Path) -> None:
     axis.set_xlim(0, 1.1 * max(top, 1))
     axis.set_xlabel(f"time, as a multiple of {OURS}'s (median and quartiles)")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(
-        frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1)
-    )
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     drawing.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(drawing)
 

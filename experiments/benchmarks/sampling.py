@@ -117,7 +117,7 @@ def measure(
             note(f"{row.name}: round {max(turn, 0) + 1} of {config.rounds}")
             order = list(workers)
             for name in order if turn % 2 else order[::-1]:
-                seconds = workers[name].ask("time", **{"with": {"floor_first": turn % 4 < 2}})
+                seconds = workers[name].ask("time", floor_first=turn % 4 < 2)
                 if turn >= 0:
                     times[name].append(seconds)
         for name, pairs in times.items():
@@ -149,8 +149,10 @@ def machine() -> str:
 def size_of(config: Config, backend: str) -> Size:
     """The network that the options ask for."""
     name = ("cpu" if backend == "cpu" else "gpu") if config.size == "auto" else config.size
-    given = {"dtype": config.dtype, "batch": config.batch}
-    return dataclasses.replace(SIZES[name], **{k: v for k, v in given.items() if v is not None})
+    size = SIZES[name]
+    return dataclasses.replace(
+        size, dtype=config.dtype or size.dtype, batch=config.batch or size.batch
+    )
 
 
 def chosen_rows(config: Config) -> list[Row]:

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 class Contender(Protocol):
     """What a process answers with; made once for one row."""
 
-    def first(self) -> Any:
+    def first(self) -> np.ndarray:
         """The first samples, compiled and run."""
 
     def cost(self) -> dict[str, float | None]:
@@ -54,18 +54,18 @@ def serve(make: Callable[[Row, Problem], Contender], clock: Callable[[], float])
     for line in sys.stdin:
         ask = json.loads(line)
         try:
-            if ask["do"] == "first":
-                size, row = Size(**ask["size"]), Row(**ask["row"])
-                problem = problems.load(size, pathlib.Path(ask["problem"]))
-                contender = make(row, problem)
+            given = ask["given"]
+            if ask["do"] == "make":
+                size, row = Size(**given["size"]), Row(**given["row"])
+                contender = make(row, problems.load(size, pathlib.Path(given["problem"])))
+                reply: dict[str, Any] = {"answer": None}
+            elif ask["do"] == "first":
                 start = clock()
                 samples = contender.first()
-                seconds = clock() - start
-                np.save(ask["samples"], np.asarray(samples, np.float32))
-                answer: Any = {"first_s": seconds}
+                reply = {"answer": clock() - start}
+                np.save(given["samples"], samples)
             else:
-                answer = getattr(contender, ask["do"])(**ask.get("with", {}))
-            reply = {"answer": answer}
+                reply = {"answer": getattr(contender, ask["do"])(**given)}
         except Missing as missing:
             reply = {"missing": str(missing)}
         except Exception as error:
@@ -94,8 +94,8 @@ class Worker:
             cwd=ROOT, env=environment, text=True,
         )  # fmt: skip
 
-    def ask(self, do: str, limit_s: float = 1800.0, **more: Any) -> Any:
-        """Its answer.
+    def ask(self, do: str, limit_s: float = 1800.0, **given: Any) -> Any:
+        """What its contender's method `do` returns for what is given.
 
         Raises:
             Missing: If the contender can't do the row.
@@ -106,7 +106,7 @@ class Worker:
         timer = threading.Timer(limit_s, self._process.kill)
         timer.start()
         try:
-            self._process.stdin.write(json.dumps({"do": do, **more}) + "\n")
+            self._process.stdin.write(json.dumps({"do": do, "given": given}) + "\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
@@ -125,9 +125,9 @@ class Worker:
 
     def first(self, row: Row, size: Size, problem: pathlib.Path, samples: pathlib.Path) -> float:
         """Seconds to the first samples, which go to `samples`."""
-        more = {"row": dataclasses.asdict(row), "size": dataclasses.asdict(size)}
-        paths = {"problem": str(problem.resolve()), "samples": str(samples.resolve())}
-        return self.ask("first", **more, **paths)["first_s"]
+        sizes, settings = dataclasses.asdict(size), dataclasses.asdict(row)
+        self.ask("make", size=sizes, row=settings, problem=str(problem.resolve()))
+        return self.ask("first", samples=str(samples.resolve()))
 
     def close(self) -> None:
         """End the process."""

@@ -106,7 +106,7 @@ class Diffusers:
             torch.cuda.synchronize()
         return x
 
-    def first(self) -> Any:
+    def first(self) -> np.ndarray:
         """See `worker.Contender`."""
         return self._run(self.row.omega, self.labels).cpu().numpy()
 
@@ -146,7 +146,6 @@ class Diffusers:
 def main() -> None:
     """Answer."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    np.random.default_rng(0)
     serve(Diffusers, time.perf_counter)
 
 
