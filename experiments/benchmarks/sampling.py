@@ -47,6 +47,8 @@ class Config:
     """Samples at once."""
     rounds: int = 15
     """Timings of each contender."""
+    patience: float = 15.0
+    """Minutes that a contender may take over its first samples, or anything else it is asked."""
     rows: tuple[str, ...] = ()
     """Names of rows; all of them by default."""
     peers: bool = True
@@ -93,6 +95,7 @@ def measure(
     results: dict[str, Any] = {}
     workers: dict[str, Worker] = {}
     samples: dict[str, np.ndarray] = {}
+    limit = 60 * config.patience
     try:
         for entry in contenders:
             note(f"{row.name}: {entry.name}, first samples")
@@ -100,15 +103,16 @@ def measure(
             worker = Worker(entry.environment.python, entry.module, log, entry.extra)
             workers[entry.name] = worker
             try:
-                first = worker.first(row, size, folder / "problem.npz", folder / "samples.npy")
-                samples[entry.name] = np.load(folder / "samples.npy")
+                files = (folder / "problem.npz", folder / "samples.npy")
+                first = worker.first(row, size, *files, limit)
+                samples[entry.name] = np.load(files[1])
                 differs = _difference(samples[entry.name], samples[contenders[0].name])
                 results[entry.name] = {"first_s": first, "difference": differs}
                 if not differs <= TOLERANCE[size.dtype]:
                     raise Failed(f"its samples differ by {differs:.1g}")
                 note(f"{row.name}: {entry.name}, its program")
-                compilations = worker.ask("compilations")
-                results[entry.name] |= {**worker.ask("cost"), "compilations": compilations}
+                compilations = worker.ask("compilations", limit)
+                results[entry.name] |= {**worker.ask("cost", limit), "compilations": compilations}
             except (Missing, Failed) as reason:
                 results[entry.name] = {"missing": str(reason)}
                 workers.pop(entry.name).close()
@@ -117,7 +121,7 @@ def measure(
             note(f"{row.name}: round {max(turn, 0) + 1} of {config.rounds}")
             order = list(workers)
             for name in order if turn % 2 else order[::-1]:
-                seconds = workers[name].ask("time", floor_first=turn % 4 < 2)
+                seconds = workers[name].ask("time", limit, floor_first=turn % 4 < 2)
                 if turn >= 0:
                     times[name].append(seconds)
         for name, pairs in times.items():

@@ -94,7 +94,7 @@ class Worker:
             cwd=ROOT, env=environment, text=True,
         )  # fmt: skip
 
-    def ask(self, do: str, limit_s: float = 1800.0, **given: Any) -> Any:
+    def ask(self, do: str, limit_s: float, **given: Any) -> Any:
         """What its contender's method `do` returns for what is given.
 
         Raises:
@@ -123,11 +123,13 @@ class Worker:
             raise Failed(reply["error"])
         return reply["answer"]
 
-    def first(self, row: Row, size: Size, problem: pathlib.Path, samples: pathlib.Path) -> float:
+    def first(
+        self, row: Row, size: Size, problem: pathlib.Path, samples: pathlib.Path, limit_s: float
+    ) -> float:
         """Seconds to the first samples, which go to `samples`."""
         sizes, settings = dataclasses.asdict(size), dataclasses.asdict(row)
-        self.ask("make", size=sizes, row=settings, problem=str(problem.resolve()))
-        return self.ask("first", samples=str(samples.resolve()))
+        self.ask("make", limit_s, size=sizes, row=settings, problem=str(problem.resolve()))
+        return self.ask("first", limit_s, samples=str(samples.resolve()))
 
     def close(self) -> None:
         """End the process."""
