@@ -95,8 +95,8 @@ def _library(kind: str, rest: str, shapes: dict[str, list[int]], operands: list[
     """A matrix product that XLA handed to a library (cuBLAS)."""
     if "gemm" not in rest and "matmul" not in rest:
         return 0.0
-    config = re.search(r"backend_config=(\{.*\})", rest)
-    numbers = json.loads(config[1]) if config else {}
+    _, _, config = rest.partition("backend_config=")
+    numbers = json.JSONDecoder().raw_decode(config)[0] if config.startswith("{") else {}
     numbers = numbers.get("gemm_backend_config", numbers).get("dot_dimension_numbers", {})
     contracted = [int(n) for n in numbers.get("lhs_contracting_dimensions", [])]
     return 2 * math.prod(_shape(kind)) * math.prod(shapes[operands[0]][n] for n in contracted)

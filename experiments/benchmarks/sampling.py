@@ -170,6 +170,8 @@ def chosen_rows(config: Config) -> list[Row]:
 
 def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
     """Install, compare, time, and write the page."""
+    # Several processes share a GPU; by default each of JAX's takes most of its memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     backend = jax.default_backend()
     size, rows = size_of(config, backend), chosen_rows(config)
     compiled = backend != "cpu" if config.torch_compile is None else config.torch_compile

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.benchmarks import envs, flops, problem, report, sampling
 from experiments.benchmarks.problem import ROWS, SIZES, Row
-from experiments.benchmarks.worker import Failed, Worker
+from experiments.benchmarks.worker import Failed, Missing, Worker
 
 FAKE = envs.Peer("fake", "tests.experiments.fake_peer", ("fake",), 11)
 ABSENT = envs.Peer("absent", "nowhere", ("no-such-package",), 11)
@@ -26,10 +26,10 @@ def _environment(peer, folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Of three rows: one that the peer can do, one that it can't, one that it does otherwise."""
+    """Of two rows: one that the peer can do, and one that it does otherwise."""
     out = tmp_path_factory.mktemp("benchmarks")
     config = sampling.Config(
-        size="tiny", rounds=2, rows=("cfg", "heun", "euler"), out=out / "run", publish=True,
+        size="tiny", rounds=2, rows=("cfg", "euler"), out=out / "run", publish=True,
         docs=out / "docs",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -40,9 +40,7 @@ def run(tmp_path_factory):
 
 def test_what_is_measured(run):
     _, results = run
-    assert list(results["rows"]) == ["cfg", "euler", "heun"] or set(results["rows"]) == {
-        "cfg", "euler", "heun",
-    }  # fmt: skip
+    assert set(results["rows"]) == {"cfg", "euler"}
     for row in results["rows"].values():
         ours = row["guidejax"]
         assert len(ours["run_s"]) == len(ours["floor_s"]) == 2
@@ -52,7 +50,6 @@ def test_what_is_measured(run):
     cfg = results["rows"]["cfg"]["fake"]
     assert cfg["difference"] < 1e-5
     assert cfg["flops"] == pytest.approx(cfg["floor_flops"], rel=1e-2)
-    assert results["rows"]["heun"]["fake"] == {"missing": "no such solver"}
 
 
 def test_samples_that_differ_are_not_timed(run):
@@ -117,6 +114,15 @@ def test_flops_of_nested_scans_and_a_conditional():
     assert dots <= found < 1.05 * dots
 
 
+def test_flops_of_a_library_call():
+    text = """ENTRY %main (a: bf16[4,8], b: bf16[8,16]) -> bf16[4,16] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b = bf16[8,16]{1,0} parameter(1)
+  %gemm = (bf16[4,16]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}, metadata={op_name="x"}
+}"""  # noqa: E501
+    assert flops.count(text) == 2 * 4 * 16 * 8
+
+
 def test_flops_say_when_they_cannot_be_known():
     run = jax.jit(lambda n: jax.lax.while_loop(lambda i: i < n, lambda i: 2 * i, 1))
     with pytest.raises(ValueError, match="how often"):
@@ -139,8 +145,11 @@ def test_a_worker_that_fails_says_so(tmp_path):
     worker = Worker(sys.executable, "tests.experiments.fake_peer", tmp_path / "log.txt")
     with pytest.raises(Failed, match="AttributeError"):
         worker.ask("no_such_thing", 60)
+    files = (path, tmp_path / "samples.npy")
+    with pytest.raises(Missing, match="no such solver"):
+        worker.first(Row("heun", "heun", stages=2), SIZES["tiny"], *files, limit_s=60)
     with pytest.raises(Failed, match="no answer in 0 s"):
-        worker.first(Row("cfg", "ddim"), SIZES["tiny"], path, tmp_path / "x.npy", limit_s=0.01)
+        worker.first(Row("cfg", "ddim"), SIZES["tiny"], *files, limit_s=0.01)
     worker.close()
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
