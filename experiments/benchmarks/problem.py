@@ -97,10 +97,10 @@ ROWS = (
     Row("euler", "euler"),
     Row("heun", "heun", stages=2),
     Row("edm_heun", "edm_heun", stages=2),
-    Row("edm_heun, gamma 0.2", "edm_heun", number=0.2, stages=2),
+    Row("edm_heun (gamma 0.2)", "edm_heun", number=0.2, stages=2),
     Row("dpmpp_2m", "dpmpp_2m"),
-    Row("dpmpp_2m, churn 1", "dpmpp_2m", number=1.0),
-    Row("ddim, churn 0.7", "ddim", number=0.7),
+    Row("dpmpp_2m (churn 1)", "dpmpp_2m", number=1.0),
+    Row("ddim (churn 0.7)", "ddim", number=0.7),
     Row("ancestral", "ancestral", number=1.0),
     Row("cfgpp of ddim", "cfgpp", omega=0.6),
 )
