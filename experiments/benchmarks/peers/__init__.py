@@ -1,0 +1,1 @@
+"""Contenders of the sampling benchmark, each run by the Python of its own environment."""

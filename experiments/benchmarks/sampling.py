@@ -1,0 +1,217 @@
+"""guidejax's sampler beside the evaluations it needs, and beside other libraries.
+
+    python -m experiments.benchmarks.sampling                 # everything, on this machine
+    python -m experiments.benchmarks.sampling --publish       # and write docs/benchmarks.md
+    python -m experiments.benchmarks.sampling --no-peers --rows cfg heun
+
+Every contender runs in a process of its own, with the same weights, noise, labels and times. A row
+starts all of them, compares their samples, and only then times them, in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from experiments.benchmarks import envs, problem, report
+from experiments.benchmarks.envs import Environment, Peer
+from experiments.benchmarks.problem import ROWS, SIZES, Row, Size
+from experiments.benchmarks.worker import Failed, Missing, Worker
+
+# ‖difference‖ / ‖samples‖ up to which two samplers are the same.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Time guidejax's sampler, the bare network evaluations that it needs, and other libraries."""
+
+    size: Literal["auto", "cpu", "gpu", "tiny"] = "auto"
+    """The network: auto is a small one on a CPU, and one that fills a GPU where there is one."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the network; by default bfloat16 on a GPU and float32 elsewhere."""
+    batch: int | None = None
+    """Samples at once."""
+    rounds: int = 15
+    """Timings of each contender."""
+    patience: float = 15.0
+    """Minutes that a contender may take over its first samples, or anything else it is asked."""
+    rows: tuple[str, ...] = ()
+    """Names of rows; all of them by default."""
+    peers: bool = True
+    """Compare with other libraries, each installed in an environment of its own."""
+    torch_compile: bool | None = None
+    """Time torch.compile as well; by default on a GPU."""
+    out: pathlib.Path = pathlib.Path("runs/benchmarks/sampling")
+    """Where results.json, table.md, figure.png and the logs go."""
+    envs: pathlib.Path = pathlib.Path("runs/benchmarks/envs")
+    """Where the environments of the peers are."""
+    publish: bool = False
+    """Write docs/benchmarks.md and its files too."""
+    docs: pathlib.Path = pathlib.Path("docs")
+    """Where that is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A contender that can run."""
+
+    name: str
+    module: str
+    environment: Environment
+    extra: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def entries(config: Config, peers: tuple[Peer, ...], note: Any) -> tuple[list[Entry], dict]:
+    """guidejax and the peers that can be installed, and why the others can't."""
+    found, absent = [Entry(report.OURS, envs.OURS, envs.ours())], {}
+    for peer in peers if config.peers else ():
+        note(f"installing {peer.name}")
+        environment = envs.environment(peer, config.envs)
+        if isinstance(environment, str):
+            absent[peer.name] = environment
+        else:
+            found.append(Entry(peer.name, peer.module, environment, peer.extra))
+    return found, absent
+
+
+def measure(
+    row: Row, size: Size, contenders: list[Entry], config: Config, folder: pathlib.Path, note: Any
+) -> dict[str, Any]:
+    """{contender: what was measured, or {"missing": why}} of one row."""
+    results: dict[str, Any] = {}
+    workers: dict[str, Worker] = {}
+    samples: dict[str, np.ndarray] = {}
+    limit = 60 * config.patience
+    try:
+        for entry in contenders:
+            note(f"{row.name}: {entry.name}, first samples")
+            log = config.out / "logs" / f"{entry.name}.txt"
+            worker = Worker(entry.environment.python, entry.module, log, entry.extra)
+            workers[entry.name] = worker
+            try:
+                files = (folder / "problem.npz", folder / "samples.npy")
+                first = worker.first(row, size, *files, limit)
+                samples[entry.name] = np.load(files[1])
+                differs = _difference(samples[entry.name], samples[contenders[0].name])
+                results[entry.name] = {"first_s": first, "difference": differs}
+                if not differs <= TOLERANCE[size.dtype]:
+                    raise Failed(f"its samples differ by {differs:.1g}")
+                note(f"{row.name}: {entry.name}, its program")
+                compilations = worker.ask("compilations", limit)
+                results[entry.name] |= {**worker.ask("cost", limit), "compilations": compilations}
+            except (Missing, Failed) as reason:
+                results[entry.name] = {"missing": str(reason)}
+                workers.pop(entry.name).close()
+        times: dict[str, list[list[float]]] = {name: [] for name in workers}
+        for turn in range(-1, config.rounds):  # the first turn warms up
+            note(f"{row.name}: round {max(turn, 0) + 1} of {config.rounds}")
+            order = list(workers)
+            for name in order if turn % 2 else order[::-1]:
+                seconds = workers[name].ask("time", limit, floor_first=turn % 4 < 2)
+                if turn >= 0:
+                    times[name].append(seconds)
+        for name, pairs in times.items():
+            results[name] |= {"floor_s": [a for a, _ in pairs], "run_s": [b for _, b in pairs]}
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return results
+
+
+def _difference(samples: np.ndarray, ours: np.ndarray) -> float:
+    return float(np.linalg.norm(samples - ours) / np.linalg.norm(ours))
+
+
+def machine() -> str:
+    """What it ran on."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    info = pathlib.Path("/proc/cpuinfo")
+    names = [
+        line.split(":")[1].strip()
+        for line in (info.read_text().splitlines() if info.exists() else ())
+        if line.startswith("model name")
+    ]
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
+
+
+def size_of(config: Config, backend: str) -> Size:
+    """The network that the options ask for."""
+    name = ("cpu" if backend == "cpu" else "gpu") if config.size == "auto" else config.size
+    size = SIZES[name]
+    return dataclasses.replace(
+        size, dtype=config.dtype or size.dtype, batch=config.batch or size.batch
+    )
+
+
+def chosen_rows(config: Config) -> list[Row]:
+    """The rows that the options ask for."""
+    unknown = set(config.rows) - {row.name for row in ROWS}
+    if unknown:
+        known = ", ".join(row.name for row in ROWS)
+        raise SystemExit(f"no row {', '.join(sorted(unknown))}; expected {known}.")
+    return [row for row in ROWS if not config.rows or row.name in config.rows]
+
+
+def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
+    """Install, compare, time, and write the page."""
+    # Several processes share a GPU; by default each of JAX's takes most of its memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    backend = jax.default_backend()
+    size, rows = size_of(config, backend), chosen_rows(config)
+    compiled = backend != "cpu" if config.torch_compile is None else config.torch_compile
+    peers = tuple(peer for peer in peers if compiled or not peer.extra)
+    config.out.mkdir(parents=True, exist_ok=True)
+    console = Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as name:
+        task = progress.add_task("sampling", total=len(rows))
+        note = lambda text: progress.update(task, description=text)  # noqa: E731
+        folder = pathlib.Path(name)
+        problem.save(problem.make(size), folder / "problem.npz")
+        contenders, absent = entries(config, peers, note)
+        results: dict[str, Any] = {
+            "machine": machine(),
+            "backend": backend,
+            "size": dataclasses.asdict(size),
+            "rounds": config.rounds,
+            "tolerance": TOLERANCE[size.dtype],
+            "versions": {entry.name: entry.environment.versions for entry in contenders},
+            "absent": absent,
+            "rows": {},
+        }
+        for row in rows:
+            results["rows"][row.name] = measure(row, size, contenders, config, folder, note)
+            (config.out / "results.json").write_text(json.dumps(results, indent=1))
+            progress.advance(task)
+    (config.out / "table.md").write_text(report.tables(results))
+    report.figure(results, config.out / "figure.png")
+    for claim in report.claims(results):
+        console.print(claim)
+    if config.publish:
+        files = config.docs / "benchmarks"
+        files.mkdir(parents=True, exist_ok=True)
+        for file in ("results.json", "figure.png"):
+            shutil.copy(config.out / file, files / file)
+        (config.docs / "benchmarks.md").write_text(report.page(results))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
