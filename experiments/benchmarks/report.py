@@ -234,6 +234,12 @@ def _left_out(results: dict[str, Any]) -> str:
     return "\n".join(lines) or "* Nothing."
 
 
+def _share(cores: int | None) -> str:
+    if cores is None:
+        return "every contender has it to itself"
+    return f"every contender runs on {cores} of them (`--cores`)"
+
+
 def page(results: dict[str, Any]) -> str:
     """docs/benchmarks.md."""
     size = results["size"]
@@ -246,7 +252,7 @@ def page(results: dict[str, Any]) -> str:
 Written by `python -m experiments.benchmarks.sampling --publish`, which installs the other libraries in environments of their own;
 `docs/benchmarks/results.json` holds every timing.
 
-* **Machine**: {results["machine"]}; every contender may use all of it, and only one runs at a time.
+* **Machine**: {results["machine"]}; {_share(results["cores"])}, and only one runs at a time.
 * **Network**: a DiT of width {size["width"]}, depth {size["depth"]} and {size["heads"]} heads on {size["image"]} × {size["image"]} × {size["channels"]} in patches of {size["patch"]}, {size["dtype"]}, batch {size["batch"]}, {size["steps"]} steps of
   rectified flow. The JAX contenders share its code; PyTorch has it written again on the same weights.
 * **Versions**: {versions}.

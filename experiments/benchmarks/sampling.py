@@ -10,6 +10,7 @@ starts all of them, compares their samples, and only then times them, in turn.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -45,6 +47,9 @@ class Config:
     """Of the network; by default bfloat16 on a GPU and float32 elsewhere."""
     batch: int | None = None
     """Samples at once."""
+    cores: int = 1
+    """Cores of a CPU that every contender runs on. On several, XLA makes the two passes of a step
+    of a network this small side by side, and half the passes take more than half the time."""
     rounds: int = 15
     """Timings of each contender."""
     patience: float = 15.0
@@ -150,6 +155,21 @@ def machine() -> str:
     return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
 
 
+@contextlib.contextmanager
+def kept_to(cores: int) -> Iterator[int]:
+    """Keep the processes started inside to that many cores, the last ones; yields their number."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield os.cpu_count() or 1
+        return
+    before = os.sched_getaffinity(0)
+    allowed = sorted(before)[-cores:]
+    os.sched_setaffinity(0, allowed)
+    try:
+        yield len(allowed)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def size_of(config: Config, backend: str) -> Size:
     """The network that the options ask for."""
     name = ("cpu" if backend == "cpu" else "gpu") if config.size == "auto" else config.size
@@ -181,7 +201,11 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as name:
+    with (
+        Progress(*columns, console=console) as progress,
+        tempfile.TemporaryDirectory() as name,
+        kept_to(config.cores if backend == "cpu" else os.cpu_count() or 1) as cores,
+    ):
         task = progress.add_task("sampling", total=len(rows))
         note = lambda text: progress.update(task, description=text)  # noqa: E731
         folder = pathlib.Path(name)
@@ -190,6 +214,7 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
         results: dict[str, Any] = {
             "machine": machine(),
             "backend": backend,
+            "cores": cores if backend == "cpu" else None,
             "size": dataclasses.asdict(size),
             "rounds": config.rounds,
             "tolerance": TOLERANCE[size.dtype],
