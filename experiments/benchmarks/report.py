@@ -22,12 +22,10 @@ COLORS = {
     "diffusers": "#b279a2",
     "diffusers, torch.compile": "#e8b04a",
 }
-# Slower or faster than another by less than this is as fast: the floor's own time wavers as much.
-EVEN = 0.03
 WHY = {
-    "hackable_diffusion": "it makes the same passes in one scan as well",
-    "DiffusionLab": "its loop is unrolled into one program without a loop, which takes the longer "
-    "to compile",
+    "hackable_diffusion": "it makes the same passes in one scan as well; the rest was not traced",
+    "DiffusionLab": "its loop is unrolled into one program, which beats the bare scan too, and takes "
+    "the longer to compile (last table)",
     "diffusers": "PyTorch's kernels make a pass of this network faster than XLA's; beside the bare "
     "evaluations in its own framework, neither library adds much",
     "diffusers, torch.compile": "the compiled network makes a pass faster than XLA's",
@@ -134,12 +132,12 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def losses(results: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """(row, peer, time over guidejax's) wherever guidejax is the slower by more than `EVEN`."""
+    """(row, peer, time over guidejax's) wherever guidejax is the slower in three of four rounds."""
     for name, row in results["rows"].items():
         if "run_s" in row[OURS]:
             for other in timed(row)[1:]:
                 ratio = over_ours(row, other)
-                if ratio["median"] < 1 - EVEN:
+                if ratio["high"] < 1:
                     yield name, other, ratio
 
 
@@ -167,8 +165,8 @@ def claims(results: dict[str, Any]) -> list[str]:
         found.append((text, gain, gain >= 1.6))
     pairs = [over_ours(r, o)["median"] for r in rows.values() for o in timed(r)[1:]]
     if pairs:
-        text = f"a peer's time over guidejax's, at least 1 less {EVEN:.0%}: worst row"
-        found.append((text, min(pairs), min(pairs) >= 1 - EVEN))
+        text = "a peer's time over guidejax's, at least 1 but for noise: worst row"
+        found.append((text, min(pairs), not list(losses(results))))
     return [
         f"{text}: {value:.4g}, {'reached' if holds else 'NOT reached'}"
         for text, value, holds in found
@@ -220,7 +218,7 @@ def _behind(results: dict[str, Any]) -> str:
         f"* *{row}*: {other} takes {ratio['median']:.2f} of the time; {WHY.get(other, 'unknown')}."
         for row, other, ratio in losses(results)
     ]
-    return "\n".join(lines) or "* On no row, by more than the 3% that timings waver here."
+    return "\n".join(lines) or "* On no row, in three of four rounds."
 
 
 def _left_out(results: dict[str, Any]) -> str:
