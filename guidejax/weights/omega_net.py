@@ -14,9 +14,8 @@ from guidejax._arrays import Array, is_concrete
 from guidejax.processes import Process
 from guidejax.weights.base import Step, Weight
 
-# ω = softplus(k z)/k is z for ω above 1/k and has slope kω below. With k = 1 an ω of 0.05, where
-# many a good weight lies, moves twenty times slower than one of 1, all classes and times alike.
-SHARPNESS = 10.0
+# The knee of ω = (z + √(z² + b))/2, which is √b/2 at z = 0.
+KNEE = 0.01
 
 
 class _MLP(nn.Module):
@@ -46,16 +45,27 @@ class _MLP(nn.Module):
             kernel_init=nn.initializers.zeros,
             bias_init=nn.initializers.constant(self.output_bias),
         )(nn.silu(nn.LayerNorm()(h)))
-        return jax.nn.softplus(SHARPNESS * out[..., 0]) / SHARPNESS
+        return _positive(out[..., 0])
+
+
+def _positive(z: Array) -> Array:
+    """(z + √(z² + b))/2: z where that is large, b/(4 |z|) where it is negative.
+
+    Unlike softplus it neither slows an ω near 0.05, where many a good weight lies, nor dies where
+    z has become negative: its slope falls as 1/z², not exponentially.
+    """
+    root = jnp.sqrt(z**2 + KNEE)
+    # z + root of a negative z is a difference of equals; the same without it:
+    return 0.5 * jnp.where(z > 0, z + root, KNEE / (root + jnp.abs(z)))
 
 
 @dataclasses.dataclass(frozen=True)
 class OmegaNet:
-    """ω^φ(c, s, t) = softplus(k MLP(λ_s, λ_t, c)) / k, k = 10, an `(init, apply)` pair.
+    """ω^φ(c, s, t) = (z + √(z² + 0.01))/2, z = MLP(λ_s, λ_t, c), an `(init, apply)` pair.
 
     Galashov et al. 2510.00815, §3: log-SNR features of both times through a two-layer encoder,
     the condition added, a residual MLP, one positive output; the paper ends in a ReLU, which
-    gets no gradient once it is negative everywhere, and softplus always moves. The last layer
+    gets no gradient once it is negative everywhere; this output always moves. The last layer
     starts at zero, so that training begins at the constant `init_omega`.
 
     Attributes:
@@ -96,9 +106,7 @@ class OmegaNet:
 
     @property
     def _module(self) -> _MLP:
-        # softplus⁻¹(y) = y + log(1 − e⁻ʸ), which doesn't overflow.
-        scaled = SHARPNESS * self.init_omega
-        bias = float(scaled + np.log(-np.expm1(-scaled))) / SHARPNESS
+        bias = self.init_omega - KNEE / (4 * self.init_omega)
         return _MLP(self.num_classes, self.cond_dim, self.hidden, self.depth, bias)
 
     def init(self, key: Array) -> Any:

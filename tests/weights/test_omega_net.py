@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -82,6 +83,28 @@ def test_learns():
         return jax.lax.scan(step, phi, length=400)[0]
 
     assert loss(fit(net.init(KEY))) < 1e-2 < loss(net.init(KEY))
+
+
+def test_comes_back_from_nothing():
+    """An output far below zero, where ω is all but 0, is no trap."""
+    net = gj.OmegaNet(hidden=8, depth=1)
+    phi = net.init(KEY)
+    phi["Dense_3"]["bias"] = jnp.array([-3.0])
+    omega = lambda phi: net.apply(phi, 0.4, 0.5, None, PROCESS)
+    assert 0 < omega(phi) < 1e-3
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def fit(phi):
+        def step(carry, _):
+            phi, state = carry
+            gradient = jax.grad(lambda phi: (omega(phi) - 1.0) ** 2)(phi)
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(phi, updates), state), None
+
+        return jax.lax.scan(step, (phi, optimizer.init(phi)), length=1000)[0][0]
+
+    np.testing.assert_allclose(omega(fit(phi)), 1.0, rtol=1e-2)
 
 
 def test_needs_the_process():
