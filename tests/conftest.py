@@ -13,6 +13,7 @@ DEVICES = 8
 # they take a quarter less time. Rules and metrics are not among them, for what those promise
 # bit for bit must hold in optimized programs.
 NUMBERS = ("analytic", "experiments", "solvers", "weights")
+NUMBERS += ("test_closed_forms", "test_frechet_moments", "test_objectives")  # of learning
 # Begun first, for a process that is left alone with one of them at the end is waited for.
 LONG = ("test_colabs", "test_digits")
 
@@ -20,7 +21,7 @@ LONG = ("test_colabs", "test_digits")
 @pytest.fixture(scope="module", autouse=True)
 def _optimizations(request):
     """Compile fast rather than well where only the numbers are tested."""
-    fast = request.path.parent.name in NUMBERS
+    fast = not {request.path.parent.name, request.path.stem}.isdisjoint(NUMBERS)
     if fast != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()  # No program is of the other kind.
         jax.config.update("jax_disable_most_optimizations", fast)

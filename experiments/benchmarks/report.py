@@ -53,11 +53,13 @@ def over_ours(row: dict[str, Any], name: str) -> dict[str, float]:
     return spread(np.divide(row[name]["run_s"], row[OURS]["run_s"]))
 
 
-def _print(ratio: dict[str, float]) -> str:
+def printed(ratio: dict[str, float]) -> str:
+    """Median and quartiles."""
     return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown of the cells."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -75,9 +77,9 @@ def time_table(results: dict[str, Any]) -> str:
         if "run_s" not in row[OURS]:
             lines.append([name, *["–"] * (1 + len(others))])
             continue
-        cells = [_print(over_ours(row, o)) if "run_s" in row[o] else "–" for o in others]
+        cells = [printed(over_ours(row, o)) if "run_s" in row[o] else "–" for o in others]
         lines.append([name, f"{1e3 * np.median(row[OURS]['run_s']):.0f} ms", *cells])
-    return _table(["", OURS, *(f"{name} / {OURS}" for name in others)], lines)
+    return markdown_table(["", OURS, *(f"{name} / {OURS}" for name in others)], lines)
 
 
 def floor_table(results: dict[str, Any]) -> str:
@@ -88,7 +90,7 @@ def floor_table(results: dict[str, Any]) -> str:
         found = row[OURS]
         if "run_s" not in found:
             continue
-        cells = [name, f"{found['flops'] / found['floor_flops']:.4f}", _print(over_floor(found))]
+        cells = [name, f"{found['flops'] / found['floor_flops']:.4f}", printed(over_floor(found))]
         full = rows.get("cfg", {}).get(OURS)
         if full and "run_s" in full:
             cells += [
@@ -98,7 +100,7 @@ def floor_table(results: dict[str, Any]) -> str:
         else:
             cells += ["–", "–"]
         lines.append(cells)
-    return _table(
+    return markdown_table(
         ["", "FLOPs / floor", "time / floor", "FLOPs / those of cfg", "time / that of cfg"], lines
     )
 
@@ -113,12 +115,12 @@ def programs_table(results: dict[str, Any]) -> str:
             flops = found["flops"] and f"{found['flops'] / 1e9:.2f}"
             memory = found["temp_bytes"] is not None and f"{found['temp_bytes'] / 2**20:.1f}"
             lines.append(
-                [name, who, flops or "–", _print(over_floor(found)), _count(found["compilations"]),
+                [name, who, flops or "–", printed(over_floor(found)), _count(found["compilations"]),
                  memory or "–", f"{found['first_s']:.2f}", f"{found['difference']:.0e}"]
             )  # fmt: skip
     head = ["", "", "GFLOP", "time / its own floor", "compilations, 20 ω", "temporary MiB",
             "first samples, s", "difference"]  # fmt: skip
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _count(value: int | None) -> str:
