@@ -84,6 +84,11 @@ def concretely() -> Iterator[None]:
         yield
 
 
+def same_structure(a: Tree, b: Tree) -> bool:
+    """Whether two pytrees have the same containers and leaves in the same places."""
+    return jax.tree.structure(a) == jax.tree.structure(b)  # type: ignore[operator]  # untyped stub
+
+
 def shard_like(value: Array, x: Array) -> Array:
     """`value` with its batch split as that of `x` on a mesh with explicit axes; else as it is."""
     sharding = jax.typeof(x).sharding

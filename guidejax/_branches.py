@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from guidejax._arrays import Array, Tree, tree_map
+from guidejax._arrays import Array, Tree, same_structure, tree_map
 from guidejax.denoisers import Denoiser
 
 Evaluation = Literal["sequential", "batched", "vmapped", "sharded"]
@@ -61,8 +61,7 @@ def _axis_size() -> int | None:
 
 def _alike(a: Any, b: Any) -> bool:
     facts = lambda tree: tree_map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
-    same = jax.tree.structure(a) == jax.tree.structure(b)  # type: ignore[operator]
-    return same and facts(a) == facts(b)
+    return same_structure(a, b) and facts(a) == facts(b)
 
 
 def _one_by_one(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:

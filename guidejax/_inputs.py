@@ -16,6 +16,7 @@ from guidejax._arrays import (
     check_not_nan,
     concretely,
     is_concrete,
+    same_structure,
     shard_like,
     tree_map,
 )
@@ -142,7 +143,7 @@ def find_branches(
 
 def _like(value: Any, cond: Any, name: str) -> Any:
     """A branch's condition in the shape of `cond`: a null label or embedding is broadcast."""
-    if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
+    if not same_structure(value, cond):
         return value
 
     def one(value, cond):

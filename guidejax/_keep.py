@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def check_keep(keep: Any, steps: int) -> Keep:
             raise ValueError(
                 f"unknown keep={keep!r}; expected final, stats, all, or indices of steps."
             )
-        return keep  # type: ignore[return-value]
+        return cast(Keep, keep)
     chosen = tuple(int(i) + (steps if i < 0 else 0) for i in keep)
     rising = all(a < b for a, b in itertools.pairwise(chosen))
     if not chosen or not rising or chosen[0] < 0 or chosen[-1] >= steps:

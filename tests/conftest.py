@@ -34,13 +34,24 @@ def x64():
         yield
 
 
+def _mesh(shape, names, kind):
+    if jax.device_count() < DEVICES:
+        # The README's second run gives them; on one device there is nothing to share.
+        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[kind]
+    return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+
+
 @pytest.fixture(params=["auto", "explicit"])
 def mesh(request):
     """A data mesh of 8 devices, its axis automatic and explicit."""
-    if jax.device_count() < DEVICES:
-        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[request.param]
-    return jax.make_mesh((DEVICES,), ("data",), axis_types=(kind,))
+    return _mesh((DEVICES,), ("data",), request.param)
+
+
+@pytest.fixture(params=["auto", "explicit"])
+def branch_mesh(request):
+    """A mesh of 8 devices for two branches, its axes automatic and explicit."""
+    return _mesh((2, DEVICES // 2), ("branch", "data"), request.param)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
@@ -100,14 +100,6 @@ def test_on_a_mesh_nothing_is_moved(mesh, branches):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in text
-
-
-@pytest.fixture(params=["auto", "explicit"])
-def branch_mesh(request):
-    if jax.device_count() < 8:
-        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[request.param]
-    return jax.make_mesh((2, 4), ("branch", "data"), axis_types=(kind, kind))
 
 
 def test_sharded(branch_mesh):

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from guidejax._arrays import Array, batch_size, check_finite, tree_map
+from guidejax._arrays import Array, batch_size, check_finite, same_structure, tree_map
 from guidejax.denoisers import as_denoiser
 from guidejax.guidance import guidance as make_guidance
 from guidejax.learning.checkpoints import Checkpoints
@@ -349,7 +349,7 @@ def check_batch(batch: Any, net: OmegaNet, uncond: Any = None, step: int = 0) ->
 
 def _like(value: Any, cond: Any, where: str) -> Any:
     """The null condition in the shape of `cond`; in NumPy, that it doesn't wait for the device."""
-    if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
+    if not same_structure(value, cond):
         return value
 
     def one(value, cond):

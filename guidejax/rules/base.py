@@ -27,6 +27,15 @@ SPACES = ("any", "x0", "eps", "v", "velocity", "score", "log_prob")
 
 Gate = Callable[[Mapping[str, Any]], Any]
 
+
+def any_of(*names: str) -> Gate:
+    """The gate of a branch that matters wherever one of these numbers isn't 0.
+
+    A sum of weights is on where any of its terms is, though their values cancel.
+    """
+    return lambda numbers: functools.reduce(operator.add, (numbers[name] for name in names))
+
+
 REGISTRY: dict[str, Rule] = {}
 
 

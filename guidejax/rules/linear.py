@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from guidejax._arrays import Array, accumulator, expand
-from guidejax.rules.base import CONTEXT, Rule, make_rule, rule
+from guidejax.rules.base import CONTEXT, Rule, any_of, make_rule, rule
 
 _LIU = "Liu et al., arXiv 2206.01714"
 _LTX = "HaCohen et al., arXiv 2601.03233"
@@ -168,7 +168,7 @@ def timed_negative(
     exact_at_zero=False,
     gates={
         "other": itemgetter("other_weight"),
-        "uncond": lambda numbers: numbers["omega"] + numbers["other_weight"],
+        "uncond": any_of("omega", "other_weight"),
     },
 )
 def compose_and(
@@ -204,7 +204,7 @@ def compose_and(
     exact_at_zero=False,
     gates={
         "negative": itemgetter("negative_weight"),
-        "uncond": lambda numbers: numbers["omega"] + numbers["negative_weight"],
+        "uncond": any_of("omega", "negative_weight"),
     },
 )
 def compose_not(
@@ -421,7 +421,7 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
     gates: dict[str, Any] = {
         name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
     }
-    gates["uncond"] = lambda numbers: sum((numbers[w] for w in weights), numbers["omega"])
+    gates["uncond"] = any_of("omega", *weights)
     return _variadic("compose", body, takes, weights, _LIU, gates)
 
 

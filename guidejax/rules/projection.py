@@ -7,7 +7,7 @@ from operator import itemgetter
 import jax.numpy as jnp
 
 from guidejax._arrays import Array, dot, expand, norm, safe_divide, safe_sqrt, square_norm, upcast
-from guidejax.rules.base import rule
+from guidejax.rules.base import any_of, rule
 
 FORMS = ("paper", "diffusers", "comfy")
 
@@ -222,7 +222,7 @@ def zero_init(guided: Array, *, gate: Array | float = 1.0) -> Array:
     exact_at_zero=False,
     gates={
         "negative": itemgetter("negative_weight"),
-        "uncond": lambda numbers: numbers["omega"] + numbers["negative_weight"],
+        "uncond": any_of("omega", "negative_weight"),
     },
 )
 def perp_neg(

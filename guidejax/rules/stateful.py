@@ -105,9 +105,8 @@ def cached_difference(
 
     c + ω d, with d = c − u on the steps 0, every, 2·every, … and the last such d on the others,
     where u is not looked at: a caller that leaves that pass out gives `uncond=None`, as the sampler
-    does. FasterCache
-    (2410.19355) also reweights d by frequency band; FastVideo and SGLang keep it as it is, on the
-    velocity.
+    does. FasterCache (2410.19355) also reweights d by frequency band; FastVideo and SGLang keep it
+    as it is, on the velocity.
 
     Args:
         cond: Conditional prediction c, (batch, ...), as velocity.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from guidejax._arrays import is_concrete, safe_sqrt
 from guidejax.solvers.base import Solver, check_range, combine, normal_like
@@ -45,7 +46,7 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
     `heun` is the better choice there.
 
     Args:
-        gamma: γ in [0, √2 − 1], the paper's min(S_churn / steps, √2 − 1).
+        gamma: γ in [0, √2 − 1], a number or (batch,); the paper's min(S_churn / steps, √2 − 1).
         lo: S_min, the σ/α below which no noise is added.
         hi: S_max, the σ/α above which none is.
         noise: S_noise, the standard deviation of what is added.
@@ -58,9 +59,9 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
         2
     """
     check_range("edm_heun", "gamma", gamma, 0, 0.41422)
-    if is_concrete(lo, hi) and not lo <= hi:
+    if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"edm_heun expects lo ≤ hi, got {lo} and {hi}.")
     numbers = {"gamma": gamma, "lo": lo, "hi": hi, "noise": noise}
-    if is_concrete(gamma) and gamma == 0:
+    if is_concrete(gamma) and np.all(np.asarray(gamma) == 0):
         return Solver({}, _step, stages=2)
     return Solver(numbers, _step, prepare=_raise_noise, stages=2)

@@ -56,7 +56,7 @@ def _positive(z: Array) -> Array:
     """
     root = jnp.sqrt(z**2 + KNEE)
     # z + root of a negative z is a difference of equals; the same without it:
-    return 0.5 * jnp.where(z > 0, z + root, KNEE / (root + jnp.abs(z)))
+    return 0.5 * jnp.where(z >= 0, z + root, KNEE / (root + jnp.abs(z)))
 
 
 @dataclasses.dataclass(frozen=True)

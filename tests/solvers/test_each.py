@@ -214,3 +214,18 @@ def test_second_prediction_takes_the_next_step_s_omega():
 def test_wrong_numbers(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_edm_heun_takes_a_gamma_of_each_sample():
+    """One program for the batch; each sample as in a run of its own γ, 0 among them."""
+    process, noise = gj.edm(sigma_max=10.0, rho=3.0), jax.random.normal(KEY, (3, 2))
+    denoise = gj.denoiser(lambda x, t, cond: 0.5 * x, process)
+    gammas = jnp.array([0.0, 0.1, 0.3])
+
+    def run(gamma, lo=0.1):
+        solver = gj.edm_heun(gamma=gamma, lo=lo)
+        return gj.sample(KEY, denoise, process, noise, times=gj.uniform_times(4), solver=solver)
+
+    got = run(gammas, jnp.full(3, 0.1))
+    for i, gamma in enumerate(gammas):
+        np.testing.assert_allclose(got[i], run(gamma)[i], rtol=1e-5, atol=1e-6)

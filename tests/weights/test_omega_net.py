@@ -85,6 +85,14 @@ def test_learns():
     assert loss(fit(net.init(KEY))) < 1e-2 < loss(net.init(KEY))
 
 
+@pytest.mark.parametrize("init_omega", [0.01, 0.05, 2.0])  # z < 0, z = 0, z > 0 at the start
+def test_omega_rises_with_its_output(init_omega):
+    net = gj.OmegaNet(hidden=8, depth=1, init_omega=init_omega)
+    slope = jax.grad(net.apply)(net.init(KEY), 0.4, 0.5, None, PROCESS)["Dense_3"]["bias"]
+    want = init_omega / (init_omega + 0.01 / (4 * init_omega))  # of z = ω − b/(4ω)
+    np.testing.assert_allclose(slope, want, rtol=1e-4)
+
+
 def test_comes_back_from_nothing():
     """An output far below zero, where ω is all but 0, is no trap."""
     net = gj.OmegaNet(hidden=8, depth=1)
