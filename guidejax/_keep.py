@@ -70,12 +70,14 @@ def check_keep(keep: Any, steps: int) -> Keep:
     return chosen
 
 
-def slots(keep: Keep, steps: int) -> np.ndarray:
-    """For each step its place in what is kept; those not chosen share a last place, thrown away."""
+def slots(keep: Keep, step: np.ndarray, counts: np.ndarray | bool = True) -> np.ndarray:
+    """For each prediction of these steps its place in what is kept, if it `counts`.
+
+    All others share a last place, thrown away.
+    """
     chosen = () if isinstance(keep, str) else tuple(keep)
-    places = np.full(steps, len(chosen))
-    places[list(chosen)] = np.arange(len(chosen))
-    return places
+    place = np.searchsorted(chosen, step)
+    return np.where(np.isin(step, chosen) & counts, place, len(chosen))
 
 
 def blank(keep: Keep, x: Tree) -> Tree:

@@ -20,9 +20,9 @@ def bar(step: int, steps: int) -> None:
     sys.stderr.flush()
 
 
-def report(progress: Progress, index: Array, steps: int) -> None:
-    """Have the host call `progress(step, steps)` as the step with this index begins."""
+def report(progress: Progress, index: Array, steps: int, begins: Array | bool = True) -> None:
+    """Have the host call `progress(step, steps)` where the step with this index `begins`."""
     if progress is False:
         return
     call = bar if progress is True else progress
-    jax.debug.callback(lambda i: call(int(i) + 1, steps), index)
+    jax.debug.callback(lambda i, begins: begins and call(int(i) + 1, steps), index, begins)

@@ -14,7 +14,7 @@ from guidejax._arrays import Array, Tree, tree_map
 
 Remat = Literal["none", "step", "recursive"]
 
-# More runs of steps than this and the program is one scan with a run-time gate: each segment
+# More runs of predictions than this and the program is one scan with a run-time gate: each segment
 # compiles a scan of its own.
 MAX_SEGMENTS = 8
 
@@ -27,39 +27,43 @@ class Gate(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Steps alike: start ≤ i < stop, and the gate of each prediction of a step, first to last."""
+    """Predictions with one gate: start ≤ i < stop."""
 
     start: int
     stop: int
-    gates: tuple[Gate, ...]
+    gate: Gate
 
 
-def segments(
-    active: Mapping[str, Any], steps: int, stages: int, into_data: bool
-) -> tuple[Segment, ...]:
+def predictions(steps: int, stages: int, into_data: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Of each prediction of a run, its step and the step whose guidance it takes.
+
+    Args:
+        steps: Steps of the run.
+        stages: Predictions a step; the second, at its end, takes the guidance of the next step.
+        into_data: Whether the last step is known to end at s = 0, where a second prediction has
+            nothing to predict.
+    """
+    step, stage = np.divmod(np.arange(stages * steps), stages)
+    count = len(step) - (1 if into_data and stages == 2 else 0)
+    return step[:count], np.minimum(step + stage, steps - 1)[:count]
+
+
+def segments(active: Mapping[str, Any], rows: np.ndarray) -> tuple[Segment, ...]:
     """Cut the run where branches turn on and off.
 
     Args:
         active: For each branch, the steps it is needed on: NumPy, or traced.
-        steps: Steps of the run.
-        stages: Predictions a step; the second takes the guidance of the next step.
-        into_data: Whether the last step is known to end at s = 0, where a second prediction has
-            nothing to predict.
+        rows: For each prediction of the run, the step whose guidance it takes.
     """
     known = {name: on for name, on in active.items() if isinstance(on, np.ndarray)}
 
-    def gate(i: int) -> Gate:
-        i = min(i, steps - 1)
-        sure = [name for name, on in known.items() if on[i]]
+    def gate(row: int) -> Gate:
+        sure = [name for name, on in known.items() if on[row]]
         return Gate(tuple(sure), tuple(name for name in active if name not in known))
-
-    def gates(i: int) -> tuple[Gate, ...]:
-        last = stages == 1 or (into_data and i == steps - 1)
-        return (gate(i),) if last else (gate(i), gate(i + 1))
 
     def runs() -> tuple[Segment, ...]:
         found, start = [], 0
-        for which, run in itertools.groupby(gates(i) for i in range(steps)):
+        for which, run in itertools.groupby(gate(row) for row in rows):
             stop = start + len(list(run))
             found.append(Segment(start, stop, which))
             start = stop

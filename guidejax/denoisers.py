@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
-from guidejax._arrays import Array, Tree, batch_size, shard_like, tree_map
+from guidejax._arrays import Array, Tree, batch_size, rounded, shard_like, tree_map
 from guidejax.processes import PREDICTIONS, Process, to_x0
 
 
@@ -41,7 +41,7 @@ class Denoiser:
             )
         # Back to the state's dtype: a network may compute in another.
         x0 = to_x0(output, x, t, self.process, self.prediction)
-        return tree_map(lambda x0, x: x0.astype(x.dtype), x0, x)
+        return tree_map(lambda x0, x: rounded(x0.astype(x.dtype)), x0, x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,10 @@ from guidejax._arrays import (
     Times,
     Tree,
     check_not_nan,
+    concretely,
     expand,
     is_concrete,
+    rounded,
     tree_map,
     upcast,
 )
@@ -83,16 +85,20 @@ class Guidance:
         if not weights:
             return np.zeros(steps, bool)
         weight = functools.reduce(operator.add, weights.values())
+        active = functools.partial(weight.active, process=process, times=times)
+        rows = jax.vmap(lambda s, t: jnp.any(active(s, t)))
+        if is_concrete(weight, times, process):
+            with concretely():
+                return np.asarray(rows(times[1:], times[:-1]))
         if is_concrete(times, process):
-            host = np.asarray(times)
+            # Step by step, for a weight may be known in part: where it is 0, but not what it is.
             on = []
-            for s, t in itertools.pairwise(host[::-1]):
-                on.append(weight.active(s, t, process=process, times=host))
+            for s, t in itertools.pairwise(np.asarray(times)[::-1]):
+                on.append(active(s, t))
                 if not is_concrete(on[-1]):
                     break
             else:
                 return np.asarray([np.any(step) for step in on[::-1]], bool)
-        rows = jax.vmap(lambda s, t: jnp.any(weight.active(s, t, process=process, times=times)))
         return rows(times[1:], times[:-1])
 
     def wants(self, state: Tree) -> dict[str, Array]:
@@ -230,7 +236,7 @@ def _apply_link(link, values, state, predictions, omega, x, t, s, process):
     if native:
         return result, state
     shift = result - known["guided" if rule.refines else "cond"]
-    return start + expand(x0_per_unit(process, t, link.space), x) * shift, state
+    return start + rounded(expand(x0_per_unit(process, t, link.space), x) * shift), state
 
 
 def chain(*rules: Any) -> tuple[Bound, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform, get_args
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, Tree, accumulator, expand, is_concrete, safe_sqrt, tree_map
+from guidejax._arrays import Array, Tree, combine, is_concrete, safe_sqrt
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
@@ -216,16 +216,10 @@ def noise_to(process: Process, x0: Tree, t: Array, eps: Tree) -> Tree:
         >>> noise_to(rectified_flow(), jnp.ones((1, 2)), 0.25, jnp.zeros((1, 2))).tolist()
         [[0.75, 0.75]]
     """
-
-    def one(x0, eps):
-        wide = accumulator(x0.dtype)
-        alpha, sigma = (expand(c, x0).astype(wide) for c in (process.alpha(t), process.sigma(t)))
-        return (alpha * x0 + sigma * eps).astype(x0.dtype)
-
-    return tree_map(one, x0, eps)
+    return combine((process.alpha(t), process.sigma(t)), x0, eps)
 
 
-def _affine(process: Process, t: Array, kind: str) -> tuple[Array, Array]:
+def _coefficients(process: Process, t: Array, kind: str) -> tuple[Array, Array]:
     """(a, b) with x0 = a x_t + b · prediction."""
     if kind not in PREDICTIONS:
         raise ValueError(f"unknown prediction {kind!r}; expected one of {', '.join(PREDICTIONS)}.")
@@ -267,14 +261,7 @@ def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> 
     """
     if prediction == "x0":
         return value
-    a, b = _affine(process, t, prediction)
-
-    def one(value, x):
-        wide = accumulator(x.dtype)
-        a_, b_ = expand(a, x).astype(wide), expand(b, x).astype(wide)
-        return (a_ * x + b_ * value).astype(x.dtype)
-
-    return tree_map(one, value, x)
+    return combine(_coefficients(process, t, prediction), x, value)
 
 
 def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> Tree:
@@ -289,24 +276,19 @@ def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> T
         return x0
     alpha, sigma = process.alpha(t), process.sigma(t)
     if prediction == "eps":
-        p, q = 1 / sigma, -alpha / sigma
+        share = 1 / sigma, -alpha / sigma
     elif prediction == "v":
-        p, q = alpha / sigma, -(alpha**2 + sigma**2) / sigma
+        share = alpha / sigma, -(alpha**2 + sigma**2) / sigma
     elif prediction == "velocity":
-        p, q = 1 / sigma, -(alpha + sigma) / sigma
+        share = 1 / sigma, -(alpha + sigma) / sigma
     elif prediction == "score":
-        p, q = -1 / sigma**2, alpha / sigma**2
+        share = -1 / sigma**2, alpha / sigma**2
     else:
         raise ValueError(
             f"unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}."
         )
 
-    def one(x0, x):
-        wide = accumulator(x.dtype)
-        p_, q_ = expand(p, x).astype(wide), expand(q, x).astype(wide)
-        return (p_ * x + q_ * x0).astype(x.dtype)
-
-    return tree_map(one, x0, x)
+    return combine(share, x, x0)
 
 
 def convert(value: Tree, x: Tree, t: Array, process: Process, source: str, target: str) -> Tree:
@@ -333,7 +315,7 @@ def x0_per_unit(process: Process, t: Array, space: str) -> Array:
         live = alpha > 0
         scale = -sigma if space == "eps" else sigma**2
         return jnp.where(live, scale / jnp.where(live, alpha, 1), 0)
-    return _affine(process, t, space)[1]
+    return _coefficients(process, t, space)[1]
 
 
 def bridge(process: Process, s: Array, t: Array, churn: Array) -> tuple[Array, Array, Array]:

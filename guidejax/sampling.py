@@ -16,7 +16,7 @@ from guidejax._branches import Evaluation, check_evaluation, predict
 from guidejax._inputs import check, check_rows, find_branches
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
-from guidejax._scan import Remat, Segment, for_any, scan, segments
+from guidejax._scan import Remat, Segment, for_any, predictions, scan, segments
 from guidejax.denoisers import as_denoiser
 from guidejax.guidance import Guidance
 from guidejax.guidance import guidance as make_guidance
@@ -31,6 +31,7 @@ class _Plan:
     """What is structure of a run."""
 
     segments: tuple[Segment, ...]
+    into_data: bool
     evaluation: Evaluation
     skip: bool
     keep: Keep
@@ -81,8 +82,8 @@ def sample(
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
             all-reduce a step.
         skip: "never" makes every pass at every step, and costs it: the same samples, bit for bit
-            where XLA fuses both programs alike (a solver of one prediction a step, a network whose
-            products are library calls), to rounding elsewhere.
+            unless XLA compiles the network's own lines otherwise (between a product and a sum that
+            two passes share, or within the run-time gate of `adaptive`), and then to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
         progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each
@@ -132,9 +133,9 @@ def sample(
         active = {name: np.ones(steps, bool) for name in active}
     active |= {name: np.ones(steps, bool) for name in solver.branches}
     into_data = is_concrete(times) and not np.any(times[-1])
-    parts = segments(active, steps, solver.stages, into_data)
-    plan = _Plan(parts, branches, skip == "auto", keep, progress, remat)
-    used = {name for part in parts for gate in part.gates for name in (*gate.sure, *gate.maybe)}
+    parts = segments(active, predictions(steps, solver.stages, into_data)[1])
+    plan = _Plan(parts, into_data, branches, skip == "auto", keep, progress, remat)
+    used = {name for part in parts for name in (*part.gate.sure, *part.gate.maybe)}
     names = [name for name in active if name in used]
     others = find_branches(names, process, cond, uncond, conditions or {})
     check_evaluation(branches, others)
@@ -142,6 +143,20 @@ def sample(
         key, denoise, process, noise, times, cond, others, guided, solver, active, plan=plan
     )
     return x if keep == "final" else (x, trail)
+
+
+def _prepare(solver: Solver, process: Process, x: Tree, t: Array, key: Array, again: Array) -> Any:
+    """Where a step's first prediction is made; the second goes on from x as it is."""
+
+    def first():
+        assert solver.prepare is not None
+        return solver.prepare(solver.numbers, process, x, t, key)
+
+    def second():
+        time = jax.eval_shape(first)[1]
+        return x, jnp.broadcast_to(t, time.shape).astype(time.dtype)
+
+    return first() if solver.correct is None else jax.lax.cond(again, second, first)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",))
@@ -154,7 +169,7 @@ def _run(key, denoise, process, noise, times, cond, others, guided, solver, acti
         """Evaluate these branches and "cond" at (x, t), and guide."""
         chosen = {name: others[name] for name in names}
         found = predict(plan.evaluation, denoise, cond, chosen, x, t)
-        x0, state = guided.apply(state, found, at["row"], x, t, at["s"], process)
+        x0, state = guided.apply(state, found, at["row"], x, t, at["to"], process)
         stats = measure(x0, found, at["row"][0]) if plan.keep in ("stats", "all") else None
         return Denoised(x0, {name: found[name] for name in solver.branches}), state, stats
 
@@ -172,49 +187,61 @@ def _run(key, denoise, process, noise, times, cond, others, guided, solver, acti
             for_any(functools.reduce(jnp.logical_or, flags)), on, off, x, t, at, state
         )
 
-    def body(gates):
-        first, *second = gates
-
+    def body(gate):
         def step(carry, at):
             x, state, memory, room = carry
-            step_key, t = fold_in(key, at["now"]["index"]), at["now"]["t"]
-            report(plan.progress, at["now"]["index"], steps)
+            t, s, again = at["t"], at["s"], at["again"]
+            report(plan.progress, at["index"], steps, ~again)
             if solver.prepare is not None:
-                x, t = solver.prepare(solver.numbers, process, x, t, step_key)
-            guess, state, stats = denoised(first, x, t, at["now"], state)
-            again = None
-            if second:
-                again = lambda x, s: denoised(second[0], x, s, at["next"], state)[0].x0  # noqa: E731
-            x, memory = solver.step(
-                solver.numbers, guess, again, process, x, t, at["now"]["s"], step_key, memory
-            )
+                x, t = _prepare(solver, process, x, t, at["key"], again)
+            # A step's second prediction is made at its end.
+            here = t if solver.correct is None else jnp.where(again, s, t)
+            guess, after, stats = denoised(gate, x, here, at, state)
+            moved = solver.step(solver.numbers, guess, process, x, t, s, at["key"], memory)
+            if solver.correct is not None:
+                mended = solver.correct(solver.numbers, guess, process, x, s, memory)
+                (moved, after) = tree_map(
+                    functools.partial(jnp.where, again),
+                    ((mended, memory), state),
+                    (moved, after),
+                )
+            x, memory = moved
             if room:
-                slot = at["now"]["slot"]
-                room = put(room[0], x, slot), put(room[1], guess.x0, slot)
+                room = put(room[0], x, at["slot"]), put(room[1], guess.x0, at["slot_x0"])
             seen = (x, guess.x0) if plan.keep == "all" else None
-            return (x, state, memory, room), (seen, stats)
+            return (x, after, memory, room), (seen, stats)
 
         return step
 
-    now = {
-        "t": times[:-1],
-        "s": times[1:],
-        "index": jnp.arange(steps),
-        "row": rows,
-        "active": tree_map(jnp.asarray, active),
-        "slot": jnp.asarray(slots(plan.keep, steps)),
+    step, row = predictions(steps, solver.stages, plan.into_data)
+    first, last = (np.diff(step, **pad) > 0 for pad in ({"prepend": -1}, {"append": steps}))
+    xs = {
+        "t": times[step],
+        "s": times[step + 1],
+        "to": times[row + 1],
+        "index": jnp.asarray(step),
+        # Ahead of the loop: hashing a key takes XLA a loop of its own.
+        "key": jax.vmap(lambda i: fold_in(key, i))(jnp.asarray(step)),
+        "again": jnp.asarray(~first),
+        "row": tree_map(lambda leaf: leaf[row], rows),
+        "active": tree_map(lambda leaf: jnp.asarray(leaf)[row], active),
+        "slot": jnp.asarray(slots(plan.keep, step)),
+        "slot_x0": jnp.asarray(slots(plan.keep, step, first)),
     }
-    xs = {"now": now}
-    if solver.stages == 2:
-        xs["next"] = tree_map(lambda leaf: jnp.concatenate([leaf[1:], leaf[-1:]]), now)
-    carry = (noise, guided.init(noise), solver.init(noise, now["t"][0]), blank(plan.keep, noise))
+    memory = solver.init(solver.numbers, noise, times[0])
+    carry = (noise, guided.init(noise), memory, blank(plan.keep, noise))
     kept = []
-    for start, stop, gates in plan.segments:
+    for start, stop, gate in plan.segments:
         part = tree_map(lambda leaf, a=start, b=stop: leaf[a:b], xs)
-        carry, ys = scan(body(gates), carry, part, plan.remat)
+        carry, ys = scan(body(gate), carry, part, plan.remat)
         kept.append(ys)
     seen, stats = tree_map(lambda *parts: jnp.concatenate(parts), *kept)
     if carry[3]:
         seen = tree_map(lambda leaf: leaf[:-1], carry[3])
+    elif seen:
+        seen = tuple(
+            tree_map(lambda leaf, at=at: leaf[at], part)
+            for part, at in zip(seen, (last, first), strict=True)
+        )
     x, x0 = seen or (None, None)
-    return carry[0], Trail(x, x0, stats)
+    return carry[0], Trail(x, x0, tree_map(lambda leaf: leaf[first], stats))

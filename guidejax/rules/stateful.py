@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from guidejax._arrays import (
     Array,
     accumulator,
+    combine,
     dot,
     expand,
     norm,
@@ -78,7 +79,7 @@ def adaptive(
     if uncond is None:
         return cond, state
     c, u = upcast(cond), upcast(uncond)
-    guided = c + expand(jnp.where(state, 0, omega), c) * (c - u)
+    guided = combine((1, jnp.where(state, 0, omega)), c, c - u)
     cosine = safe_divide(dot(c, u), norm(c) * norm(u))
     agree = (cosine > threshold) & (square_norm(c - u) > 0)
     return guided.astype(cond.dtype), jnp.logical_or(state, agree)
@@ -134,7 +135,7 @@ def cached_difference(
     if uncond is not None:
         fresh = expand(state.step % every == 0, c)
         delta = jnp.where(fresh, c - upcast(uncond), delta)
-    guided = c + expand(omega, c) * delta
+    guided = combine((1, omega), c, delta)
     return guided.astype(cond.dtype), Cached(delta, state.step + 1)
 
 
@@ -196,11 +197,10 @@ def higs(
     g = upcast(guided)
     change = g - state.average
     along_g = (1 - jnp.asarray(parallel)) * safe_divide(dot(change, g), square_norm(g))
-    change = change - expand(along_g, g) * g
+    change = combine((1, -along_g), change, g)
     inside = (t > lo) & (t <= hi)
     rise = safe_sqrt(jnp.maximum(safe_divide(jnp.asarray(t) - lo, jnp.asarray(hi) - lo), 0))
     weight = jnp.where(state.started, jnp.where(inside, strength * rise, 0), 0)
-    pushed = g + expand(weight, g).astype(g.dtype) * dct_high_pass(change, cutoff, sharpness)
-    share = expand(decay, g)
-    average = share * g + (1 - share) * state.average
+    pushed = combine((1, weight), g, dct_high_pass(change, cutoff, sharpness))
+    average = combine((decay, 1 - jnp.asarray(decay)), g, state.average)
     return pushed.astype(guided.dtype), History(average, jnp.ones_like(state.started))

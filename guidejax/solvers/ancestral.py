@@ -6,14 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from guidejax._arrays import safe_sqrt
-from guidejax.solvers.base import Solver, check_range, combine, noise_left, normal_like, toward
+from guidejax._arrays import combine, safe_sqrt
+from guidejax.solvers.base import Solver, check_range, noise_left, normal_like, toward
 
 
-def _step(numbers, denoised, again, process, x, t, s, key, state):
+def _step(numbers, denoised, process, x, t, s, key, memory):
     fresh = jnp.asarray(numbers["eta"]) * safe_sqrt(1 - noise_left(process, s, t) ** 2)
     a, b, c = toward(process, s, t, safe_sqrt(1 - fresh**2))
-    return combine((a, b, c), x, denoised.x0, normal_like(key, x)), state
+    return combine((a, b, c), x, denoised.x0, normal_like(key, x)), memory
 
 
 def ancestral(eta: Any = 1.0) -> Solver:

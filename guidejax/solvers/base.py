@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from guidejax._arrays import (
-    Array,
-    Tree,
-    accumulator,
-    expand,
-    is_concrete,
-    safe_sqrt,
-    tree_map,
-)
+from guidejax._arrays import Array, Tree, is_concrete, safe_sqrt
 from guidejax.processes import Process
 
 STATIC = {"static": True}
@@ -37,27 +29,31 @@ class Solver:
 
     Attributes:
         numbers: Its numbers, traced.
-        step: `step(numbers, denoised, again, process, x, t, s, key, state) -> (x_s, state)`.
-            `denoised` was predicted at (x, t). For two-stage solvers `again(x, s)` predicts the
-            guided x0 once more at the end of the step, with the ω of the step that starts there;
-            it is None on a last step into s = 0, where nothing is left to predict.
-        init: `init(x, t) -> state` for the first step, t its time.
+        step: `step(numbers, denoised, process, x, t, s, key, memory) -> (x_s, memory)`, with
+            `denoised` predicted at (x, t).
+        init: `init(numbers, x, t) -> memory` for the first step, t its time.
         prepare: `prepare(numbers, process, x, t, key) -> (x, t)`, the point to denoise from, for
             solvers that add noise before the network looks; None is (x, t) itself.
-        stages: Predictions a step, 1 or 2.
+        correct: `correct(numbers, denoised, process, x, s, memory) -> x_s` for solvers of two
+            predictions a step: `denoised` was predicted at the end of the step, with the ω of the
+            step that starts there. Not called on a last step that is known to end at s = 0,
+            where nothing is left to predict.
         branches: Names of the branches that it needs beside the guided x0, at every step.
     """
 
     numbers: Mapping[str, Any]
     step: Callable[..., tuple[Tree, Tree]] = dataclasses.field(metadata=STATIC)
-    init: Callable[[Tree, Array], Tree] = dataclasses.field(
-        default=lambda x, t: (), metadata=STATIC
-    )
+    init: Callable[..., Tree] = dataclasses.field(default=lambda numbers, x, t: (), metadata=STATIC)
     prepare: Callable[..., tuple[Tree, Array]] | None = dataclasses.field(
         default=None, metadata=STATIC
     )
-    stages: int = dataclasses.field(default=1, metadata=STATIC)
+    correct: Callable[..., Tree] | None = dataclasses.field(default=None, metadata=STATIC)
     branches: tuple[str, ...] = dataclasses.field(default=(), metadata=STATIC)
+
+    @property
+    def stages(self) -> int:
+        """Predictions a step."""
+        return 1 if self.correct is None else 2
 
 
 def normal_like(key: Array, x: Tree) -> Tree:
@@ -97,20 +93,6 @@ def fold_in(key: Array, data: Any) -> Array:
         if key.ndim
         else (jax.random.fold_in(key, data))
     )
-
-
-def combine(coefficients: tuple[Array, ...], *terms: Tree) -> Tree:
-    """Σ coefficient · term in float32 at least, in the dtype of the first term."""
-
-    def one(*leaves):
-        wide = accumulator(leaves[0].dtype)
-        total = sum(
-            expand(c, leaf).astype(wide) * leaf.astype(wide)
-            for c, leaf in zip(coefficients, leaves, strict=True)
-        )
-        return total.astype(leaves[0].dtype)
-
-    return tree_map(one, *terms)
 
 
 def toward(process: Process, s: Array, t: Array, keep: Array) -> tuple[Array, Array, Array]:

@@ -8,21 +8,32 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from guidejax.solvers.base import Denoised, Solver, check_range, combine
+from guidejax._arrays import combine
+from guidejax.solvers.base import Denoised, Solver, check_range
 
 
 @dataclasses.dataclass(frozen=True)
 class _Renoised:
     step: Callable[..., Any]
 
-    def __call__(self, numbers, denoised, again, process, x, t, s, key, state):
+    def __call__(self, numbers, denoised, process, x, t, s, key, memory):
         uncond, lam = denoised.branches["uncond"], jnp.asarray(numbers["lam"])
         x0 = combine((1 - lam, lam), uncond, denoised.x0)
         # α x̂0 + σ ε̂_u: where the guided x0 would have the noise that the unconditional model saw.
         alpha = process.alpha(t)
-        x = combine((jnp.ones(()), alpha, -alpha), x, x0, uncond)
+        x = combine((1, alpha, -alpha), x, x0, uncond)
         guided = Denoised(x0, denoised.branches)
-        return self.step(numbers["solver"], guided, again, process, x, t, s, key, state)
+        return self.step(numbers["solver"], guided, process, x, t, s, key, memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inner:
+    """A function of the inner solver's numbers."""
+
+    fn: Callable[..., Any]
+
+    def __call__(self, numbers, *args):
+        return self.fn(numbers["solver"], *args)
 
 
 def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
@@ -56,5 +67,7 @@ def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
         solver,
         numbers={"lam": lam, "solver": solver.numbers},
         step=_Renoised(solver.step),
+        init=_Inner(solver.init),
+        prepare=None if solver.prepare is None else _Inner(solver.prepare),
         branches=("uncond", *solver.branches),
     )

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from guidejax._arrays import is_concrete
+from guidejax._arrays import combine, is_concrete
 from guidejax.processes import bridge
-from guidejax.solvers.base import Solver, combine, normal_like
+from guidejax.solvers.base import Solver, normal_like
 
 
-def _step(numbers, denoised, again, process, x, t, s, key, state):
+def _step(numbers, denoised, process, x, t, s, key, memory):
     a, b, c = bridge(process, s, t, numbers.get("churn", 0.0))
     if "churn" not in numbers:
-        return combine((a, b), x, denoised.x0), state
-    return combine((a, b, c), x, denoised.x0, normal_like(key, x)), state
+        return combine((a, b), x, denoised.x0), memory
+    return combine((a, b, c), x, denoised.x0, normal_like(key, x)), memory
 
 
 def ddim(churn: Any = 0.0) -> Solver:

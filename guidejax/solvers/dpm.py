@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, is_concrete, safe_divide, tree_map
+from guidejax._arrays import Array, Tree, combine, is_concrete, safe_divide, tree_map
 from guidejax.processes import bridge
-from guidejax.solvers.base import Solver, check_range, combine, noise_left, normal_like
+from guidejax.solvers.base import Solver, check_range, noise_left, normal_like
 
 
 class Multistep(NamedTuple):
@@ -19,18 +19,18 @@ class Multistep(NamedTuple):
     length: Array
 
 
-def _start(x: Tree, t: Array) -> Multistep:
+def _start(numbers: Any, x: Tree, t: Array) -> Multistep:
     return Multistep(tree_map(jnp.zeros_like, x), jnp.zeros_like(t))
 
 
-def _step(numbers, denoised, again, process, x, t, s, key, state):
+def _step(numbers, denoised, process, x, t, s, key, memory):
     a, b, c = bridge(process, s, t, numbers.get("churn", 0.0))
     left = noise_left(process, s, t)
     # λ_s − λ_t, infinite from pure noise and into data: there x̂0 is taken as it is.
     length = jnp.where(left > 0, -jnp.log(jnp.where(left > 0, left, 1)), 0)
-    lean = safe_divide(length, 2 * state.length)
-    midway = combine((1 + lean, -lean), denoised.x0, state.x0)
-    after = Multistep(denoised.x0, length.astype(state.length.dtype))
+    lean = safe_divide(length, 2 * memory.length)
+    midway = combine((1 + lean, -lean), denoised.x0, memory.x0)
+    after = Multistep(denoised.x0, length.astype(memory.length.dtype))
     if "churn" not in numbers:
         return combine((a, b), x, midway), after
     return combine((a, b, c), x, midway, normal_like(key, x)), after

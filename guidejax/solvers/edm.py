@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import is_concrete, safe_sqrt
-from guidejax.solvers.base import Solver, check_range, combine, normal_like
-from guidejax.solvers.heun import trapezoid
+from guidejax._arrays import combine, is_concrete, safe_sqrt
+from guidejax.solvers.base import Solver, check_range, normal_like
+from guidejax.solvers.heun import begin, correct, predict
 
 
 def _raise_noise(numbers, process, x, t, key):
@@ -27,13 +28,24 @@ def _raise_noise(numbers, process, x, t, key):
     return combine((scale, process.alpha(later) * spread), x, normal_like(key, x)), later
 
 
-def _step(numbers, denoised, again, process, x, t, s, key, state):
+def _size(process, t):
+    return process.alpha(t)
+
+
+def _step(numbers, denoised, process, x, t, s, key, memory):
     # In x/α against σ/α, which are infinite where α = 0: a step from there is DDIM's.
     alpha_t, alpha_s = process.alpha(t), process.alpha(s)
     live = alpha_t > 0
     length = process.sigma(s) - alpha_s * process.sigma(t) / jnp.where(live, alpha_t, 1)
-    length = jnp.where(live, length, 0)
-    return trapezoid(denoised, again, process, x, t, s, process.alpha, length), state
+    return predict(_size, denoised, process, x, t, s, jnp.where(live, length, 0))
+
+
+def _start(numbers, x, t):
+    # γ may be one a sample, and with it the time denoised from.
+    return begin(numbers, x, t + numbers.get("gamma", 0.0))
+
+
+_correct = functools.partial(correct, _size)
 
 
 def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.0) -> Solver:
@@ -61,7 +73,8 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
     check_range("edm_heun", "gamma", gamma, 0, 0.41422)
     if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"edm_heun expects lo ≤ hi, got {lo} and {hi}.")
+    prepare: Any = _raise_noise
     numbers = {"gamma": gamma, "lo": lo, "hi": hi, "noise": noise}
     if is_concrete(gamma) and np.all(np.asarray(gamma) == 0):
-        return Solver({}, _step, stages=2)
-    return Solver(numbers, _step, prepare=_raise_noise, stages=2)
+        numbers, prepare = {}, None
+    return Solver(numbers, _step, _start, prepare, _correct)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from guidejax.solvers.base import Solver, combine
+from guidejax._arrays import combine
+from guidejax.solvers.base import Solver
 
 
-def _step(numbers, denoised, again, process, x, t, s, key, state):
+def _step(numbers, denoised, process, x, t, s, key, memory):
     # dx/dt = α̇ x̂0 + σ̇ ε̂, with ε̂ = (x − α x̂0)/σ.
     t = jnp.asarray(t)
     one = jnp.ones_like(t)
@@ -16,7 +17,7 @@ def _step(numbers, denoised, again, process, x, t, s, key, state):
     sigma, sigma_dot = jax.jvp(process.sigma, (t,), (one,))
     growth = sigma_dot / sigma
     slope = alpha_dot - alpha * growth
-    return combine((1 + (s - t) * growth, (s - t) * slope), x, denoised.x0), state
+    return combine((1 + (s - t) * growth, (s - t) * slope), x, denoised.x0), memory
 
 
 def euler() -> Solver:

@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 
-from guidejax._arrays import safe_divide
-from guidejax.solvers.base import Solver, combine, toward
+from guidejax._arrays import Array, Tree, combine, safe_divide, tree_map
+from guidejax.processes import Process
+from guidejax.solvers.base import Denoised, Solver, toward
+
+# The share of x̂0 in x, of which the slope d = (x − size · x̂0)/σ is made.
+Size = Callable[[Process, Array], Array]
 
 
-def trapezoid(denoised, again, process, x, t, s, size, length):
-    """DDIM's step, then + length/2 · (d' − d) with the slope d = (x − size · x̂0)/σ at both ends."""
+class Start(NamedTuple):
+    """What is left of a step's first prediction: the slope d there, and half the step's length."""
+
+    slope: Tree
+    half: Array
+
+
+def begin(numbers: Any, x: Tree, t: Array) -> Start:
+    """What a run begins with."""
+    return Start(tree_map(jnp.zeros_like, x), jnp.zeros_like(t))
+
+
+def predict(
+    size: Size, denoised: Denoised, process: Process, x: Tree, t: Array, s: Array, length: Array
+) -> tuple[Tree, Start]:
+    """DDIM's step; the slope d at its start."""
     a, b, _ = toward(process, s, t, jnp.ones(()))
-    first = combine((a, b), x, denoised.x0)
-    if again is None:
-        return first
-    end = again(first, s)
+    here = 1 / process.sigma(t)
+    slope = combine((here, -here * size(process, t)), x, denoised.x0)
     # Where s = 0 is only known at run time, the slope there is 0/0 and DDIM's step stands.
-    here, there = 1 / process.sigma(t), safe_divide(1.0, process.sigma(s))
     half = jnp.where(process.sigma(s) > 0, length / 2, 0)
-    before = combine((here, -here * size(t)), x, denoised.x0)
-    after = combine((there, -there * size(s)), first, end)
-    return combine((jnp.ones(()), half, -half), first, after, before)
+    return combine((a, b), x, denoised.x0), Start(slope, half)
 
 
-def _heun(numbers, denoised, again, process, x, t, s, key, state):
-    size = lambda t: process.alpha(t) + process.sigma(t)  # noqa: E731
+def correct(
+    size: Size, numbers: Any, denoised: Denoised, process: Process, x: Tree, s: Array, start: Start
+) -> Tree:
+    """x + length/2 · (d' − d) with the slope at both ends of the step."""
+    there = safe_divide(1.0, process.sigma(s))
+    slope = combine((there, -there * size(process, s)), x, denoised.x0)
+    return combine((1, start.half, -start.half), x, slope, start.slope)
+
+
+def _size(process, t):
+    return process.alpha(t) + process.sigma(t)
+
+
+def _step(numbers, denoised, process, x, t, s, key, memory):
     # n_s (τ_s − τ_t) with n = α + σ and τ = σ/n.
-    length = process.sigma(s) - size(s) * process.sigma(t) / size(t)
-    return trapezoid(denoised, again, process, x, t, s, size, length), state
+    length = process.sigma(s) - _size(process, s) * process.sigma(t) / _size(process, t)
+    return predict(_size, denoised, process, x, t, s, length)
+
+
+_correct = functools.partial(correct, _size)
 
 
 def heun() -> Solver:
@@ -42,4 +74,4 @@ def heun() -> Solver:
         >>> heun().stages
         2
     """
-    return Solver({}, _heun, stages=2)
+    return Solver({}, _step, begin, correct=_correct)
