@@ -23,12 +23,11 @@ COLORS = {
     "diffusers, torch.compile": "#e8b04a",
 }
 WHY = {
-    "hackable_diffusion": "it makes the same passes in one scan as well; the rest was not traced",
-    "DiffusionLab": "its loop is unrolled into one program, which beats the bare scan too, and takes "
-    "the longer to compile (last table)",
-    "diffusers": "PyTorch's kernels make a pass of this network faster than XLA's; beside the bare "
-    "evaluations in its own framework, neither library adds much",
-    "diffusers, torch.compile": "the compiled network makes a pass faster than XLA's",
+    "hackable_diffusion": "it makes the same passes in one scan as well, with the same random "
+    "numbers; what is left is in what XLA fuses with what",
+    "DiffusionLab": "its loop is unrolled into one program, which takes the longer to compile "
+    "(last table), and in which XLA has the two passes of a step follow one another; in a scan it "
+    "interleaves them, the bare one too, which is slower on one core and faster on several",
 }
 
 
