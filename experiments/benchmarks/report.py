@@ -28,6 +28,9 @@ WHY = {
     "DiffusionLab": "its loop is unrolled into one program, which takes the longer to compile "
     "(last table), and in which XLA has the two passes of a step follow one another; in a scan it "
     "interleaves them, the bare one too, which is slower on one core and faster on several",
+    "diffusers": "PyTorch's kernels make a pass of this network faster than XLA's; beside the bare "
+    "evaluations in its own framework, neither library adds much",
+    "diffusers, torch.compile": "the compiled network makes a pass faster than XLA's",
 }
 
 
