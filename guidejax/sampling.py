@@ -199,12 +199,9 @@ def _run(key, denoise, process, noise, times, cond, others, guided, solver, acti
             guess, after, stats = denoised(gate, x, here, at, state)
             moved = solver.step(solver.numbers, guess, process, x, t, s, at["key"], memory)
             if solver.correct is not None:
-                mended = solver.correct(solver.numbers, guess, process, x, s, memory)
-                (moved, after) = tree_map(
-                    functools.partial(jnp.where, again),
-                    ((mended, memory), state),
-                    (moved, after),
-                )
+                corrected = solver.correct(solver.numbers, guess, process, x, s, memory), memory
+                either = functools.partial(jnp.where, again)
+                moved, after = tree_map(either, (corrected, state), (moved, after))
             x, memory = moved
             if room:
                 room = put(room[0], x, at["slot"]), put(room[1], guess.x0, at["slot_x0"])

@@ -1,0 +1,48 @@
+"""Products that a compiler may not contract into a fused multiply-add."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from guidejax._arrays import combine, rounded
+
+
+def _draw(seed):
+    return np.random.default_rng(seed).normal(size=1000).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_rounded_is_the_identity(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        special = [0.0, -0.0, 1.0, -2.5, 1e-40, jnp.inf, -jnp.inf]
+        x = jnp.asarray(special, dtype)
+        for run in (rounded, jax.jit(rounded), jax.vmap(rounded)):
+            assert run(x).dtype == dtype
+            assert run(x).tobytes() == x.tobytes()
+        assert np.all(np.isnan(rounded(jnp.full(3, jnp.nan, dtype))))
+        value, slope = jax.value_and_grad(lambda x: rounded(x) * 3)(jnp.ones((), dtype))
+        assert (value, slope) == (3, 3)
+
+
+def test_a_product_and_a_sum_are_rounded_twice():
+    """As NumPy rounds them, whatever XLA fuses; without `rounded` a CPU with FMA rounds once."""
+    a, b, c = (_draw(seed) for seed in range(3))
+    run = jax.jit(lambda a, b, c: rounded(a * b) + c)
+    np.testing.assert_array_equal(run(a, b, c), a * b + c)
+
+
+def test_combine_is_numpy_bit_for_bit():
+    x, y, z = (_draw(seed)[:, None] for seed in range(3))
+    c = _draw(3)
+    run = jax.jit(lambda *args: combine((args[0], 0.3, -2.0), *args[1:]))
+    want = c[:, None] * x + np.float32(0.3) * y + np.float32(-2.0) * z
+    np.testing.assert_array_equal(run(c, x, y, z), want)
+
+
+def test_combine_keeps_the_first_dtype_and_sums_in_float32():
+    x, y = (jnp.asarray(_draw(seed)[:, None], jnp.bfloat16) for seed in range(2))
+    got = combine((2.0, 0.1), {"a": x}, {"a": y})["a"]
+    want = 2 * np.asarray(x, np.float32) + np.float32(0.1) * np.asarray(y, np.float32)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, jnp.asarray(want, jnp.bfloat16))
