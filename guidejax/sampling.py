@@ -82,8 +82,8 @@ def sample(
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
             all-reduce a step.
         skip: "never" makes every pass at every step, and costs it: the same samples, bit for bit
-            unless XLA compiles the network's own lines otherwise (between a product and a sum that
-            two passes share, or within the run-time gate of `adaptive`), and then to rounding.
+            unless XLA compiles the network's own lines otherwise, as it may those that two passes
+            share, or within the run-time gate of `adaptive`; then to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
         progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each
