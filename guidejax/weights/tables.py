@@ -73,21 +73,21 @@ def _segment(times: Array, t: Array) -> tuple[Array, Array]:
 
 
 def _table_mask(params: Any, step: Step) -> Any:
-    if not is_concrete(params, step.t, step.times):
+    if not is_concrete(params):
         return True
-    values = np.asarray(params["values"])
-    live: Any = values.reshape(len(values), -1).any(axis=1)
+    values = jnp.asarray(params["values"])
+    live = jnp.any(values.reshape(len(values), -1) != 0, axis=1)
     if params["times"] is None:
         _check_fits(values, step)
-        return live[np.asarray(step.index)]
+        return live[step.index]
     # The knots on both sides of t, and a bit more: rounding must not hide one.
-    times, t = np.asarray(params["times"]), np.asarray(step.t)
-    first = np.searchsorted(times, t - 1e-5, "right") - 1
-    last = np.searchsorted(times, t + 1e-5, "left")
-    number = np.arange(len(times)).reshape((-1,) + (1,) * t.ndim)
+    times, t = params["times"], jnp.asarray(step.t)
+    first = jnp.searchsorted(times, t - 1e-5, "right") - 1
+    last = jnp.searchsorted(times, t + 1e-5, "left")
+    number = jnp.arange(len(times)).reshape((-1,) + (1,) * t.ndim)
     top = len(times) - 1
-    near = (number >= np.clip(first, 0, top)) & (number <= np.clip(last, 0, top))
-    return np.any(near & live.reshape(number.shape), axis=0)
+    near = (number >= jnp.clip(first, 0, top)) & (number <= jnp.clip(last, 0, top))
+    return jnp.any(near & live.reshape(number.shape), axis=0)
 
 
 @schedule(
