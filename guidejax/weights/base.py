@@ -25,8 +25,8 @@ class Weight:
     Attributes:
         params: Its numbers: a pytree of traced leaves.
         fn: `fn(params, step) -> ω`, a scalar or (batch,); a `Step` says where on the grid.
-        mask: `mask(params, step) -> bool`, False only where ω is 0 for every condition: there
-            the sampler leaves the unconditional pass out. None: nowhere known to be 0.
+        mask: `mask(params, step) -> bool`, in JAX, False only where ω is 0 for every condition:
+            there the sampler leaves the unconditional pass out. None: nowhere known to be 0.
     """
 
     params: Any
