@@ -20,7 +20,7 @@ def bar(step: int, steps: int) -> None:
     sys.stderr.flush()
 
 
-def report(progress: Progress, index: Array, steps: int, begins: Array | bool = True) -> None:
+def report(progress: Progress, index: Array, steps: int, begins: Array) -> None:
     """Have the host call `progress(step, steps)` where the step with this index `begins`."""
     if progress is False:
         return

@@ -18,10 +18,10 @@ from guidejax._arrays import (
     Times,
     Tree,
     check_not_nan,
+    combine,
     concretely,
     expand,
     is_concrete,
-    rounded,
     tree_map,
     upcast,
 )
@@ -236,7 +236,7 @@ def _apply_link(link, values, state, predictions, omega, x, t, s, process):
     if native:
         return result, state
     shift = result - known["guided" if rule.refines else "cond"]
-    return start + rounded(expand(x0_per_unit(process, t, link.space), x) * shift), state
+    return combine((1, x0_per_unit(process, t, link.space)), start, shift), state
 
 
 def chain(*rules: Any) -> tuple[Bound, ...]:

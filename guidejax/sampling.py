@@ -145,25 +145,13 @@ def sample(
     return x if keep == "final" else (x, trail)
 
 
-def _prepare(solver: Solver, process: Process, x: Tree, t: Array, key: Array, again: Array) -> Any:
-    """Where a step's first prediction is made; the second goes on from x as it is."""
-
-    def first():
-        assert solver.prepare is not None
-        return solver.prepare(solver.numbers, process, x, t, key)
-
-    def second():
-        time = jax.eval_shape(first)[1]
-        return x, jnp.broadcast_to(t, time.shape).astype(time.dtype)
-
-    return first() if solver.correct is None else jax.lax.cond(again, second, first)
-
-
 @functools.partial(jax.jit, static_argnames=("plan",))
 def _run(key, denoise, process, noise, times, cond, others, guided, solver, active, *, plan):
     steps = times.shape[0] - 1
     rows = guided.rows(times, cond, process)
     check_rows(rows, guided, batch_size(noise))
+
+    prepare = solver.prepare and functools.partial(solver.prepare, solver.numbers, process)
 
     def evaluate(names, x, t, at, state):
         """Evaluate these branches and "cond" at (x, t), and guide."""
@@ -192,9 +180,11 @@ def _run(key, denoise, process, noise, times, cond, others, guided, solver, acti
             x, state, memory, room = carry
             t, s, again = at["t"], at["s"], at["again"]
             report(plan.progress, at["index"], steps, ~again)
-            if solver.prepare is not None:
-                x, t = _prepare(solver, process, x, t, at["key"], again)
-            # A step's second prediction is made at its end.
+            # A step's second prediction goes on from x as it is, at the end of the step.
+            if prepare is not None and solver.correct is None:
+                x, t = prepare(x, t, at["key"])
+            elif prepare is not None:
+                x, t = jax.lax.cond(again, lambda x, t, key: (x, t), prepare, x, t, at["key"])
             here = t if solver.correct is None else jnp.where(again, s, t)
             guess, after, stats = denoised(gate, x, here, at, state)
             moved = solver.step(solver.numbers, guess, process, x, t, s, at["key"], memory)
@@ -212,33 +202,36 @@ def _run(key, denoise, process, noise, times, cond, others, guided, solver, acti
 
     step, row = predictions(steps, solver.stages, plan.into_data)
     first, last = (np.diff(step, **pad) > 0 for pad in ({"prepend": -1}, {"append": steps}))
+    # Ahead of the loop: hashing a key takes XLA a loop of its own.
+    keys = jax.vmap(lambda i: fold_in(key, i))(jnp.asarray(step))
+    t = times[step]
+    if prepare is not None:  # It may give each sample a time of its own.
+        shape = jax.eval_shape(prepare, noise, t[0], keys[0])[1].shape
+        t = jax.vmap(lambda t: jnp.broadcast_to(t, shape))(t)
     xs = {
-        "t": times[step],
+        "t": t,
         "s": times[step + 1],
         "to": times[row + 1],
         "index": jnp.asarray(step),
-        # Ahead of the loop: hashing a key takes XLA a loop of its own.
-        "key": jax.vmap(lambda i: fold_in(key, i))(jnp.asarray(step)),
+        "key": keys,
         "again": jnp.asarray(~first),
         "row": tree_map(lambda leaf: leaf[row], rows),
         "active": tree_map(lambda leaf: jnp.asarray(leaf)[row], active),
         "slot": jnp.asarray(slots(plan.keep, step)),
         "slot_x0": jnp.asarray(slots(plan.keep, step, first)),
     }
-    memory = solver.init(solver.numbers, noise, times[0])
-    carry = (noise, guided.init(noise), memory, blank(plan.keep, noise))
+    carry = (noise, guided.init(noise), solver.init(noise, t[0]), blank(plan.keep, noise))
     kept = []
     for start, stop, gate in plan.segments:
         part = tree_map(lambda leaf, a=start, b=stop: leaf[a:b], xs)
         carry, ys = scan(body(gate), carry, part, plan.remat)
         kept.append(ys)
     seen, stats = tree_map(lambda *parts: jnp.concatenate(parts), *kept)
+    if solver.correct is not None:  # x after a step's last prediction, all else of its first.
+        pick = lambda which, tree: tree_map(lambda leaf: leaf[which], tree)  # noqa: E731
+        seen = seen and (pick(last, seen[0]), pick(first, seen[1]))
+        stats = pick(first, stats)
     if carry[3]:
         seen = tree_map(lambda leaf: leaf[:-1], carry[3])
-    elif seen:
-        seen = tuple(
-            tree_map(lambda leaf, at=at: leaf[at], part)
-            for part, at in zip(seen, (last, first), strict=True)
-        )
     x, x0 = seen or (None, None)
-    return carry[0], Trail(x, x0, tree_map(lambda leaf: leaf[first], stats))
+    return carry[0], Trail(x, x0, stats)

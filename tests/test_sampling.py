@@ -150,6 +150,12 @@ def test_pytrees_of_states(churn):
     np.testing.assert_allclose(half["text"], run(noise, None)["text"], rtol=1e-6)
 
 
+def test_remat_changes_nothing():
+    total = lambda omega, remat: _sample(omega, remat=remat).sum()
+    for part in (total, jax.grad(total)):
+        np.testing.assert_allclose(part(1.5, "step"), part(1.5, "none"), rtol=1e-5)
+
+
 class _Linen(nn.Module):
     @nn.compact
     def __call__(self, x, t, cond):

@@ -83,11 +83,14 @@ def test_skipped_is_unskipped_bit_for_bit(name, network):
     assert not np.allclose(got, run("auto", 0.0))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "heun"])
+EACH = gj.interval(jnp.linspace(0, 2, BATCH), 0.3, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("solver", "omega"), [("ddim", INTERVAL), ("ddim", EACH), ("heun", INTERVAL)]
+)
 @pytest.mark.parametrize("rule", [gj.adg, gj.apg, gj.rescale, gj.adaptive, gj.cached_difference])
-def test_skipped_is_unskipped_for_every_kind_of_rule(rule, solver):
-    each = gj.interval(jnp.linspace(0, 2, BATCH), 0.3, 0.8)
-    omega = {"ddim": each, "heun": INTERVAL}[solver]
+def test_skipped_is_unskipped_for_every_kind_of_rule(rule, omega, solver):
     rule = gj.chain(gj.cfg, rule) if "guided" in rule.takes else rule
     run = lambda skip: _run(
         omega, denoise=_wide, noise=WIDE_NOISE, rule=rule, skip=skip, solver=SOLVERS[solver]()
@@ -221,7 +224,7 @@ def test_flops_are_those_of_the_passes():
     XLA counts a loop's body once, and the body of every solver is one prediction.
     """
     width, batch = 2048, 64
-    layers = jax.ShapeDtypeStruct((3, width, width), jnp.float32)
+    layers = jax.ShapeDtypeStruct((2, width, width), jnp.float32)
     noise = jax.ShapeDtypeStruct((batch, width), jnp.float32)
     cond = jnp.ones(batch)
 
@@ -255,7 +258,10 @@ def test_flops_are_those_of_the_passes():
     for name, make in SOLVERS.items():
         omegas = (1.0, 0.0) if name in ("ddim", "heun") else (1.0,)
         for omega in omegas:
-            ratio = sampler(omega, make()) / floor(1 if omega == 0 else 2)
+            flops = sampler(omega, make())
+            if name == "edm_heun gamma":  # counted at every prediction, drawn at every other one
+                flops = (flops + sampler(omega, SOLVERS["edm_heun"]())) / 2
+            ratio = flops / floor(1 if omega == 0 else 2)
             assert 0.99 < ratio < 1.01, (name, omega, ratio)
 
 

@@ -31,7 +31,7 @@ class Solver:
         numbers: Its numbers, traced.
         step: `step(numbers, denoised, process, x, t, s, key, memory) -> (x_s, memory)`, with
             `denoised` predicted at (x, t).
-        init: `init(numbers, x, t) -> memory` for the first step, t its time.
+        init: `init(x, t) -> memory` for the first step, t the time that it denoises from.
         prepare: `prepare(numbers, process, x, t, key) -> (x, t)`, the point to denoise from, for
             solvers that add noise before the network looks; None is (x, t) itself.
         correct: `correct(numbers, denoised, process, x, s, memory) -> x_s` for solvers of two
@@ -43,7 +43,9 @@ class Solver:
 
     numbers: Mapping[str, Any]
     step: Callable[..., tuple[Tree, Tree]] = dataclasses.field(metadata=STATIC)
-    init: Callable[..., Tree] = dataclasses.field(default=lambda numbers, x, t: (), metadata=STATIC)
+    init: Callable[[Tree, Array], Tree] = dataclasses.field(
+        default=lambda x, t: (), metadata=STATIC
+    )
     prepare: Callable[..., tuple[Tree, Array]] | None = dataclasses.field(
         default=None, metadata=STATIC
     )

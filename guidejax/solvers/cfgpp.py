@@ -67,7 +67,6 @@ def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
         solver,
         numbers={"lam": lam, "solver": solver.numbers},
         step=_Renoised(solver.step),
-        init=_Inner(solver.init),
         prepare=None if solver.prepare is None else _Inner(solver.prepare),
         branches=("uncond", *solver.branches),
     )

@@ -19,7 +19,7 @@ class Multistep(NamedTuple):
     length: Array
 
 
-def _start(numbers: Any, x: Tree, t: Array) -> Multistep:
+def _start(x: Tree, t: Array) -> Multistep:
     return Multistep(tree_map(jnp.zeros_like, x), jnp.zeros_like(t))
 
 

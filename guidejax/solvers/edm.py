@@ -40,11 +40,6 @@ def _step(numbers, denoised, process, x, t, s, key, memory):
     return predict(_size, denoised, process, x, t, s, jnp.where(live, length, 0))
 
 
-def _start(numbers, x, t):
-    # γ may be one a sample, and with it the time denoised from.
-    return begin(numbers, x, t + numbers.get("gamma", 0.0))
-
-
 _correct = functools.partial(correct, _size)
 
 
@@ -77,4 +72,4 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
     numbers = {"gamma": gamma, "lo": lo, "hi": hi, "noise": noise}
     if is_concrete(gamma) and np.all(np.asarray(gamma) == 0):
         numbers, prepare = {}, None
-    return Solver(numbers, _step, _start, prepare, _correct)
+    return Solver(numbers, _step, begin, prepare, _correct)

@@ -23,7 +23,7 @@ class Start(NamedTuple):
     half: Array
 
 
-def begin(numbers: Any, x: Tree, t: Array) -> Start:
+def begin(x: Tree, t: Array) -> Start:
     """What a run begins with."""
     return Start(tree_map(jnp.zeros_like, x), jnp.zeros_like(t))
 

@@ -229,3 +229,7 @@ def test_edm_heun_takes_a_gamma_of_each_sample():
     got = run(gammas, jnp.full(3, 0.1))
     for i, gamma in enumerate(gammas):
         np.testing.assert_allclose(got[i], run(gamma)[i], rtol=1e-5, atol=1e-6)
+    ends = jnp.array([0.0, 0.5, 20.0])  # and one end of the range each, with one γ for all
+    for i, lo in enumerate(ends):
+        want = run(0.2, lo)[i]
+        np.testing.assert_allclose(run(0.2, ends)[i], want, rtol=1e-5, atol=1e-6)

@@ -59,6 +59,19 @@ def test_where_the_lines_are_zero():
     assert known == [False, True, True, True, False, False]
 
 
+@pytest.mark.parametrize("times", [None, [1.0, 0.75, 0.5, 0.25]])
+def test_a_grid_known_at_run_time_is_masked_too(times):
+    guidance = gj.guidance(gj.cfg, omega=gj.table([0.0, 0.0, 3.0, 0.0], times=times))
+    known = guidance.active(TIMES, PROCESS)
+    assert isinstance(known, np.ndarray)
+    assert known.any()
+    assert not known.all()
+    run = jax.jit(lambda grid: jnp.asarray(guidance.active(grid, PROCESS)))
+    np.testing.assert_array_equal(run(TIMES), known)
+    each = np.stack([TIMES, 0.9 * TIMES], axis=1)  # one grid a sample
+    np.testing.assert_array_equal(run(each), guidance.active(each, PROCESS))
+
+
 def test_wrong_tables():
     with pytest.raises(ValueError, match="doesn't fit a grid of 4"):
         gj.table([1.0, 2.0]).table(TIMES)
