@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from guidejax._arrays import Array, Tree, same_structure, tree_map
-from guidejax.denoisers import Denoiser
+from guidejax._denoisers import Denoiser
 
 Evaluation = Literal["sequential", "batched", "vmapped", "sharded"]
 AXIS = "branch"

@@ -21,8 +21,8 @@ from guidejax._arrays import (
     tree_map,
 )
 from guidejax._branches import Branches
-from guidejax.denoisers import Denoiser, as_denoiser
-from guidejax.guidance import Guidance
+from guidejax._denoisers import Denoiser, as_denoiser
+from guidejax._guidance import Guidance
 from guidejax.processes import Process
 from guidejax.weights.base import Weight
 

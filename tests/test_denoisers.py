@@ -6,7 +6,7 @@ from flax import linen as nn
 from flax import nnx
 
 import guidejax as gj
-from guidejax.denoisers import as_denoiser
+from guidejax._denoisers import as_denoiser
 
 PROCESS = gj.rectified_flow()
 

@@ -11,7 +11,7 @@ import pytest
 
 import guidejax as gj
 from guidejax.rules import REGISTRY
-from guidejax.weights import SCHEDULES
+from guidejax.schedules import SCHEDULES
 
 ROOT = pathlib.Path(gj.__file__).parent
 MODULES = sorted(

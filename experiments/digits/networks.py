@@ -12,7 +12,7 @@ import optax
 
 import guidejax as gj
 from experiments.digits.config import NUM_CLASSES, Plan
-from guidejax.models import ConvClassifier, MLPClassifier, ResidualMLP
+from experiments.models import ConvClassifier, MLPClassifier, ResidualMLP
 
 PROCESS = gj.rectified_flow()
 CONDITION_DROPOUT = 0.15

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guidejax.metrics import mean_interval, paired_ratio_interval
+from experiments.statistics import mean_interval, paired_ratio_interval
 
 FIGURES = ("frechet", "energy", "agreement", "diversity", "evaluations")
 Seeds = dict[str, dict[str, dict[str, Any]]]

@@ -19,7 +19,7 @@ import guidejax as gj
 from experiments.rules import mixture
 from experiments.rules.config import PATHS, PROCESS
 from guidejax.metrics import energy_distance
-from guidejax.weights import SCHEDULES
+from guidejax.schedules import SCHEDULES
 
 COLORS = ("#9ecae1", "#3182bd", "#7a0177")
 SIDE = np.linspace(-1.1, 1.1, 160)

@@ -11,7 +11,7 @@ from typing import Any
 import guidejax as gj
 from experiments.rules.config import DENOISER_STEPS, WEAK_STEPS, setting
 from guidejax.rules import REGISTRY, Rule
-from guidejax.weights import SCHEDULES, Schedule
+from guidejax.schedules import SCHEDULES, Schedule
 
 FAMILIES = {
     "linear": "Linear",

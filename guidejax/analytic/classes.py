@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, is_concrete
+from guidejax._denoisers import Denoiser
 from guidejax.analytic.mixture import Mixture, draw, posterior
-from guidejax.denoisers import Denoiser
 from guidejax.processes import Process
 
 

@@ -17,10 +17,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from guidejax._arrays import Array, batch_size, check_finite, same_structure, tree_map
-from guidejax.denoisers import as_denoiser
-from guidejax.guidance import guidance as make_guidance
+from guidejax._denoisers import as_denoiser
+from guidejax._guidance import guidance as make_guidance
 from guidejax.learning.checkpoints import Checkpoints
-from guidejax.learning.objectives import Batch, as_pytree
+from guidejax.objectives.base import Batch, as_pytree
 from guidejax.processes import Process
 from guidejax.rules.linear import cfg
 from guidejax.solvers.base import as_keys

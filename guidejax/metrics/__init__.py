@@ -17,12 +17,6 @@ from guidejax.metrics.frechet import moments as moments
 from guidejax.metrics.guidance_scale import branch_angle as branch_angle
 from guidejax.metrics.guidance_scale import effective_omega as effective_omega
 from guidejax.metrics.guidance_scale import off_line_fraction as off_line_fraction
-from guidejax.metrics.images import channel_statistics as channel_statistics
-from guidejax.metrics.images import clipped_fraction as clipped_fraction
-from guidejax.metrics.images import rms_contrast as rms_contrast
-from guidejax.metrics.images import sample_norm as sample_norm
-from guidejax.metrics.images import sample_rms as sample_rms
-from guidejax.metrics.images import saturation as saturation
 from guidejax.metrics.manifold import ManifoldScores as ManifoldScores
 from guidejax.metrics.manifold import coverage as coverage
 from guidejax.metrics.manifold import density as density
@@ -34,8 +28,3 @@ from guidejax.metrics.mmd import kernel_inception_distance as kernel_inception_d
 from guidejax.metrics.mmd import median_bandwidth as median_bandwidth
 from guidejax.metrics.mmd import mmd_polynomial as mmd_polynomial
 from guidejax.metrics.mmd import mmd_rbf as mmd_rbf
-from guidejax.metrics.stats import Interval as Interval
-from guidejax.metrics.stats import mean_interval as mean_interval
-from guidejax.metrics.stats import paired_difference_interval as paired_difference_interval
-from guidejax.metrics.stats import paired_ratio_interval as paired_ratio_interval
-from guidejax.metrics.stats import t_quantile as t_quantile

@@ -9,10 +9,6 @@ from guidejax.rules.corrections import input_gradient as input_gradient
 from guidejax.rules.corrections import recfg as recfg
 from guidejax.rules.corrections import recfg_table as recfg_table
 from guidejax.rules.corrections import reg as reg
-from guidejax.rules.coupled import cfgpp_omega as cfgpp_omega
-from guidejax.rules.coupled import effective_sample_size as effective_sample_size
-from guidejax.rules.coupled import fkc_log_weight as fkc_log_weight
-from guidejax.rules.coupled import systematic_resample as systematic_resample
 from guidejax.rules.feedback_guidance import feedback as feedback
 from guidejax.rules.feedback_guidance import feedback_numbers as feedback_numbers
 from guidejax.rules.frequency import fdg as fdg

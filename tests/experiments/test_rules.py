@@ -13,7 +13,7 @@ from experiments.rules import mixture, page
 from experiments.rules.config import SETTINGS, guide, setting, spatial
 from guidejax.metrics import energy_distance
 from guidejax.rules import REGISTRY
-from guidejax.weights import SCHEDULES
+from guidejax.schedules import SCHEDULES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 

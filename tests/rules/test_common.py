@@ -13,7 +13,7 @@ from beartype import beartype
 from jaxtyping import Array, Float, jaxtyped
 
 import guidejax.rules
-from guidejax.guidance import chain, guidance
+from guidejax._guidance import chain, guidance
 from guidejax.processes import PREDICTIONS, from_x0, rectified_flow, to_x0
 from guidejax.rules import REGISTRY, Rule, cfg
 from guidejax.rules.base import CONTEXT

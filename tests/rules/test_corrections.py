@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax.guidance import guidance
+from guidejax._guidance import guidance
+from guidejax._sampling import sample, uniform_times
 from guidejax.processes import cosine, linear_vp, rectified_flow
 from guidejax.rules import cfg, input_gradient, recfg, recfg_table, reg
-from guidejax.sampling import sample, uniform_times
 
 
 def normal(seed, shape=(2, 5)):

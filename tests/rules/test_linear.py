@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax.guidance import chain, guidance
+from guidejax._guidance import chain, guidance
+from guidejax._sampling import sample
 from guidejax.processes import rectified_flow
 from guidejax.rules import (
     add_perturbation,
@@ -20,8 +21,7 @@ from guidejax.rules import (
     stacked,
     timed_negative,
 )
-from guidejax.sampling import sample
-from guidejax.weights import interval
+from guidejax.schedules import interval
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax.guidance import chain, guidance
+from guidejax._guidance import chain, guidance
+from guidejax._sampling import sample
 from guidejax.processes import rectified_flow
 from guidejax.rules import apg, apg_momentum, cfg, cfg_zero, perp_neg, tcfg, zero_init
 from guidejax.rules.projection import project
-from guidejax.sampling import sample
-from guidejax.weights import interval
+from guidejax.schedules import interval
 
 OMEGA = np.array([0.0, 0.7, 6.0])
 COLUMN = OMEGA[:, None, None, None]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax.guidance import chain, guidance
+from guidejax._guidance import chain, guidance
 from guidejax.processes import cosine, edm, rectified_flow
 from guidejax.rules import cfg, ep_cfg, epsilon_scaling, norm_cap, rescale, token_norm, tsr
 

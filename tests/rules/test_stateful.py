@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from guidejax.guidance import chain, guidance
+from guidejax._guidance import chain, guidance
+from guidejax._sampling import sample, uniform_times
 from guidejax.processes import rectified_flow
 from guidejax.rules import adaptive, cached_difference, cfg, higs
-from guidejax.sampling import sample, uniform_times
 
 
 def normal(seed, shape=(2, 4, 5, 3)):

@@ -7,7 +7,7 @@ import pytest
 
 import guidejax as gj
 from guidejax import analytic, solvers
-from guidejax.rules.coupled import cfgpp_omega
+from guidejax.particles import cfgpp_omega
 
 from .common import MEAN, PROCESSES, STD
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax.metrics import (
+from experiments.statistics import (
     channel_statistics,
     clipped_fraction,
     rms_contrast,

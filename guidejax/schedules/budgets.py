@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, safe_divide
+from guidejax.schedules.base import curve, require, row_of, schedule
 from guidejax.weights.base import Step, Weight, as_weight
-from guidejax.weights.schedules import curve, require, row_of, schedule
 
 
 def lengths(step: Step, who: str) -> Array:

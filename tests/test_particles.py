@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax.guidance import guidance
+from guidejax._guidance import guidance
+from guidejax._sampling import sample
 from guidejax.processes import bridge, cosine, edm, linear_vp, rectified_flow
 from guidejax.rules import (
     cfg,
@@ -12,7 +13,6 @@ from guidejax.rules import (
     fkc_log_weight,
     systematic_resample,
 )
-from guidejax.sampling import sample
 
 
 @pytest.mark.usefixtures("x64")

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array
+from guidejax.schedules.base import curve, require, row_of, schedule
+from guidejax.schedules.budgets import lengths
 from guidejax.weights.base import Step, Weight, as_weight
-from guidejax.weights.budgets import lengths
-from guidejax.weights.schedules import curve, require, row_of, schedule
 
 
 def _triangle(num_steps: int, peak: float, form: str) -> np.ndarray:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, Tree, batch_size, combine, is_concrete, tree_map
-from guidejax.denoisers import Denoiser, as_denoiser
-from guidejax.guidance import Guidance
+from guidejax._denoisers import Denoiser, as_denoiser
+from guidejax._guidance import Guidance
+from guidejax._sampling import sample, uniform_times
 from guidejax.metrics.energy import pairwise_distance_power
 from guidejax.processes import Process, bridge, noise_to
-from guidejax.sampling import sample, uniform_times
 from guidejax.solvers.base import Solver, fold_in, normal_like
 from guidejax.solvers.ddim import ddim
 

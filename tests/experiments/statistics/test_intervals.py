@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from guidejax.metrics import (
+from experiments.statistics import (
     mean_interval,
     paired_difference_interval,
     paired_ratio_interval,

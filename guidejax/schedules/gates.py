@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from guidejax._arrays import Array
+from guidejax.schedules.base import check_unit, curve, progress, require, scaled, schedule
 from guidejax.weights.base import Step, Weight, as_weight
-from guidejax.weights.schedules import check_unit, curve, progress, require, scaled, schedule
 
 UNITS = ("t", "log_snr", "sigma", "step")
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from guidejax._arrays import Array, check_finite, is_concrete
 from guidejax.processes import Process
+from guidejax.schedules.base import require, row_of, schedule
 from guidejax.weights.base import Step, Weight, as_weight
 from guidejax.weights.omega_net import check_labels
-from guidejax.weights.schedules import require, row_of, schedule
 
 
 @dataclasses.dataclass(frozen=True)

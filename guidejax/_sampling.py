@@ -13,17 +13,17 @@ import numpy as np
 
 from guidejax._arrays import Array, Times, Tree, batch_size, is_concrete, tree_map
 from guidejax._branches import Evaluation, check_evaluation, predict
+from guidejax._denoisers import as_denoiser
+from guidejax._guidance import Guidance
+from guidejax._guidance import guidance as make_guidance
 from guidejax._inputs import check, check_rows, find_branches
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
 from guidejax._scan import Remat, Segment, for_any, predictions, scan, segments
-from guidejax.denoisers import as_denoiser
-from guidejax.guidance import Guidance
-from guidejax.guidance import guidance as make_guidance
+from guidejax._times import uniform_times as uniform_times
 from guidejax.processes import Process
 from guidejax.solvers.base import Denoised, Solver, as_keys, fold_in
 from guidejax.solvers.ddim import ddim
-from guidejax.times import uniform_times as uniform_times
 
 
 @dataclasses.dataclass(frozen=True)

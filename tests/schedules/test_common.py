@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
-from guidejax.weights import SCHEDULES
+from guidejax.schedules import SCHEDULES
 
 STEPS, BATCH = 8, 3
 PROCESS = gj.rectified_flow()

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.scipy.special import betaln
 
 from guidejax._arrays import Array
+from guidejax.schedules.base import check_unit, curve, progress, require, scaled, schedule
 from guidejax.weights.base import Step, Weight, as_weight
-from guidejax.weights.schedules import check_unit, curve, progress, require, scaled, schedule
 
 WANG = "Wang et al. 2404.13040"
 

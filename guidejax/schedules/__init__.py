@@ -1,0 +1,34 @@
+"""Schedules of ω over the run, each a function that makes a `Weight`."""
+
+from guidejax.schedules.base import SCHEDULES as SCHEDULES
+from guidejax.schedules.base import Schedule as Schedule
+from guidejax.schedules.base import schedule as schedule
+from guidejax.schedules.budgets import compress as compress
+from guidejax.schedules.budgets import dg_cfg as dg_cfg
+from guidejax.schedules.budgets import with_mean as with_mean
+from guidejax.schedules.gates import cads_gate as cads_gate
+from guidejax.schedules.gates import cutoff as cutoff
+from guidejax.schedules.gates import interval as interval
+from guidejax.schedules.gates import step_down as step_down
+from guidejax.schedules.gates import step_up as step_up
+from guidejax.schedules.ramps import beta_curve as beta_curve
+from guidejax.schedules.ramps import c2fg as c2fg
+from guidejax.schedules.ramps import clamp_cosine as clamp_cosine
+from guidejax.schedules.ramps import clamp_linear as clamp_linear
+from guidejax.schedules.ramps import cosine_ramp as cosine_ramp
+from guidejax.schedules.ramps import inv_linear as inv_linear
+from guidejax.schedules.ramps import lambda_shape as lambda_shape
+from guidejax.schedules.ramps import linear_ramp as linear_ramp
+from guidejax.schedules.ramps import linear_sigma as linear_sigma
+from guidejax.schedules.ramps import parabolic_cosine as parabolic_cosine
+from guidejax.schedules.ramps import power_cosine as power_cosine
+from guidejax.schedules.ramps import ramp_up as ramp_up
+from guidejax.schedules.ramps import sine as sine
+from guidejax.schedules.ramps import v_shape as v_shape
+from guidejax.schedules.stagewise import least_contraction as least_contraction
+from guidejax.schedules.stagewise import low_contraction as low_contraction
+from guidejax.schedules.stagewise import triangular as triangular
+from guidejax.schedules.tables import load_table as load_table
+from guidejax.schedules.tables import save_table as save_table
+from guidejax.schedules.tables import table as table
+from guidejax.schedules.tables import to_table as to_table
