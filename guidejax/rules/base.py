@@ -25,10 +25,10 @@ import jax.numpy as jnp
 CONTEXT = ("x", "t", "s", "process", "state")
 SPACES = ("any", "x0", "eps", "v", "velocity", "score", "log_prob")
 
-Gate = Callable[[Mapping[str, Any]], Any]
+Need = Callable[[Mapping[str, Any]], Any]
 
 
-def any_of(*names: str) -> Gate:
+def any_of(*names: str) -> Need:
     """The gate of a branch that matters wherever one of these numbers isn't 0.
 
     A sum of weights is on where any of its terms is, though their values cancel.
@@ -55,7 +55,7 @@ class Rule:
             returns `(guided, state)`.
         exact_at_zero: Whether ω = 0 returns `cond`.
         static: Names of numbers that are structure (an option, a count), not traced.
-        gates: For a branch, the weight that it enters with, made of ω and the numbers by name.
+        needs: For a branch, the weight that it enters with, made of ω and the numbers by name.
             Where that is known to be 0 the branch isn't evaluated, and `cond` stands in for it.
         wants: For a rule whose state lets its branches go, `wants(state, **options)`: (batch,)
             flags, False where this step needs `cond` alone. The others then come as None.
@@ -69,7 +69,7 @@ class Rule:
     static: tuple[str, ...]
     takes: tuple[str, ...]
     defaults: Mapping[str, Any]
-    gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, Need] = dataclasses.field(default_factory=dict)
     wants: Callable[..., Any] | None = None
 
     @property
@@ -88,13 +88,11 @@ class Rule:
         return "guided" in self.takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Combine predictions, or, without them, bind the rule's numbers."""
-        # Samples lead with a batch axis, so a bare number is never one; nor is a schedule.
-        binds = callable(args[0]) or jnp.ndim(args[0]) == 0 if args else self.takes[0] not in kwargs
-        if binds:
-            numbers = dict(zip(self.defaults, args, strict=False)) | kwargs
-            return Bound(self, self.check_numbers(numbers))
+        """Combine predictions."""
         return self.fn(*args, **kwargs)
+
+    def bind(self, **numbers: Any) -> Bound:
+        return Bound(self, self.check_numbers(numbers))
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """`numbers` over the defaults, or an error that names what is unknown."""
@@ -148,8 +146,8 @@ def _renamed(rule: Rule, names: tuple[tuple[str, str], ...]) -> Rule:
     def fn(*args: Any, **kwargs: Any) -> Any:
         return rule.fn(*args, **{old.get(name, name): value for name, value in kwargs.items()})
 
-    gates = {new.get(name, name): gate for name, gate in rule.gates.items()}
-    made = dataclasses.replace(rule, fn=fn, takes=takes, gates=gates)
+    needs = {new.get(name, name): gate for name, gate in rule.needs.items()}
+    made = dataclasses.replace(rule, fn=fn, takes=takes, needs=needs)
     functools.update_wrapper(made, fn, updated=())
     return made
 
@@ -170,12 +168,12 @@ def make_rule(
     init: Callable[[Any], Any] | None = None,
     exact_at_zero: bool = True,
     static: tuple[str, ...] = (),
-    gates: Mapping[str, Gate] | None = None,
+    needs: Mapping[str, Need] | None = None,
     wants: Callable[..., Any] | None = None,
 ) -> Rule:
     """A `Rule` of any function whose signature follows the convention above, unregistered.
 
-    Where ω = 0 gives `cond`, every other branch is gated by ω; `gates` adds to that.
+    Where ω = 0 gives `cond`, every other branch is gated by ω; `needs` adds to that.
 
     Raises:
         ValueError: If the space is unknown or the signature doesn't follow the convention.
@@ -204,8 +202,8 @@ def make_rule(
         )
     made = Rule(fn, space, paper, init, exact_at_zero, tuple(static), tuple(takes), defaults)
     if exact_at_zero and "omega" in takes:
-        made.gates = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))
-    made.gates = {**made.gates, **(gates or {})}
+        made.needs = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))
+    made.needs = {**made.needs, **(needs or {})}
     made.wants = wants
     functools.update_wrapper(made, fn, updated=())
     return made

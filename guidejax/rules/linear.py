@@ -77,7 +77,7 @@ def autoguidance(cond: Array, weak: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Karras et al., arXiv 2406.02507",
-    gates={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
+    needs={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
 )
 def mixed_autoguidance(
     cond: Array, uncond: Array, weak: Array, omega: Array, *, mix: Array | float = 0.5
@@ -132,7 +132,7 @@ def negative_prompt(cond: Array, negative: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ban et al., arXiv 2406.02965",
-    gates={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
+    needs={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
 )
 def timed_negative(
     cond: Array, negative: Array, uncond: Array, omega: Array, *, gate: Array | float = 1.0
@@ -166,7 +166,7 @@ def timed_negative(
     space="any",
     paper=f"{_LIU}, conjunction",
     exact_at_zero=False,
-    gates={
+    needs={
         "other": itemgetter("other_weight"),
         "uncond": any_of("omega", "other_weight"),
     },
@@ -202,7 +202,7 @@ def compose_and(
     space="any",
     paper=f"{_LIU}, negation",
     exact_at_zero=False,
-    gates={
+    needs={
         "negative": itemgetter("negative_weight"),
         "uncond": any_of("omega", "negative_weight"),
     },
@@ -244,7 +244,7 @@ def compose_not(
     space="any",
     paper="Brooks et al., arXiv 2211.09800, Eq. (3)",
     exact_at_zero=False,
-    gates={
+    needs={
         "partial": lambda numbers: numbers["omega"] + numbers["partial_omega"],
         "uncond": itemgetter("partial_omega"),
     },
@@ -305,7 +305,7 @@ def perturbation(cond: Array, perturbed: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ahn et al., arXiv 2403.17377; Hong, 2408.00760; Hyung et al., 2411.18664",
-    gates={"perturbed": itemgetter("perturbed_omega")},
+    needs={"perturbed": itemgetter("perturbed_omega")},
 )
 def add_perturbation(
     guided: Array, cond: Array, perturbed: Array, *, perturbed_omega: Array | float = 3.0
@@ -338,7 +338,7 @@ def add_perturbation(
     space="any",
     paper=_LTX,
     exact_at_zero=False,
-    gates={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
+    needs={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
 )
 def stacked(
     cond: Array,
@@ -418,11 +418,11 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
         return _extrapolate(cond, *terms)
 
     takes, weights = ("cond", *names, "uncond", "omega"), [f"{name}_weight" for name in names]
-    gates: dict[str, Any] = {
+    needs: dict[str, Any] = {
         name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
     }
-    gates["uncond"] = any_of("omega", *weights)
-    return _variadic("compose", body, takes, weights, _LIU, gates)
+    needs["uncond"] = any_of("omega", *weights)
+    return _variadic("compose", body, takes, weights, _LIU, needs)
 
 
 def stack(*perturbed: str) -> Rule:
@@ -462,8 +462,8 @@ def _stack(names: tuple[str, ...]) -> Rule:
         return _extrapolate(cond, (given["omega"], cond, given["uncond"]), *terms)
 
     takes = ("cond", "uncond", *names, "omega")
-    gates = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
-    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX, gates)
+    needs = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
+    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX, needs)
 
 
 def _check_names(who: str, names: tuple[str, ...]) -> None:
@@ -484,7 +484,7 @@ def _variadic(
     takes: Sequence[str],
     numbers: Sequence[str],
     paper: str,
-    gates: Mapping[str, Any] | None = None,
+    needs: Mapping[str, Any] | None = None,
 ) -> Rule:
     """The rule `body(given)` under a signature that names its branches and its numbers."""
     parameter = inspect.Parameter
@@ -500,4 +500,4 @@ def _variadic(
 
     fn.__name__ = fn.__qualname__ = name
     fn.__signature__ = signature  # type: ignore[attr-defined]
-    return make_rule(fn, space="any", paper=paper, exact_at_zero=False, gates=gates)
+    return make_rule(fn, space="any", paper=paper, exact_at_zero=False, needs=needs)
