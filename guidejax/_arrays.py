@@ -64,14 +64,14 @@ def norm(a: Array) -> Array:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """√x for x ≥ 0, with gradient 0 where x = 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    """√x for x ≥ 0, with gradient 0 where x = 0; NaN of NaN."""
+    live = jnp.logical_not(x <= 0)
+    return jnp.where(live, jnp.sqrt(jnp.where(live, x, 1)), 0)
 
 
 def safe_divide(a: Array | float, b: Array, otherwise: float = 0.0) -> Array:
-    """a / b, and `otherwise` (with gradient 0) where b = 0."""
-    nonzero = b != 0
+    """a / b, and `otherwise` (with gradient 0) where b = 0, unless a is NaN."""
+    nonzero = (b != 0) | jnp.isnan(a)
     return jnp.where(nonzero, a / jnp.where(nonzero, b, 1), otherwise)
 
 

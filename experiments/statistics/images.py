@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import safe_divide, safe_sqrt
+from guidejax._geometry import length, magnitude
 from guidejax.metrics._checks import real_array
 
 Array = jax.Array
@@ -23,7 +24,7 @@ def _check_range(value_range: tuple[float, float]) -> None:
 
 def _images(images: Any, channels: tuple[int, ...] | None = None) -> Array:
     images = real_array("images", images)
-    if images.ndim < 3 or images.size == 0:
+    if images.ndim < 3:
         raise ValueError(f"images has shape {images.shape}; expected (..., height, width, C).")
     if channels is not None and images.shape[-1] not in channels:
         raise ValueError(
@@ -94,8 +95,8 @@ def clipped_fraction(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)
     """
     _check_range(value_range)
     images = _images(images)
-    outside = (images < value_range[0]) | (images > value_range[1])
-    return jnp.mean(outside.astype(images.dtype), axis=(-3, -2, -1))
+    outside = ((images < value_range[0]) | (images > value_range[1])).astype(images.dtype)
+    return jnp.mean(jnp.where(jnp.isnan(images), jnp.nan, outside), axis=(-3, -2, -1))
 
 
 def rms_contrast(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)) -> Array:
@@ -162,8 +163,17 @@ def channel_statistics(images: Any) -> tuple[Array, Array]:
 @jax.jit
 def _channels(images: Array) -> tuple[Array, Array]:
     mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
-    variance = jnp.mean(jnp.square(images - mean), axis=(-3, -2))
-    return mean[..., 0, 0, :], safe_sqrt(variance)
+    centred = images - mean
+    size = magnitude(centred, axis=(-3, -2))
+    variance = jnp.mean(jnp.square(centred / size[..., None, None, :]), axis=(-3, -2))
+    return mean[..., 0, 0, :], size * safe_sqrt(variance)
+
+
+def _samples(x: Any) -> Array:
+    x = real_array("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {x.shape}; expected (batch, d...).")
+    return x
 
 
 def sample_rms(x: Any) -> Array:
@@ -185,10 +195,8 @@ def sample_rms(x: Any) -> Array:
       >>> sample_rms(jnp.array([[3.0, -3.0], [0.0, 0.0]])).tolist()
       [3.0, 0.0]
     """
-    x = real_array("x", x)
-    if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"x has shape {x.shape}; expected (batch, d...).")
-    return safe_sqrt(jnp.mean(jnp.square(x.reshape(x.shape[0], -1)), axis=-1))
+    x = _samples(x)
+    return length(x) / (x.size / x.shape[0]) ** 0.5
 
 
 def sample_norm(x: Any) -> Array:
@@ -208,7 +216,4 @@ def sample_norm(x: Any) -> Array:
       >>> sample_norm(jnp.array([[3.0, -4.0], [0.0, 0.0]])).tolist()
       [5.0, 0.0]
     """
-    x = real_array("x", x)
-    if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"x has shape {x.shape}; expected (batch, d...).")
-    return safe_sqrt(jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=-1))
+    return length(_samples(x))

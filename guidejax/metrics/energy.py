@@ -12,6 +12,7 @@ from guidejax._arrays import is_concrete
 from guidejax.metrics._checks import class_labels, point_sets, positive_int, real_array
 from guidejax.metrics._pairs import (
     Method,
+    at_unit_scale,
     check_beta,
     check_method,
     check_options,
@@ -73,7 +74,17 @@ def pairwise_distance_power(x: Any, y: Any, beta: Any = 1.0, *, method: Method =
     check_beta(beta)
     check_method(method)
     dtype = jnp.promote_types(x.dtype, y.dtype)
-    return power(square_distances(x.astype(dtype), y.astype(dtype), method), beta)
+
+    def powers(x: Array, y: Array) -> Array:
+        return power(square_distances(x, y, method), beta)
+
+    return at_unit_scale(powers, beta, *_aligned(x.astype(dtype), y.astype(dtype)))
+
+
+def _aligned(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both with as many leading axes."""
+    axes = max(x.ndim, y.ndim)
+    return tuple(jax.lax.expand_dims(a, range(axes - a.ndim)) for a in (x, y))
 
 
 @partial(jax.jit, static_argnames=("unbiased", "selves", "method", "chunk"))
@@ -81,11 +92,15 @@ def _energy(
     x: Array, y: Array, beta: Any, lam: Any, unbiased: bool, selves: bool, method: str, chunk: Any
 ) -> Array:
     means = partial(row_means, lambda square: power(square, beta), method=method, chunk=chunk)
-    cross = jnp.mean(means(x, y, same=False))
-    if not selves:
-        return cross
-    own = jnp.mean(means(x, x, same=unbiased)) + jnp.mean(means(y, y, same=unbiased))
-    return cross - jnp.asarray(lam, cross.dtype) / 2 * own
+
+    def value(x: Array, y: Array) -> Array:
+        cross = jnp.mean(means(x, y, same=False))
+        if not selves:
+            return cross
+        own = jnp.mean(means(x, x, same=unbiased)) + jnp.mean(means(y, y, same=unbiased))
+        return cross - jnp.asarray(lam, cross.dtype) / 2 * own
+
+    return at_unit_scale(value, beta, x, y)
 
 
 def energy_distance(
@@ -185,10 +200,13 @@ def _grouped(
     less = 1 if unbiased else 0
     enough = (n > less) & (m > less)
     n, m = jnp.where(enough, n, 2), jnp.where(enough, m, 2)
-    own = sums(x, labels_x, x, labels_x) / (n * (n - less))
-    own += sums(y, labels_y, y, labels_y) / (m * (m - less))
-    value = sums(x, labels_x, y, labels_y) / (n * m) - jnp.asarray(lam, x.dtype) / 2 * own
-    return jnp.where(enough, value, jnp.nan)
+
+    def values(x: Array, y: Array) -> Array:
+        own = sums(x, labels_x, x, labels_x) / (n * (n - less))
+        own += sums(y, labels_y, y, labels_y) / (m * (m - less))
+        return sums(x, labels_x, y, labels_y) / (n * m) - jnp.asarray(lam, x.dtype) / 2 * own
+
+    return jnp.where(enough, at_unit_scale(values, beta, x, y), jnp.nan)
 
 
 def grouped_energy_distance(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import is_concrete
-from guidejax.metrics._checks import gathered, point_set, point_sets, real_array
+from guidejax.metrics._checks import gathered, point_set, point_sets, real_array, unless_nan
 from guidejax.metrics._pairs import matmul, transpose
 
 Array = jax.Array
@@ -103,7 +103,8 @@ def moments(x: Any) -> tuple[Array, Array]:
 def _from_moments(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> Array:
     cov1, cov2 = ((c + transpose(c)) / 2 for c in (cov1, cov2))
     traces = jnp.trace(cov1) + jnp.trace(cov2)
-    return jnp.sum(jnp.square(mu1 - mu2)) + traces - 2 * _cov_term(cov1, cov2)
+    roots = unless_nan(_cov_term(cov1, cov2), cov1, cov2)
+    return jnp.sum(jnp.square(mu1 - mu2)) + traces - 2 * roots
 
 
 def frechet_from_moments(mu1: Any, cov1: Any, mu2: Any, cov2: Any) -> Array:

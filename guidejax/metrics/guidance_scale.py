@@ -7,43 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from guidejax import _geometry
 from guidejax._arrays import dot, expand, norm, safe_divide
+from guidejax._geometry import unit_scale
 from guidejax.metrics._checks import same_shapes
 
 Array = jax.Array
 
 
-def _size(v: Array) -> Array:
-    """max|v| of each sample, a constant; 1 where it is 0. Over it, ‖v‖² can't underflow."""
-    size = jnp.max(jnp.abs(v), axis=tuple(range(1, v.ndim)), initial=0.0)
-    size = jnp.where(size >= jnp.finfo(v.dtype).tiny, size, 1)
-    return jax.lax.stop_gradient(expand(size, v))
-
-
-@jax.jit
-def _omega(guided: Array, cond: Array, uncond: Array) -> Array:
-    size = _size(cond - uncond)
-    shift, delta = (guided - cond) / size, (cond - uncond) / size
-    return safe_divide(dot(shift, delta), dot(delta, delta))
-
-
 @jax.jit
 def _off_line(guided: Array, cond: Array, uncond: Array) -> Array:
-    shift, delta = guided - cond, cond - uncond
-    shift, delta = shift / _size(shift), delta / _size(delta)
+    shift, delta = unit_scale(guided - cond), unit_scale(cond - uncond)
     omega = safe_divide(dot(shift, delta), dot(delta, delta))
     residual = norm(shift - expand(omega, delta) * delta)
     return jnp.minimum(safe_divide(residual, norm(shift)), 1)
-
-
-@jax.jit
-def _angle(cond: Array, uncond: Array) -> Array:
-    cond, uncond = cond / _size(cond), uncond / _size(uncond)
-    sizes = [norm(cond), norm(uncond)]
-    a, b = (safe_divide(v, expand(s, v)) for v, s in zip((cond, uncond), sizes, strict=True))
-    apart, along = norm(a - b), norm(a + b)
-    real = (sizes[0] > 0) & (sizes[1] > 0)
-    return jnp.where(real, 2 * jnp.arctan2(apart, along), 0)
 
 
 def effective_omega(guided: Any, cond: Any, uncond: Any) -> Array:
@@ -69,7 +46,7 @@ def effective_omega(guided: Any, cond: Any, uncond: Any) -> Array:
       >>> effective_omega(cond + 3.0 * (cond - uncond), cond, uncond).tolist()
       [3.0]
     """
-    return _omega(*same_shapes(guided=guided, cond=cond, uncond=uncond))
+    return _geometry.effective_omega(*same_shapes(guided=guided, cond=cond, uncond=uncond))
 
 
 def off_line_fraction(guided: Any, cond: Any, uncond: Any) -> Array:
@@ -123,4 +100,4 @@ def branch_angle(cond: Any, uncond: Any) -> Array:
     References:
       Kahan, How Futile are Mindless Assessments of Roundoff, 2006, section 12.
     """
-    return _angle(*same_shapes(cond=cond, uncond=uncond))
+    return _geometry.angle(*same_shapes(cond=cond, uncond=uncond))

@@ -11,8 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from guidejax._geometry import magnitude
 from guidejax.metrics._checks import point_set, point_sets, positive_int
-from guidejax.metrics._pairs import Method, check_options, over_rows, square_distances
+from guidejax.metrics._pairs import (
+    Method,
+    at_unit_scale,
+    check_options,
+    over_rows,
+    square_distances,
+)
 
 Array = jax.Array
 
@@ -34,9 +41,17 @@ def _radii(x: Array, k: int, method: str, chunk: int | None) -> Array:
         points, index = rows
         square = square_distances(points, x, method)
         square = jnp.where(index[:, None] == columns, jnp.inf, square)
-        return -jax.lax.top_k(-square, k)[0][:, -1]
+        radii = -jax.lax.top_k(-square, k)[0][:, -1]
+        # A NaN has no rank: whichever neighbour it is, the k-th isn't known.
+        return jnp.where(jnp.any(jnp.isnan(square), axis=-1), jnp.nan, radii)
 
     return jax.lax.stop_gradient(over_rows(block, (x, columns), chunk))
+
+
+def _inside(square: Array, radii: Array) -> Array:
+    """1 where a squared distance is within the squared radius, 0 where not, NaN where unknown."""
+    unknown = jnp.isnan(square + radii)
+    return jnp.where(unknown, jnp.nan, (square <= radii).astype(square.dtype))
 
 
 @partial(jax.jit, static_argnames=("method", "chunk"))
@@ -44,20 +59,27 @@ def _balls_around(x: Array, y: Array, radii: Array, method: str, chunk: int | No
     """In how many balls about y each x lies: (n,)."""
 
     def block(points: Array) -> Array:
-        return jnp.sum(square_distances(points, y, method) <= radii, axis=-1)
+        return jnp.sum(_inside(square_distances(points, y, method), radii), axis=-1)
 
     return over_rows(block, jax.lax.stop_gradient(x), chunk)
 
 
 @partial(jax.jit, static_argnames=("method", "chunk"))
 def _occupied(y: Array, x: Array, radii: Array, method: str, chunk: int | None) -> Array:
-    """Whether the ball about each y holds an x: (m,)."""
+    """1 where the ball about y holds an x, else 0: (m,)."""
 
     def block(rows: tuple[Array, Array]) -> Array:
         points, radius = rows
-        return jnp.any(square_distances(points, x, method) <= radius[:, None], axis=-1)
+        return jnp.max(_inside(square_distances(points, x, method), radius[:, None]), axis=-1)
 
     return over_rows(block, (jax.lax.stop_gradient(y), radii), chunk)
+
+
+def _sets(real: Any, fake: Any) -> tuple[Array, Array]:
+    """Both (n, d), over their common magnitude: what lies in which ball doesn't change with it."""
+    real, fake = point_sets(real, fake, names=("real", "fake"))
+    size = magnitude(real, fake, axis=(-2, -1))
+    return real / size, fake / size
 
 
 def _check(k: int, samples: int, method: str, chunk: int | None) -> None:
@@ -87,7 +109,7 @@ def knn_radii(x: Any, k: int = 5, *, method: Method = "direct", chunk: int | Non
     """
     x = point_set("x", x)
     _check(k, x.shape[0], method, chunk)
-    return jnp.sqrt(_radii(x, int(k), method, chunk))
+    return at_unit_scale(lambda x: jnp.sqrt(_radii(x, int(k), method, chunk)), 1, x)
 
 
 def manifold_scores(
@@ -134,16 +156,16 @@ def manifold_scores(
       Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2), whose k is 3;
       Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3, whose k is 5.
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
+    real, fake = _sets(real, fake)
     _check(k, min(real.shape[0], fake.shape[0]), method, chunk)
-    k, dtype = int(k), real.dtype
+    k = int(k)
     real_radii, fake_radii = (_radii(a, k, method, chunk) for a in (real, fake))
     holding = _balls_around(fake, real, real_radii, method, chunk)
     scores = ManifoldScores(
-        precision=(holding > 0).astype(dtype),
-        recall=(_balls_around(real, fake, fake_radii, method, chunk) > 0).astype(dtype),
-        density=holding.astype(dtype) / k,
-        coverage=_occupied(real, fake, real_radii, method, chunk).astype(dtype),
+        precision=jnp.minimum(holding, 1),
+        recall=jnp.minimum(_balls_around(real, fake, fake_radii, method, chunk), 1),
+        density=holding / k,
+        coverage=_occupied(real, fake, real_radii, method, chunk),
     )
     return scores if per_sample else jax.tree.map(jnp.mean, scores)
 
@@ -172,9 +194,8 @@ def precision(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     References:
       Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
-    holding = _counts(real, fake, k, **options)
-    return jnp.mean((holding > 0).astype(real.dtype))
+    holding = _counts(*_sets(real, fake), k, **options)
+    return jnp.mean(jnp.minimum(holding, 1))
 
 
 def recall(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
@@ -227,8 +248,7 @@ def density(real: Any, fake: Any, k: int = 5, **options: Any) -> Array:
     References:
       Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
-    return jnp.mean(_counts(real, fake, k, **options).astype(real.dtype)) / k
+    return jnp.mean(_counts(*_sets(real, fake), k, **options)) / k
 
 
 def coverage(
@@ -263,10 +283,10 @@ def coverage(
     References:
       Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
+    real, fake = _sets(real, fake)
     _check(k, real.shape[0], method, chunk)
     radii = _radii(real, int(k), method, chunk)
-    return jnp.mean(_occupied(real, fake, radii, method, chunk).astype(real.dtype))
+    return jnp.mean(_occupied(real, fake, radii, method, chunk))
 
 
 def _counts(

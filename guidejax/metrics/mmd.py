@@ -13,8 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import is_concrete, safe_sqrt
+from guidejax._geometry import magnitude
 from guidejax.metrics._checks import point_sets, positive_int, real_array
-from guidejax.metrics._pairs import matmul, over_rows, row_means, square_distances, transpose
+from guidejax.metrics._pairs import (
+    at_unit_scale,
+    matmul,
+    over_rows,
+    row_means,
+    square_distances,
+    transpose,
+)
 
 Array = jax.Array
 
@@ -24,7 +32,11 @@ def _median(x: Array, y: Array, points: int) -> Array:
     # Evenly strided rows of each set: the median needs no more, and sorting N² distances is slow.
     pooled = jnp.concatenate([a[:: -(-a.shape[0] // points)] for a in (x, y)])
     rows, columns = jnp.triu_indices(pooled.shape[0], k=1)
-    return jnp.median(safe_sqrt(square_distances(pooled, pooled)[rows, columns]))
+
+    def median(pooled: Array) -> Array:
+        return jnp.median(safe_sqrt(square_distances(pooled, pooled)[rows, columns]))
+
+    return at_unit_scale(median, 1, pooled)
 
 
 def median_bandwidth(x: Any, y: Any, points: int = 1000) -> Array:
@@ -57,7 +69,11 @@ def median_bandwidth(x: Any, y: Any, points: int = 1000) -> Array:
 @partial(jax.jit, static_argnames=("unbiased", "chunk"))
 def _rbf(x: Array, y: Array, bandwidths: Array, unbiased: bool, chunk: int | None) -> Array:
     # A bandwidth of 0 (every point the same) would be 0/0; any bandwidth gives the same 0 there.
-    widths = jnp.where(bandwidths > 0, bandwidths, 1)
+    widths = jnp.where(bandwidths <= 0, 1, bandwidths)
+    # In units of the points their squares are in range. Below √tiny the kernel is 0 but at 0.
+    size = magnitude(x, y, axis=(-2, -1))
+    x, y = x / size, y / size
+    widths = jnp.maximum(widths / size, jnp.finfo(x.dtype).tiny ** 0.5)
 
     def kernel(square: Array) -> Array:
         return jnp.mean(jnp.exp(-square[..., None] / (2 * widths**2)), axis=-1)
