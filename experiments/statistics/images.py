@@ -52,24 +52,24 @@ def saturation(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)) -> A
     viewer would; 0 for a black pixel. Averaged over pixels.
 
     Args:
-      images: RGB (..., height, width, 3).
-      value_range: the (lo, hi) that stand for black and full colour.
+        images: RGB (..., height, width, 3).
+        value_range: The (lo, hi) that stand for black and full colour.
 
     Returns:
-      (...,) in [0, 1], float32 at least.
+        (...,) in [0, 1], float32 at least.
 
     Raises:
-      ValueError: not three channels last, an empty range, NaN or infinite pixels.
+        ValueError: Not three channels last, an empty range, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> pixels = jnp.array([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.5]]])
-      >>> float(saturation(pixels, value_range=(0.0, 1.0)))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> pixels = jnp.array([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.5]]])
+        >>> float(saturation(pixels, value_range=(0.0, 1.0)))
+        0.5
 
     References:
-      Smith, Color Gamut Transform Pairs, 1978; Sadat et al., Eliminating Oversaturation and
-      Artifacts of High Guidance Scales, 2024, for its use.
+        Smith, Color Gamut Transform Pairs, 1978; Sadat et al., Eliminating Oversaturation and
+        Artifacts of High Guidance Scales, 2024, for its use.
     """
     _check_range(value_range)
     return _saturation(_images(images, (3,)), value_range)
@@ -79,19 +79,19 @@ def clipped_fraction(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)
     """The share of each image's values outside of the range, which a viewer clips.
 
     Args:
-      images: (..., height, width, C).
-      value_range: (lo, hi), both within.
+        images: (..., height, width, C).
+        value_range: (lo, hi), both within.
 
     Returns:
-      (...,) in [0, 1], float32 at least; piecewise constant, with gradient 0.
+        (...,) in [0, 1], float32 at least; piecewise constant, with gradient 0.
 
     Raises:
-      ValueError: fewer than 3 axes, an empty range, NaN or infinite pixels.
+        ValueError: Fewer than 3 axes, an empty range, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(clipped_fraction(jnp.array([[[-2.0], [-1.0], [0.0], [1.5]]])))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> float(clipped_fraction(jnp.array([[[-2.0], [-1.0], [0.0], [1.5]]])))
+        0.5
     """
     _check_range(value_range)
     images = _images(images)
@@ -106,22 +106,22 @@ def rms_contrast(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)) ->
     one channel of a grey image.
 
     Args:
-      images: (..., height, width, 3) or (..., height, width, 1).
-      value_range: the (lo, hi) that stand for black and white.
+        images: (..., height, width, 3) or (..., height, width, 1).
+        value_range: The (lo, hi) that stand for black and white.
 
     Returns:
-      (...,) in [0, 1/2], float32 at least; gradient 0 for a flat image.
+        (...,) in [0, 1/2], float32 at least; gradient 0 for a flat image.
 
     Raises:
-      ValueError: neither 1 nor 3 channels last, an empty range, NaN or infinite pixels.
+        ValueError: Neither 1 nor 3 channels last, an empty range, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(rms_contrast(jnp.array([[[-1.0], [1.0]]])))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> float(rms_contrast(jnp.array([[[-1.0], [1.0]]])))
+        0.5
 
     References:
-      Peli, Contrast in complex images, 1990.
+        Peli, Contrast in complex images, 1990.
     """
     _check_range(value_range)
     return _contrast(_images(images, (1, 3)), value_range)
@@ -142,20 +142,20 @@ def channel_statistics(images: Any) -> tuple[Array, Array]:
     """The mean and the standard deviation (over N) of each channel of each image.
 
     Args:
-      images: (..., height, width, C), in any units.
+        images: (..., height, width, C), in any units.
 
     Returns:
-      Two arrays (..., C) in the images' units, float32 at least; the deviation's gradient is 0
-      where it is 0.
+        Two arrays (..., C) in the images' units, float32 at least; the deviation's gradient is 0
+        where it is 0.
 
     Raises:
-      ValueError: fewer than 3 axes, NaN or infinite pixels.
+        ValueError: Fewer than 3 axes, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> mean, std = channel_statistics(jnp.array([[[1.0, 5.0], [3.0, 5.0]]]))
-      >>> mean.tolist(), std.tolist()
-      ([2.0, 5.0], [1.0, 0.0])
+        >>> import jax.numpy as jnp
+        >>> mean, std = channel_statistics(jnp.array([[[1.0, 5.0], [3.0, 5.0]]]))
+        >>> mean.tolist(), std.tolist()
+        ([2.0, 5.0], [1.0, 0.0])
     """
     return _channels(_images(images))
 
@@ -182,18 +182,18 @@ def sample_rms(x: Any) -> Array:
     1 for white noise of unit variance, whatever d: norms of different sizes compare.
 
     Args:
-      x: (batch, d...).
+        x: (batch, d...).
 
     Returns:
-      (batch,) in units of x, float32 at least; gradient 0 at x = 0.
+        (batch,) in units of x, float32 at least; gradient 0 at x = 0.
 
     Raises:
-      ValueError: no axis but the batch, NaN or infinite values.
+        ValueError: No axis but the batch, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> sample_rms(jnp.array([[3.0, -3.0], [0.0, 0.0]])).tolist()
-      [3.0, 0.0]
+        >>> import jax.numpy as jnp
+        >>> sample_rms(jnp.array([[3.0, -3.0], [0.0, 0.0]])).tolist()
+        [3.0, 0.0]
     """
     x = _samples(x)
     return length(x) / (x.size / x.shape[0]) ** 0.5
@@ -203,17 +203,17 @@ def sample_norm(x: Any) -> Array:
     """The Euclidean norm of each sample.
 
     Args:
-      x: (batch, d...).
+        x: (batch, d...).
 
     Returns:
-      (batch,) in units of x, float32 at least; gradient 0 at x = 0.
+        (batch,) in units of x, float32 at least; gradient 0 at x = 0.
 
     Raises:
-      ValueError: no axis but the batch, NaN or infinite values.
+        ValueError: No axis but the batch, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> sample_norm(jnp.array([[3.0, -4.0], [0.0, 0.0]])).tolist()
-      [5.0, 0.0]
+        >>> import jax.numpy as jnp
+        >>> sample_norm(jnp.array([[3.0, -4.0], [0.0, 0.0]])).tolist()
+        [5.0, 0.0]
     """
     return length(_samples(x))

@@ -30,24 +30,24 @@ def mean_interval(values: Any, confidence: float = 0.95, axis: int = 0) -> Inter
     mean ± t_{n-1} s/√n, with s over n - 1.
 
     Args:
-      values: one result a seed along `axis`, n >= 2 of them.
-      confidence: two-sided, in (0, 1).
-      axis: the seeds' axis.
+        values: One result a seed along `axis`, n >= 2 of them.
+        confidence: Two-sided, in (0, 1).
+        axis: The seeds' axis.
 
     Returns:
-      `Interval(estimate, low, high)`, float64, `axis` reduced.
+        `Interval(estimate, low, high)`, float64, `axis` reduced.
 
     Raises:
-      ValueError: fewer than 2 seeds, no such axis, a confidence outside of (0, 1), NaN or infinite
-        values.
+        ValueError: Fewer than 2 seeds, no such axis, a confidence outside of (0, 1), NaN or
+            infinite values.
 
     Example:
-      >>> mean, low, high = mean_interval([1.0, 2.0, 3.0])
-      >>> round(float(mean), 3), round(float(low), 3), round(float(high), 3)
-      (2.0, -0.484, 4.484)
+        >>> mean, low, high = mean_interval([1.0, 2.0, 3.0])
+        >>> round(float(mean), 3), round(float(low), 3), round(float(high), 3)
+        (2.0, -0.484, 4.484)
 
     References:
-      Student, The probable error of a mean, 1908.
+        Student, The probable error of a mean, 1908.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; expected a number in (0, 1).")
@@ -74,21 +74,21 @@ def paired_difference_interval(a: Any, b: Any, confidence: float = 0.95, axis: i
     """The mean of a - b over paired seeds and its Student-t interval.
 
     Args:
-      a: one result a seed along `axis`, n >= 2.
-      b: results of the same seeds, of the same shape.
-      confidence: two-sided, in (0, 1).
-      axis: the seeds' axis.
+        a: One result a seed along `axis`, n >= 2.
+        b: Results of the same seeds, of the same shape.
+        confidence: Two-sided, in (0, 1).
+        axis: The seeds' axis.
 
     Returns:
-      `Interval(estimate, low, high)`, float64; a and b differ where it leaves 0 out.
+        `Interval(estimate, low, high)`, float64; a and b differ where it leaves 0 out.
 
     Raises:
-      ValueError: shapes that differ, and as `mean_interval`.
+        ValueError: Shapes that differ, and as `mean_interval`.
 
     Example:
-      >>> interval = paired_difference_interval([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
-      >>> float(interval.low), float(interval.high)
-      (1.0, 1.0)
+        >>> interval = paired_difference_interval([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
+        >>> float(interval.low), float(interval.high)
+        (1.0, 1.0)
     """
     a, b = _pair(a, b)
     return mean_interval(a - b, confidence, axis)
@@ -98,21 +98,21 @@ def paired_ratio_interval(a: Any, b: Any, confidence: float = 0.95, axis: int = 
     """The geometric mean of a / b over paired seeds and its interval, exp of that on log(a / b).
 
     Args:
-      a: positive results, one a seed along `axis`, n >= 2.
-      b: positive results of the same seeds, of the same shape.
-      confidence: two-sided, in (0, 1).
-      axis: the seeds' axis.
+        a: Positive results, one a seed along `axis`, n >= 2.
+        b: Positive results of the same seeds, of the same shape.
+        confidence: Two-sided, in (0, 1).
+        axis: The seeds' axis.
 
     Returns:
-      `Interval(estimate, low, high)`, float64; a and b differ where it leaves 1 out.
+        `Interval(estimate, low, high)`, float64; a and b differ where it leaves 1 out.
 
     Raises:
-      ValueError: values that aren't positive, shapes that differ, and as `mean_interval`.
+        ValueError: Values that aren't positive, shapes that differ, and as `mean_interval`.
 
     Example:
-      >>> ratio = paired_ratio_interval([2.0, 4.0, 6.0], [4.0, 8.0, 12.0])
-      >>> round(float(ratio.estimate), 4), round(float(ratio.low), 4), round(float(ratio.high), 4)
-      (0.5, 0.5, 0.5)
+        >>> ratio = paired_ratio_interval([2.0, 4.0, 6.0], [4.0, 8.0, 12.0])
+        >>> round(float(ratio.estimate), 4), round(float(ratio.low), 4), round(float(ratio.high), 4)
+        (0.5, 0.5, 0.5)
     """
     a, b = _pair(a, b)
     if not (np.all(a > 0) and np.all(b > 0)):

@@ -47,21 +47,21 @@ def mean_pairwise_distance(
     At β = 2 it is twice the trace of the (n - 1) covariance. Guidance lowers it.
 
     Args:
-      x: samples (n, d...), n >= 2.
-      beta: the power, 0 < beta <= 2.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all.
+        x: Samples (n, d...), n >= 2.
+        beta: The power, 0 < beta <= 2.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all.
 
     Returns:
-      A scalar in units of ‖x‖^β, float32 at least; the gradient is 0 through coincident pairs.
+        A scalar in units of ‖x‖^β, float32 at least; the gradient is 0 through coincident pairs.
 
     Raises:
-      ValueError: fewer than 2 samples, a wrong shape or beta, NaN or infinite samples.
+        ValueError: Fewer than 2 samples, a wrong shape or beta, NaN or infinite samples.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(mean_pairwise_distance(jnp.array([[0.0], [1.0], [2.0]]), beta=2.0))
-      2.0
+        >>> import jax.numpy as jnp
+        >>> float(mean_pairwise_distance(jnp.array([[0.0], [1.0], [2.0]]), beta=2.0))
+        2.0
     """
     x = point_set("x", x, at_least=2)
     check_beta(beta)
@@ -96,24 +96,24 @@ def class_diversity(
     """`mean_pairwise_distance` within each class, un-reduced.
 
     Args:
-      x: samples (n, d...).
-      cond: integer labels (n,) in [0, num_classes).
-      num_classes: how many classes.
-      beta: the power, 0 < beta <= 2.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all.
+        x: Samples (n, d...).
+        cond: Integer labels (n,) in [0, num_classes).
+        num_classes: How many classes.
+        beta: The power, 0 < beta <= 2.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all.
 
     Returns:
-      (num_classes,), float32 at least; NaN for a class with fewer than 2 samples.
+        (num_classes,), float32 at least; NaN for a class with fewer than 2 samples.
 
     Raises:
-      ValueError: as `mean_pairwise_distance`, and labels of a wrong shape, dtype or range.
+        ValueError: As `mean_pairwise_distance`, and labels of a wrong shape, dtype or range.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x, labels = jnp.array([[0.0], [1.0], [5.0], [9.0]]), jnp.array([0, 0, 1, 1])
-      >>> class_diversity(x, labels, 2).tolist()
-      [1.0, 4.0]
+        >>> import jax.numpy as jnp
+        >>> x, labels = jnp.array([[0.0], [1.0], [5.0], [9.0]]), jnp.array([0, 0, 1, 1])
+        >>> class_diversity(x, labels, 2).tolist()
+        [1.0, 4.0]
     """
     x = point_set("x", x)
     positive_int("num_classes", num_classes)
@@ -154,21 +154,21 @@ def vendi_from_kernel(kernel: Any) -> Array:
     """The Vendi score of a similarity matrix: exp of the entropy of the eigenvalues of K/n.
 
     Args:
-      kernel: similarities (n, n), symmetric, positive semi-definite, with 1 on the diagonal.
+        kernel: Similarities (n, n), symmetric, positive semi-definite, with 1 on the diagonal.
 
     Returns:
-      A scalar in [1, n], the effective number of distinct samples, float32 at least.
+        A scalar in [1, n], the effective number of distinct samples, float32 at least.
 
     Raises:
-      ValueError: a matrix that isn't square, symmetric, or 1 on the diagonal; NaN or infinite.
+        ValueError: A matrix that isn't square, symmetric, or 1 on the diagonal; NaN or infinite.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> round(float(vendi_from_kernel(jnp.eye(3))), 4)
-      3.0
+        >>> import jax.numpy as jnp
+        >>> round(float(vendi_from_kernel(jnp.eye(3))), 4)
+        3.0
 
     References:
-      Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
+        Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
     """
     kernel = gathered(real_array("kernel", kernel))
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
@@ -197,22 +197,22 @@ def vendi_score(x: Any) -> Array:
     """The Vendi score of features, with cosine similarity.
 
     Args:
-      x: features (n, d...), flattened to (n, d).
+        x: Features (n, d...), flattened to (n, d).
 
     Returns:
-      A scalar in [1, min(n, d)], the effective number of distinct samples, float32 at least. It
-      grows with n: compare only values of one n. Zero features count as one sample more.
+        A scalar in [1, min(n, d)], the effective number of distinct samples, float32 at least. It
+        grows with n: compare only values of one n. Zero features count as one sample more.
 
     Raises:
-      ValueError: a wrong shape, NaN or infinite features.
+        ValueError: A wrong shape, NaN or infinite features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-      >>> round(float(vendi_score(x)), 4)
-      2.0
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> round(float(vendi_score(x)), 4)
+        2.0
 
     References:
-      Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
+        Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
     """
     return _vendi(point_set("x", x))

@@ -30,21 +30,21 @@ def effective_omega(guided: Any, cond: Any, uncond: Any) -> Array:
     cond, as everywhere in guidejax: other people's guidance scale is this plus 1.
 
     Args:
-      guided: what a rule returned, (batch, ...).
-      cond: the conditional prediction, of the same shape and space.
-      uncond: the unconditional one.
+        guided: What a rule returned, (batch, ...).
+        cond: The conditional prediction, of the same shape and space.
+        uncond: The unconditional one.
 
     Returns:
-      (batch,) without units, float32 at least; 0, with gradient 0, where cond = uncond.
+        (batch,) without units, float32 at least; 0, with gradient 0, where cond = uncond.
 
     Raises:
-      ValueError: shapes that differ, no batch axis, NaN or infinite values.
+        ValueError: Shapes that differ, no batch axis, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> cond, uncond = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0]])
-      >>> effective_omega(cond + 3.0 * (cond - uncond), cond, uncond).tolist()
-      [3.0]
+        >>> import jax.numpy as jnp
+        >>> cond, uncond = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0]])
+        >>> effective_omega(cond + 3.0 * (cond - uncond), cond, uncond).tolist()
+        [3.0]
     """
     return _geometry.effective_omega(*same_shapes(guided=guided, cond=cond, uncond=uncond))
 
@@ -56,21 +56,21 @@ def off_line_fraction(guided: Any, cond: Any, uncond: Any) -> Array:
     a rule that moves along δ only (plain guidance, schedules, intervals), 1 for a move across it.
 
     Args:
-      guided: what a rule returned, (batch, ...).
-      cond: the conditional prediction, of the same shape and space.
-      uncond: the unconditional one.
+        guided: What a rule returned, (batch, ...).
+        cond: The conditional prediction, of the same shape and space.
+        uncond: The unconditional one.
 
     Returns:
-      (batch,) in [0, 1], float32 at least; 0 where guided = cond, 1 where only δ is 0.
+        (batch,) in [0, 1], float32 at least; 0 where guided = cond, 1 where only δ is 0.
 
     Raises:
-      ValueError: shapes that differ, no batch axis, NaN or infinite values.
+        ValueError: Shapes that differ, no batch axis, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> cond, uncond = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0]])
-      >>> round(float(off_line_fraction(cond + 1.0, cond, uncond)[0]), 4)
-      0.7071
+        >>> import jax.numpy as jnp
+        >>> cond, uncond = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0]])
+        >>> round(float(off_line_fraction(cond + 1.0, cond, uncond)[0]), 4)
+        0.7071
     """
     return _off_line(*same_shapes(guided=guided, cond=cond, uncond=uncond))
 
@@ -82,22 +82,22 @@ def branch_angle(cond: Any, uncond: Any) -> Array:
     cosine of ⟨a, b⟩ has lost its digits and its gradient is infinite.
 
     Args:
-      cond: the conditional prediction, (batch, ...).
-      uncond: the unconditional one, of the same shape.
+        cond: The conditional prediction, (batch, ...).
+        uncond: The unconditional one, of the same shape.
 
     Returns:
-      (batch,) in radians, [0, π], float32 at least; 0, with gradient 0, where either is 0.
+        (batch,) in radians, [0, π], float32 at least; 0, with gradient 0, where either is 0.
 
     Raises:
-      ValueError: shapes that differ, no batch axis, NaN or infinite values.
+        ValueError: Shapes that differ, no batch axis, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
-      >>> round(float(branch_angle(a, b)[0]), 4)
-      1.5708
+        >>> import jax.numpy as jnp
+        >>> a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
+        >>> round(float(branch_angle(a, b)[0]), 4)
+        1.5708
 
     References:
-      Kahan, How Futile are Mindless Assessments of Roundoff, 2006, section 12.
+        Kahan, How Futile are Mindless Assessments of Roundoff, 2006, section 12.
     """
     return _geometry.angle(*same_shapes(cond=cond, uncond=uncond))

@@ -91,21 +91,21 @@ def knn_radii(x: Any, k: int = 5, *, method: Method = "direct", chunk: int | Non
     """The distance of each sample to its k-th nearest other sample.
 
     Args:
-      x: features (n, d...), n > k.
-      k: which neighbour, from 1.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all.
+        x: Features (n, d...), n > k.
+        k: Which neighbour, from 1.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all.
 
     Returns:
-      (n,) in units of x, float32 at least.
+        (n,) in units of x, float32 at least.
 
     Raises:
-      ValueError: a wrong shape, a k outside of [1, n - 1], NaN or infinite features.
+        ValueError: A wrong shape, a k outside of [1, n - 1], NaN or infinite features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> knn_radii(jnp.array([[0.0], [1.0], [3.0]]), k=1).tolist()
-      [1.0, 1.0, 2.0]
+        >>> import jax.numpy as jnp
+        >>> knn_radii(jnp.array([[0.0], [1.0], [3.0]]), k=1).tolist()
+        [1.0, 1.0, 2.0]
     """
     x = point_set("x", x)
     _check(k, x.shape[0], method, chunk)
@@ -129,32 +129,32 @@ def manifold_scores(
     of 1[B_k(real) holds a fake].
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...), m > k.
-      k: which neighbour sets a radius.
-      per_sample: return the terms of the means: (m,) for precision and density, (n,) for recall
-        and coverage.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrices to hold at a time; None holds all.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...), m > k.
+        k: Which neighbour sets a radius.
+        per_sample: Return the terms of the means: (m,) for precision and density, (n,) for recall
+            and coverage.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrices to hold at a time; None holds all.
 
     Returns:
-      `ManifoldScores`, float32 at least; in [0, 1] but for density, which may exceed 1. All
-      depend on n, m and k: compare only values of one choice.
+        `ManifoldScores`, float32 at least; in [0, 1] but for density, which may exceed 1. All
+        depend on n, m and k: compare only values of one choice.
 
     Raises:
-      ValueError: shapes that don't pair, a k outside of [1, min(n, m) - 1], NaN or infinite
-        features.
+        ValueError: Shapes that don't pair, a k outside of [1, min(n, m) - 1], NaN or infinite
+            features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> real, fake = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.5], [9.0]])
-      >>> scores = manifold_scores(real, fake, k=1)
-      >>> [round(float(score), 2) for score in scores]
-      [0.5, 1.0, 1.0, 0.67]
+        >>> import jax.numpy as jnp
+        >>> real, fake = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.5], [9.0]])
+        >>> scores = manifold_scores(real, fake, k=1)
+        >>> [round(float(score), 2) for score in scores]
+        [0.5, 1.0, 1.0, 0.67]
 
     References:
-      Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2), whose k is 3;
-      Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3, whose k is 5.
+        Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2), whose k is 3;
+        Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3, whose k is 5.
     """
     real, fake = _sets(real, fake)
     _check(k, min(real.shape[0], fake.shape[0]), method, chunk)
@@ -174,25 +174,25 @@ def precision(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     """The share of fakes within the reals' manifold; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...).
-      k: which neighbour sets a radius.
-      **options: `method` and `chunk` of `manifold_scores`.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...).
+        k: Which neighbour sets a radius.
+        **options: `method` and `chunk` of `manifold_scores`.
 
     Returns:
-      A scalar in [0, 1].
+        A scalar in [0, 1].
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> real = jnp.arange(4.0)[:, None]
-      >>> float(precision(real, real + 9.0, k=1))
-      0.0
+        >>> import jax.numpy as jnp
+        >>> real = jnp.arange(4.0)[:, None]
+        >>> float(precision(real, real + 9.0, k=1))
+        0.0
 
     References:
-      Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
+        Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
     holding = _counts(*_sets(real, fake), k, **options)
     return jnp.mean(jnp.minimum(holding, 1))
@@ -202,25 +202,25 @@ def recall(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     """The share of reals within the fakes' manifold; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...).
-      fake: features of samples (m, d...), m > k.
-      k: which neighbour sets a radius.
-      **options: `method` and `chunk` of `manifold_scores`.
+        real: Features of data (n, d...).
+        fake: Features of samples (m, d...), m > k.
+        k: Which neighbour sets a radius.
+        **options: `method` and `chunk` of `manifold_scores`.
 
     Returns:
-      A scalar in [0, 1].
+        A scalar in [0, 1].
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> real = jnp.arange(4.0)[:, None]
-      >>> float(recall(real, real[:2], k=1))  # 0 and 1 reach 2, and no further
-      0.75
+        >>> import jax.numpy as jnp
+        >>> real = jnp.arange(4.0)[:, None]
+        >>> float(recall(real, real[:2], k=1))  # 0 and 1 reach 2, and no further
+        0.75
 
     References:
-      Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
+        Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
     return precision(fake, real, k, **options)
 
@@ -229,24 +229,24 @@ def density(real: Any, fake: Any, k: int = 5, **options: Any) -> Array:
     """The mean number of reals' balls about a fake, over k; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...).
-      k: which neighbour sets a radius.
-      **options: `method` and `chunk` of `manifold_scores`.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...).
+        k: Which neighbour sets a radius.
+        **options: `method` and `chunk` of `manifold_scores`.
 
     Returns:
-      A scalar >= 0; its expectation is 1 where real and fake are distributed alike.
+        A scalar >= 0; its expectation is 1 where real and fake are distributed alike.
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(density(jnp.array([[0.0], [1.0]]), jnp.array([[0.5]]), k=1))
-      2.0
+        >>> import jax.numpy as jnp
+        >>> float(density(jnp.array([[0.0], [1.0]]), jnp.array([[0.5]]), k=1))
+        2.0
 
     References:
-      Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
+        Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
     """
     return jnp.mean(_counts(*_sets(real, fake), k, **options)) / k
 
@@ -262,26 +262,26 @@ def coverage(
     """The share of reals whose ball holds a fake; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...).
-      k: which neighbour sets a radius.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrices to hold at a time; None holds all.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...).
+        k: Which neighbour sets a radius.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrices to hold at a time; None holds all.
 
     Returns:
-      A scalar in [0, 1]; its expectation is 1 - 1/2^k about, where real and fake are distributed
-      alike and n = m.
+        A scalar in [0, 1]; its expectation is 1 - 1/2^k about, where real and fake are distributed
+        alike and n = m.
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(coverage(jnp.array([[0.0], [1.0], [5.0], [6.0]]), jnp.array([[0.5]]), k=1))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> float(coverage(jnp.array([[0.0], [1.0], [5.0], [6.0]]), jnp.array([[0.5]]), k=1))
+        0.5
 
     References:
-      Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
+        Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
     """
     real, fake = _sets(real, fake)
     _check(k, real.shape[0], method, chunk)
