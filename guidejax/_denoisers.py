@@ -48,9 +48,7 @@ class Denoiser:
     trained_on: Process | None
     network: Callable[..., Any] = dataclasses.field(metadata={"static": True})
     prediction: str = dataclasses.field(metadata={"static": True})
-    time: str | Callable[[Array], Array] = dataclasses.field(
-        default="t", metadata={"static": True}
-    )
+    time: str | Callable[[Array], Array] = dataclasses.field(default="t", metadata={"static": True})
 
     def __call__(self, x: Tree, t: Any, cond: Any = None) -> Tree:
         """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,)."""

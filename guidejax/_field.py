@@ -59,7 +59,11 @@ class GuidedField:
             return evaluate(sure, x, t)
         on = for_any(jnp.any(jnp.stack([flags[name][0] for name in maybe])))
         return jax.lax.cond(
-            on, lambda x, t: evaluate([*sure, *maybe], x, t), lambda x, t: evaluate(sure, x, t), x, t
+            on,
+            lambda x, t: evaluate([*sure, *maybe], x, t),
+            lambda x, t: evaluate(sure, x, t),
+            x,
+            t,
         )
 
     __call__ = x0

@@ -132,6 +132,16 @@ class Guidance:
                 return np.asarray([np.any(step) for step in on[::-1]], bool)
         return rows()
 
+    def active(self, times: Any, process: Process | None = None) -> Any:
+        """For each step of a grid, whether any branch but "cond" matters: NumPy if known now."""
+        names = self.branches[1:]
+        return self.needed(names, times[1:], times[:-1], process, times)
+
+    def active_branches(self, times: Any, process: Process | None = None) -> dict[str, Any]:
+        """For each branch but "cond", the steps on which it matters: NumPy if known now."""
+        ends = times[1:], times[:-1]
+        return {n: self.needed((n,), *ends, process, times) for n in self.branches[1:]}
+
     def wants(self, state: Tree) -> dict[str, Array]:
         """For each branch that the rules' state may let go, whether any sample wants it now."""
         flags: dict[str, Array] = {}
@@ -152,6 +162,13 @@ class Guidance:
     def row(self, step: Step) -> tuple[Any, ...]:
         """The value of each weight at `step`; () for those that must see the state first."""
         return tuple(() if w.sees_state else w.at(step) for _, w in self.weights)
+
+    def rows(self, times: Any, cond: Any = None, process: Process | None = None) -> tuple[Any, Any]:
+        """(ω, numbers) at every step of a grid, leading axis (steps,); () of those that see x_t."""
+        at = lambda s, t: self.row(Step(s, t, cond, process, times))  # noqa: E731
+        row = jax.vmap(at)(jnp.asarray(times[1:]), jnp.asarray(times[:-1]))
+        _, treedef = jax.tree.flatten((self.omega, self.numbers), is_leaf=_is_weight)
+        return jax.tree.unflatten(treedef, row)
 
     def init(self, x: Tree) -> Tree:
         """State at the start of a run: per leaf of `x`, per rule; () where a rule has none."""

@@ -54,9 +54,7 @@ def as_solver(solver: Any) -> Solver:
     if not isinstance(solver, Solver):
         called = f": call it, {solver.__name__}()" if callable(solver) else ""
         named = f": gj.solvers.{solver}()" if isinstance(solver, str) else ""
-        raise ValueError(
-            f"expected a solver, such as gj.ddim(); got {solver!r}{called}{named}."
-        )
+        raise ValueError(f"expected a solver, such as gj.ddim(); got {solver!r}{called}{named}.")
     return solver
 
 
@@ -121,7 +119,9 @@ def _check_rows(name: str, cond: Any, batch: int, like: str) -> None:
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
             listed = isinstance(cond, (list, tuple)) and not hasattr(leaf, "shape")
-            hint = f" {name} is a {type(cond).__name__} of numbers: give an array." if listed else ""
+            hint = (
+                f" {name} is a {type(cond).__name__} of numbers: give an array." if listed else ""
+            )
             raise ValueError(
                 f"{name} has shape {jnp.shape(leaf)}; expected a leading axis of {batch}, the "
                 f"batch of `{like}`.{hint}"

@@ -34,8 +34,10 @@ class _Static(tuple):
         return hash(tuple(a.tobytes() for a in self))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and len(self) == len(other) and all(
-            np.array_equal(a, b) for a, b in zip(self, other, strict=True)
+        return (
+            isinstance(other, _Static)
+            and len(self) == len(other)
+            and all(np.array_equal(a, b) for a, b in zip(self, other, strict=True))
         )
 
 
@@ -235,7 +237,10 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *,
         x_asked, t = jax.lax.switch(at["query"], asks, answers)
         answer, after, stats = guided(needed, x_asked, t, at, state)
         answers = store(answers, answer, at["number"])
-        ends = [lambda answers: (x, memory), lambda answers: finish(solver, process, answers, *here)]
+        ends = [
+            lambda answers: (x, memory),
+            lambda answers: finish(solver, process, answers, *here),
+        ]
         if plan.into_data:
             ends.append(lambda answers: finish(solver, process, answers, *data))
         moved, memory = jax.lax.switch(at["finish"], ends, answers)

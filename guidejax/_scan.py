@@ -102,9 +102,11 @@ def places(
     if "between" in kinds:
         columns = [lib.asarray(column) for column in asked]
         shape = np.broadcast_shapes(grid.shape[1:], *(c.shape[1:] for c in columns))
-        wide = lambda a: lib.broadcast_to(  # noqa: E731
-            a.reshape(a.shape[:1] + (1,) * (len(shape) + 1 - a.ndim) + a.shape[1:]),
-            (a.shape[0], *shape),
+        wide = (
+            lambda a: lib.broadcast_to(  # noqa: E731
+                a.reshape(a.shape[:1] + (1,) * (len(shape) + 1 - a.ndim) + a.shape[1:]),
+                (a.shape[0], *shape),
+            )
         )
         made = lib.stack([wide(c) for c in columns])[where.number, step]
         keep = (kind == "between").reshape((-1,) + (1,) * len(shape))

@@ -35,7 +35,7 @@ def test_cfgpp_is_a_weight():
     # λ/(1 − (0.1·0.5)/(0.5·0.9)) − 1 = 0.6 · 9/8 − 1, and λ − 1.
     np.testing.assert_allclose(g.rows(times, None, process)[0], [-0.325, -0.4], rtol=1e-5)
     x = sample(
-        jax.random.key(0), lambda x, t, cond: 0 * x + cond[:, None], process, jnp.ones((1, 2)),
+        jax.random.key(0), lambda x, t, cond: 0 * x + cond[:, None], jnp.ones((1, 2)),
         times=times, cond=jnp.array([1.0]), uncond=jnp.array([0.0]), guidance=g,
     )  # fmt: skip
     np.testing.assert_allclose(x, [[0.6, 0.6]], rtol=1e-5)

@@ -200,7 +200,9 @@ def load(directory: str | pathlib.Path, like: Any, *, best: bool | None = None) 
         try:
             _check_like(leaf, array)
         except ValueError as error:
-            raise ValueError(f"the checkpoint in {directory} is of other numbers: {error}.") from None
+            raise ValueError(
+                f"the checkpoint in {directory} is of other numbers: {error}."
+            ) from None
     return jax.tree.unflatten(treedef, [jnp.asarray(array) for array in found])
 
 

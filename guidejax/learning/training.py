@@ -471,8 +471,13 @@ class _Keeper:
         """Score φ, and keep it if it is the best."""
         found = {}
         if self.held:
-            keys = [jax.random.split(jax.random.key(i), batch_size(b.x0)) for i, b in enumerate(self.held)]
-            losses = [self.loss(phi, *self.frozen, b, k) for b, k in zip(self.held, keys, strict=True)]
+            keys = [
+                jax.random.split(jax.random.key(i), batch_size(b.x0))
+                for i, b in enumerate(self.held)
+            ]
+            losses = [
+                self.loss(phi, *self.frozen, b, k) for b, k in zip(self.held, keys, strict=True)
+            ]
             found["held_out"] = float(np.mean(jax.device_get(losses)))
         if self.score is not None:
             found["score"] = float(self.score(phi))

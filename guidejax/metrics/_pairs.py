@@ -112,6 +112,8 @@ def at_unit_scale(fn: Callable[..., Array], beta: Any, *sets: Array) -> Array:
         return fn(*sets)  # the square is what was asked for
     size = magnitude(*sets, axis=(-2, -1))
     value = fn(*(a / size[..., None, None] for a in sets))
+    if isinstance(beta, int | float) and beta == 1:
+        return value * expand(size, value)
     root = expand(size ** (jnp.asarray(beta, size.dtype) / 2), value)
     return value * root * root  # size^β by itself may be out of range where the product isn't
 

@@ -65,7 +65,10 @@ class Process:
         def unflatten(structure: Any, leaves: Any) -> Any:
             # Not by __init__: JAX also unflattens with leaves that are no numbers.
             process = object.__new__(cls)
-            for name, value in (*zip(traced, leaves, strict=True), *zip(static, structure[1], strict=True)):
+            for name, value in (
+                *zip(traced, leaves, strict=True),
+                *zip(static, structure[1], strict=True),
+            ):
                 object.__setattr__(process, name, value)
             return process
 

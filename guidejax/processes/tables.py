@@ -65,7 +65,9 @@ class Discrete(Process):
         Between two entries it is a fraction, as networks with a sinusoidal embedding of the index
         take it; within a rounding of an entry it is that entry's whole number.
         """
-        index = jnp.maximum(self.log_snrs.shape[0] * jnp.asarray(t, jnp.result_type(float, t)) - 1, 0)
+        index = jnp.maximum(
+            self.log_snrs.shape[0] * jnp.asarray(t, jnp.result_type(float, t)) - 1, 0
+        )
         whole = jnp.round(index)
         return jnp.where(jnp.abs(index - whole) < 1e-3, whole, index)
 

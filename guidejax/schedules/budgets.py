@@ -52,7 +52,7 @@ def with_mean(weight: Any, mean: Any) -> Weight:
         mean: Mean of ω over time: a number, (batch,) numbers or any `Weight`.
 
     Example:
-        >>> from guidejax import interval
+        >>> from guidejax.schedules import interval
         >>> weight = with_mean(interval(1.0, lo=0.4, hi=0.6), mean=2.0)
         >>> weight.table(jnp.array([1.0, 0.5, 0.25, 0.0])).tolist()
         [0.0, 8.0, 0.0]

@@ -105,7 +105,6 @@ def test_momentum_starts_afresh_in_each_run():
     run = lambda rule, **numbers: sample(
         jax.random.key(0),
         denoise,
-        process,
         noise,
         guidance=guidance(rule, 4.0, **numbers),
         **arguments,
@@ -161,9 +160,9 @@ def test_zero_init_stands_still_first():
 
     def run(first, times, omega=2.0):
         gate = interval(1.0, lo=0, hi=first - 1, unit="step") if first else 0.0
-        g = guidance(chain(cfg_zero, zero_init(gate=gate)), omega=omega)
+        g = guidance(chain(cfg_zero, zero_init.bind(gate=gate)), omega=omega)
         return sample(
-            jax.random.key(0), denoise, process, noise, times=jnp.asarray(times), cond=cond,
+            jax.random.key(0), denoise, noise, times=jnp.asarray(times), cond=cond,
             uncond=0 * cond, guidance=g,
         )  # fmt: skip
 
