@@ -407,7 +407,7 @@ def _apply_link(link, values, state, predictions, omega, x, step, space):
         if known[name] is None:
             raise ValueError(f"{rule.name} needs {name}: give {name}=...")
     arguments = {name: known[name] for name in rule.takes}
-    result = rule.fn(**arguments, **values, **dict(link.options))
+    result = rule(**arguments, **values, **dict(link.options))
     result, state = result if rule.init is not None else (result, state)
     if native:
         return result, state

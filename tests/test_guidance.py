@@ -8,7 +8,7 @@ import pytest
 
 import guidejax as gj
 from guidejax.processes import from_x0, to_x0
-from guidejax.rules import REGISTRY, make_rule
+from guidejax.rules import RULES, make_rule
 from guidejax.weights import Step
 
 SPACES = ("x0", "eps", "v", "velocity", "score")
@@ -145,7 +145,7 @@ def test_chained_numbers_may_be_schedules():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("rule", REGISTRY.values(), ids=REGISTRY)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_any_number_of_any_rule_may_be_a_schedule(rule):
     """The declaration decides which numbers are traced; each takes a function of (s, t, c)."""
     numbers = {
@@ -207,12 +207,12 @@ def test_state_is_carried_by_leaf_and_rule():
     guidance = gj.guidance(stateful, omega=1.0)
     x = {"a": jnp.ones((2, 1)), "b": jnp.ones((2, 3))}
     branches = {"cond": jax.tree.map(jnp.zeros_like, x), "uncond": x}
-    state, row = guidance.init(x), (jnp.asarray(1.0), ({},))
+    state, at = guidance.init(x), Step(S, T, None, PROCESS, None, x)
     for step in range(3):
-        x0, state = guidance.apply(state, branches, row, x, T, S, PROCESS)
+        x0, state = guidance.apply(state, branches, at)
         np.testing.assert_array_equal(x0["b"], np.full((2, 3), step))
     # A step that makes no unconditional pass leaves the state alone.
-    _, after = guidance.apply(state, {"cond": branches["cond"]}, row, x, T, S, PROCESS)
+    _, after = guidance.apply(state, {"cond": branches["cond"]}, at)
     assert float(after[0][0][0, 0]) == 3
 
 

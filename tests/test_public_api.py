@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import guidejax as gj
-from guidejax.rules import REGISTRY
+from guidejax.rules import RULES
 from guidejax.schedules import SCHEDULES
 
 ROOT = pathlib.Path(gj.__file__).parent
@@ -47,11 +47,11 @@ def test_names_of_the_user_s_code():
 
 
 def test_every_rule_and_schedule_is_exported():
-    for name, rule in REGISTRY.items():
+    for name, rule in RULES.items():
         assert getattr(gj, name, None) is rule, name
     for name, schedule in SCHEDULES.items():
         assert getattr(gj, name, None) is schedule.make, name
-    assert len(REGISTRY) >= 30
+    assert len(RULES) >= 30
     assert len(SCHEDULES) >= 20
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 import guidejax as gj
-from guidejax.rules import REGISTRY
+from guidejax.rules import RULES
 
 MIXTURE_STEPS, DIGITS_STEPS = 32, 16
 POINTS, PATHS = 600, 40
@@ -114,12 +114,12 @@ def setting(name: str) -> Setting:
 
 def spatial() -> list[str]:
     """Names of the rules on predictions of x0: all but those on log-probabilities."""
-    return [name for name, rule in REGISTRY.items() if rule.space != "log_prob"]
+    return [name for name, rule in RULES.items() if rule.space != "log_prob"]
 
 
 def guide(name: str, omega: Any, numbers: Mapping[str, Any]) -> gj.Guidance:
     """A rule with its numbers; one that refines another comes after `cfg`."""
-    bound = REGISTRY[name](**numbers)
+    bound = RULES[name](**numbers)
     schedule = setting(name).schedule
-    chained = gj.chain(gj.cfg, bound) if REGISTRY[name].refines else gj.chain(bound)
+    chained = gj.chain(gj.cfg, bound) if RULES[name].refines else gj.chain(bound)
     return gj.guidance(chained, omega=omega if schedule is None else schedule(omega))

@@ -10,7 +10,7 @@ from typing import Any
 
 import guidejax as gj
 from experiments.rules.config import DENOISER_STEPS, WEAK_STEPS, setting
-from guidejax.rules import REGISTRY, Rule
+from guidejax.rules import RULES, Rule
 from guidejax.schedules import SCHEDULES, Schedule
 
 FAMILIES = {
@@ -160,7 +160,7 @@ def ordered() -> list[Rule]:
     """Every rule, family by family."""
     order = list(FAMILIES)
     place = lambda rule: order.index(family(rule)) if family(rule) in FAMILIES else len(order)  # noqa: E731
-    return sorted(REGISTRY.values(), key=place)
+    return sorted(RULES.values(), key=place)
 
 
 def family(rule: Rule) -> str:

@@ -6,8 +6,7 @@ Each starts at the conditional prediction and adds weighted differences of two p
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -409,7 +408,7 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
     names = (*and_, *not_)
     _check_names("compose", names)
 
-    def body(given: Mapping[str, Any]) -> Array:
+    def body(**given: Any) -> Array:
         cond, uncond, omega = given["cond"], given["uncond"], given["omega"]
         terms = [(omega, cond, uncond)]
         for name in names:
@@ -422,7 +421,10 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
         name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
     }
     needs["uncond"] = any_of("omega", *weights)
-    return _variadic("compose", body, takes, weights, _LIU, needs)
+    return make_rule(
+        body, space="any", paper=_LIU, name="compose", takes=takes,
+        numbers=dict.fromkeys(weights, 1.0), exact_at_zero=False, needs=needs,
+    )  # fmt: skip
 
 
 def stack(*perturbed: str) -> Rule:
@@ -456,14 +458,18 @@ def stack(*perturbed: str) -> Rule:
 def _stack(names: tuple[str, ...]) -> Rule:
     _check_names("stack", names)
 
-    def body(given: Mapping[str, Any]) -> Array:
+    def body(**given: Any) -> Array:
         cond = given["cond"]
         terms = [(given[f"{name}_omega"], cond, given[name]) for name in names]
         return _extrapolate(cond, (given["omega"], cond, given["uncond"]), *terms)
 
     takes = ("cond", "uncond", *names, "omega")
     needs = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
-    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX, needs)
+    numbers = dict.fromkeys((f"{name}_omega" for name in names), 1.0)
+    return make_rule(
+        body, space="any", paper=_LTX, name="stack", takes=takes, numbers=numbers,
+        exact_at_zero=False, needs=needs,
+    )  # fmt: skip
 
 
 def _check_names(who: str, names: tuple[str, ...]) -> None:
@@ -476,28 +482,3 @@ def _check_names(who: str, names: tuple[str, ...]) -> None:
                 f"{who}: {name!r} can't name a branch; expected distinct identifiers other than "
                 f"{', '.join(sorted(taken))}."
             )
-
-
-def _variadic(
-    name: str,
-    body: Any,
-    takes: Sequence[str],
-    numbers: Sequence[str],
-    paper: str,
-    needs: Mapping[str, Any] | None = None,
-) -> Rule:
-    """The rule `body(given)` under a signature that names its branches and its numbers."""
-    parameter = inspect.Parameter
-    signature = inspect.Signature(
-        [parameter(each, parameter.POSITIONAL_OR_KEYWORD) for each in takes]
-        + [parameter(each, parameter.KEYWORD_ONLY, default=1.0) for each in numbers]
-    )
-
-    def fn(*args: Any, **kwargs: Any) -> Array:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return body(bound.arguments)
-
-    fn.__name__ = fn.__qualname__ = name
-    fn.__signature__ = signature  # type: ignore[attr-defined]
-    return make_rule(fn, space="any", paper=paper, exact_at_zero=False, needs=needs)

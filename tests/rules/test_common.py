@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, jaxtyped
 import guidejax.rules
 from guidejax._guidance import chain, guidance
 from guidejax.processes import PREDICTIONS, from_x0, rectified_flow, to_x0
-from guidejax.rules import REGISTRY, Rule, cfg
+from guidejax.rules import RULES, Rule, cfg
 from guidejax.rules.base import CONTEXT
 from guidejax.weights import Step
 
@@ -49,12 +49,12 @@ VARIANTS: dict[str, list[dict]] = {
     "token_norm": [{"shrink": True, "strength": 0.5}],
 }
 
-rules = pytest.mark.parametrize("rule", REGISTRY.values(), ids=REGISTRY)
+rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 cases = pytest.mark.parametrize(
     ("rule", "numbers"),
     [
         pytest.param(rule, numbers, id=f"{name}{i or ''}")
-        for name, rule in REGISTRY.items()
+        for name, rule in RULES.items()
         for i, numbers in enumerate([NUMBERS.get(name, {}), *VARIANTS.get(name, [])])
     ],
 )
@@ -166,8 +166,8 @@ def predictions_of(rule: Rule, dtype=np.float64):
 
 
 def test_every_module_of_rules_is_imported():
-    assert {"cfg", "apg", "adg", "logits_cfg"} <= set(REGISTRY)
-    for name, rule in REGISTRY.items():
+    assert {"cfg", "apg", "adg", "logits_cfg"} <= set(RULES)
+    for name, rule in RULES.items():
         assert getattr(guidejax.rules, name) is rule
 
 

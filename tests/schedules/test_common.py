@@ -223,8 +223,8 @@ def test_wrong_numbers(facts):
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "schedules", "gates", "ramps", "tables", "budgets", "stagewise"]
+    "name", ["base", "schedules", "windows", "ramps", "tables", "budgets", "stagewise"]
 )
 def test_doctests(name):
-    module = importlib.import_module(f"guidejax.weights.{name}")
+    module = importlib.import_module(f"guidejax.schedules.{name}")
     assert doctest.testmod(module).failed == 0

@@ -87,7 +87,7 @@ def test_wrong_tables():
         gj.schedules.table(1.0)
     with pytest.raises(ValueError, match="cond=None"):
         gj.schedules.table(np.ones((4, 2)))(0.0, 1.0, times=TIMES)
-    denoise = lambda x, t, cond: x
+    denoise = gj.denoiser(lambda x, t, cond: x, PROCESS)
     with pytest.raises(ValueError, match="label 2 is out of range"):
         gj.sample(
             jax.random.key(0), denoise, jnp.ones((1, 2)), cond=jnp.array([2]), uncond=0,
