@@ -67,7 +67,7 @@ def cosines(x):
 
 def correlated(value):
     """The 3 x 3 identity with `value` off the diagonal."""
-    return jnp.eye(3).at[0, 1].set(value).at[1, 0].set(value)
+    return jnp.eye(3, dtype=value.dtype).at[0, 1].set(value).at[1, 0].set(value)
 
 
 CASES = [
@@ -162,6 +162,30 @@ def test_nan_in_nan_out_at_any_magnitude(case):
         scaled = jax.tree.leaves(call(X * np.float32(scale), Y * np.float32(scale)))
         for value, result in zip(clean, scaled, strict=True):
             np.testing.assert_allclose(result, value * scale**case.degree, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_dtypes_and_vmap(case):
+    plain = jax.tree.leaves(jax.eval_shape(case.call, X, Y))
+    assert {result.dtype for result in plain} == {jnp.dtype(jnp.float32)}
+    halves = X.astype(jnp.bfloat16), Y.astype(jnp.bfloat16)
+    assert jax.tree.leaves(jax.eval_shape(case.call, *halves)) == plain
+    stacked = jax.tree.leaves(jax.eval_shape(jax.vmap(case.call), *np.zeros((2, 4, 6, 3))))
+    assert [result.shape for result in stacked] == [(4, *result.shape) for result in plain]
+    with jax.enable_x64(True):
+        doubles = jax.tree.leaves(jax.eval_shape(case.call, X.astype(float), Y.astype(float)))
+    assert {result.dtype for result in doubles} == {jnp.dtype(jnp.float64)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_vmap_is_one_at_a_time(case):
+    x, y = np.random.default_rng(1).normal(size=(2, 3, 6, 3)).astype(np.float32)
+    call = jax.jit(case.call)
+    many = jax.jit(jax.vmap(case.call))(x, y)
+    alone = [jax.tree.leaves(call(a, b)) for a, b in zip(x, y, strict=True)]
+    for result, each in zip(jax.tree.leaves(many), zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(result, np.stack(each), rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)

@@ -8,6 +8,7 @@ from experiments.statistics import (
     paired_ratio_interval,
 )
 
+
 def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
