@@ -44,7 +44,8 @@ def solver_of(row: Row, omega: Any) -> Any:
 def build(row: Row, arrays: Arrays) -> Sampler:
     """`guidejax.sample`, called as a user calls it."""
     process = named("processes", "rectified_flow")()
-    given = [process] if "process" in inspect.signature(gj.sample).parameters else []
+    draw: Any = gj.sample  # its arguments are the revision's
+    given = [process] if "process" in inspect.signature(draw).parameters else []
     times = np.asarray(arrays.times)
     solver_of(row, row.omega)  # says at once where there is none
 
@@ -52,7 +53,7 @@ def build(row: Row, arrays: Arrays) -> Sampler:
         denoise = gj.denoiser(arrays.network, process, prediction="velocity", params=params)
         weight = omega if row.whole else named("schedules", "interval")(omega, row.lo, row.hi)
         guidance = None if row.solver == "cfgpp" else gj.guidance(gj.cfg, omega=weight)
-        return gj.sample(
+        return draw(
             key, denoise, *given, noise, cond=labels, uncond=arrays.null, guidance=guidance,
             solver=solver_of(row, omega), times=times,
         )  # fmt: skip
