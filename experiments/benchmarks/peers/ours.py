@@ -46,11 +46,11 @@ def build(row: Row, arrays: Arrays) -> Sampler:
     process = named("processes", "rectified_flow")()
     draw: Any = gj.sample  # its arguments are the revision's
     given = [process] if "process" in inspect.signature(draw).parameters else []
+    denoise = gj.denoiser(arrays.network, process, prediction="velocity", params=arrays.params)
     times = np.asarray(arrays.times)
     solver_of(row, row.omega)  # says at once where there is none
 
-    def sample(omega: Any, key: Any, labels: Any, noise: Any, params: Any) -> Any:
-        denoise = gj.denoiser(arrays.network, process, prediction="velocity", params=params)
+    def sample(omega: Any, key: Any, labels: Any, noise: Any, denoise: Any) -> Any:
         weight = omega if row.whole else named("schedules", "interval")(omega, row.lo, row.hi)
         guidance = None if row.solver == "cfgpp" else gj.guidance(gj.cfg, omega=weight)
         return draw(
@@ -59,11 +59,11 @@ def build(row: Row, arrays: Arrays) -> Sampler:
         )  # fmt: skip
 
     def call(omega: float, seed: int, labels: Any) -> Any:
-        return sample(omega, jax.random.key(seed), labels, arrays.noise, arrays.params)
+        return sample(omega, jax.random.key(seed), labels, arrays.noise, denoise)
 
     def program() -> Any:
         """What a user's own jit makes of the same call; ω = 0 is known there, and traced others."""
-        traced = (jax.random.key(0), arrays.labels, arrays.noise, arrays.params)
+        traced = (jax.random.key(0), arrays.labels, arrays.noise, denoise)
         if row.omega == 0:
             return jax.jit(lambda *rest: sample(0.0, *rest)).lower(*traced).compile()
         return jax.jit(sample).lower(row.omega, *traced).compile()
