@@ -15,12 +15,20 @@ Array = jax.Array
 
 
 def real_array(what: str, x: Any) -> Array:
-    """`x` as a real, finite array of float32 at least."""
+    """`x` as a real, finite array of float32 at least, not an empty one."""
     x = jnp.asarray(x)
+    if x.size == 0:
+        raise ValueError(f"{what} has shape {x.shape} and is empty; expected at least one sample.")
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"{what} has dtype {x.dtype}; expected real numbers.")
     check_finite(what, x)
     return upcast(x)
+
+
+def unless_nan(value: Array, *inputs: Array) -> Array:
+    """`value`, NaN where an input holds a NaN: what a decomposition makes of one is anything."""
+    broken = [jnp.any(jnp.isnan(a)) for a in inputs]
+    return jnp.where(jnp.any(jnp.stack(broken)), jnp.nan, value)
 
 
 def gathered(x: Array) -> Array:
@@ -39,7 +47,7 @@ def point_set(what: str, x: Any, at_least: int = 1) -> Array:
     x = real_array(what, x)
     if x.ndim < 2:
         raise ValueError(f"{what} has shape {x.shape}; expected (n, d...) with a batch axis first.")
-    if x.shape[0] < at_least or x.size == 0:
+    if x.shape[0] < at_least:
         raise ValueError(f"{what} has shape {x.shape}; expected at least {at_least} sample(s).")
     return gathered(x).reshape(x.shape[0], -1)
 
@@ -54,6 +62,17 @@ def point_sets(x: Any, y: Any, at_least: int = 1, names: tuple[str, str] = ("x",
     x, y = point_set(names[0], x, at_least), point_set(names[1], y, at_least)
     dtype = jnp.promote_types(x.dtype, y.dtype)
     return x.astype(dtype), y.astype(dtype)
+
+
+def symmetric(what: str, matrix: Array) -> np.ndarray | None:
+    """The values of a matrix (n, n) where they are known, symmetric to 1e-3 of the largest."""
+    if not (is_concrete(matrix) and matrix.is_fully_addressable):
+        return None
+    values = np.asarray(matrix)
+    gap = np.max(np.abs(values - values.T))
+    if gap > 1e-3 * np.max(np.abs(values)):
+        raise ValueError(f"{what} isn't symmetric: {gap} off; expected a symmetric matrix.")
+    return values
 
 
 def class_labels(what: str, labels: Any, samples: int, num_classes: int) -> Array:

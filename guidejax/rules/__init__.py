@@ -1,6 +1,6 @@
 """Rules `rule(cond, uncond, omega, ...) -> guided`, one family a file."""
 
-from guidejax.rules.base import REGISTRY as REGISTRY
+from guidejax.rules.base import RULES as RULES
 from guidejax.rules.base import Bound as Bound
 from guidejax.rules.base import Rule as Rule
 from guidejax.rules.base import make_rule as make_rule

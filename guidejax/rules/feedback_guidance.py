@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from guidejax._arrays import Array, accumulator, dot, expand, upcast
 from guidejax.processes import Process
-from guidejax.rules.base import rule
-from guidejax.rules.stateful import buffer, per_sample
+from guidejax.rules.base import buffer, per_sample, rule
 
 
 class Feedback(NamedTuple):

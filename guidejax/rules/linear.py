@@ -6,8 +6,7 @@ Each starts at the conditional prediction and adds weighted differences of two p
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -77,7 +76,7 @@ def autoguidance(cond: Array, weak: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Karras et al., arXiv 2406.02507",
-    gates={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
+    needs={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
 )
 def mixed_autoguidance(
     cond: Array, uncond: Array, weak: Array, omega: Array, *, mix: Array | float = 0.5
@@ -132,7 +131,7 @@ def negative_prompt(cond: Array, negative: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ban et al., arXiv 2406.02965",
-    gates={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
+    needs={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
 )
 def timed_negative(
     cond: Array, negative: Array, uncond: Array, omega: Array, *, gate: Array | float = 1.0
@@ -166,7 +165,7 @@ def timed_negative(
     space="any",
     paper=f"{_LIU}, conjunction",
     exact_at_zero=False,
-    gates={
+    needs={
         "other": itemgetter("other_weight"),
         "uncond": any_of("omega", "other_weight"),
     },
@@ -202,7 +201,7 @@ def compose_and(
     space="any",
     paper=f"{_LIU}, negation",
     exact_at_zero=False,
-    gates={
+    needs={
         "negative": itemgetter("negative_weight"),
         "uncond": any_of("omega", "negative_weight"),
     },
@@ -244,7 +243,7 @@ def compose_not(
     space="any",
     paper="Brooks et al., arXiv 2211.09800, Eq. (3)",
     exact_at_zero=False,
-    gates={
+    needs={
         "partial": lambda numbers: numbers["omega"] + numbers["partial_omega"],
         "uncond": itemgetter("partial_omega"),
     },
@@ -305,7 +304,7 @@ def perturbation(cond: Array, perturbed: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ahn et al., arXiv 2403.17377; Hong, 2408.00760; Hyung et al., 2411.18664",
-    gates={"perturbed": itemgetter("perturbed_omega")},
+    needs={"perturbed": itemgetter("perturbed_omega")},
 )
 def add_perturbation(
     guided: Array, cond: Array, perturbed: Array, *, perturbed_omega: Array | float = 3.0
@@ -338,7 +337,7 @@ def add_perturbation(
     space="any",
     paper=_LTX,
     exact_at_zero=False,
-    gates={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
+    needs={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
 )
 def stacked(
     cond: Array,
@@ -409,7 +408,7 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
     names = (*and_, *not_)
     _check_names("compose", names)
 
-    def body(given: Mapping[str, Any]) -> Array:
+    def body(**given: Any) -> Array:
         cond, uncond, omega = given["cond"], given["uncond"], given["omega"]
         terms = [(omega, cond, uncond)]
         for name in names:
@@ -418,11 +417,14 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
         return _extrapolate(cond, *terms)
 
     takes, weights = ("cond", *names, "uncond", "omega"), [f"{name}_weight" for name in names]
-    gates: dict[str, Any] = {
+    needs: dict[str, Any] = {
         name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
     }
-    gates["uncond"] = any_of("omega", *weights)
-    return _variadic("compose", body, takes, weights, _LIU, gates)
+    needs["uncond"] = any_of("omega", *weights)
+    return make_rule(
+        body, space="any", paper=_LIU, name="compose", takes=takes,
+        numbers=dict.fromkeys(weights, 1.0), exact_at_zero=False, needs=needs,
+    )  # fmt: skip
 
 
 def stack(*perturbed: str) -> Rule:
@@ -456,14 +458,18 @@ def stack(*perturbed: str) -> Rule:
 def _stack(names: tuple[str, ...]) -> Rule:
     _check_names("stack", names)
 
-    def body(given: Mapping[str, Any]) -> Array:
+    def body(**given: Any) -> Array:
         cond = given["cond"]
         terms = [(given[f"{name}_omega"], cond, given[name]) for name in names]
         return _extrapolate(cond, (given["omega"], cond, given["uncond"]), *terms)
 
     takes = ("cond", "uncond", *names, "omega")
-    gates = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
-    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX, gates)
+    needs = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
+    numbers = dict.fromkeys((f"{name}_omega" for name in names), 1.0)
+    return make_rule(
+        body, space="any", paper=_LTX, name="stack", takes=takes, numbers=numbers,
+        exact_at_zero=False, needs=needs,
+    )  # fmt: skip
 
 
 def _check_names(who: str, names: tuple[str, ...]) -> None:
@@ -476,28 +482,3 @@ def _check_names(who: str, names: tuple[str, ...]) -> None:
                 f"{who}: {name!r} can't name a branch; expected distinct identifiers other than "
                 f"{', '.join(sorted(taken))}."
             )
-
-
-def _variadic(
-    name: str,
-    body: Any,
-    takes: Sequence[str],
-    numbers: Sequence[str],
-    paper: str,
-    gates: Mapping[str, Any] | None = None,
-) -> Rule:
-    """The rule `body(given)` under a signature that names its branches and its numbers."""
-    parameter = inspect.Parameter
-    signature = inspect.Signature(
-        [parameter(each, parameter.POSITIONAL_OR_KEYWORD) for each in takes]
-        + [parameter(each, parameter.KEYWORD_ONLY, default=1.0) for each in numbers]
-    )
-
-    def fn(*args: Any, **kwargs: Any) -> Array:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return body(bound.arguments)
-
-    fn.__name__ = fn.__qualname__ = name
-    fn.__signature__ = signature  # type: ignore[attr-defined]
-    return make_rule(fn, space="any", paper=paper, exact_at_zero=False, gates=gates)

@@ -220,7 +220,7 @@ def zero_init(guided: Array, *, gate: Array | float = 1.0) -> Array:
     space="any",
     paper="Armandpour et al., arXiv 2304.04968",
     exact_at_zero=False,
-    gates={
+    needs={
         "negative": itemgetter("negative_weight"),
         "uncond": any_of("omega", "negative_weight"),
     },

@@ -22,18 +22,8 @@ from guidejax._arrays import (
     square_norm,
     upcast,
 )
-from guidejax.rules.base import rule
+from guidejax.rules.base import buffer, per_sample, rule
 from guidejax.rules.frequency import dct_high_pass
-
-
-def per_sample(x: Array, value: float, dtype: jnp.dtype) -> Array:
-    """(batch,) of `value`, sharded as the batch of `x` is."""
-    return jnp.full_like(square_norm(x), value, dtype=dtype)
-
-
-def buffer(x: Array) -> Array:
-    """Zeros of the shape and sharding of `x`, in the dtype that rules compute in."""
-    return jnp.zeros_like(x, accumulator(x.dtype))
 
 
 @rule(
