@@ -18,6 +18,7 @@ from guidejax.objectives.base import (
     Batch,
     Networks,
     as_pytree,
+    check_branches,
     check_numbers,
     check_start,
     cross,
@@ -66,6 +67,7 @@ class SelfConsistency:
         networks: Networks = MappingProxyType({}),
     ) -> Array:
         """Losses (batch,), from one key an example: Algorithm 1, by its lines."""
+        check_branches(guidance.branches[1:], batch)
         m, process = self.particles, denoise.process
         s, t = self.times(fold_in(keys, 0))  # 2
         row = guidance.row(Step(s, t, batch.cond, process))  # ω once an example, not a particle

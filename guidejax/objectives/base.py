@@ -106,3 +106,13 @@ def check_start(t: Any, denoise: Denoiser) -> None:
             f"at t = {float(t)} α is 0, where {denoise.prediction!r} says nothing of x0; "
             "start lower: t_max=0.99, or times=uniform_times(steps, start=0.999)."
         )
+
+
+def check_branches(names: tuple[str, ...], batch: Batch) -> None:
+    """Raise `ValueError` where the batch has no condition for a branch of the guidance."""
+    for name in names:
+        if name not in batch.conditions:
+            raise ValueError(
+                f"the guidance needs the branch {name!r}, of which the batch has no condition; it "
+                f"has {', '.join(batch.conditions) or 'none'}. Give fit(conditions={{{name!r}: ...}})."
+            )

@@ -46,9 +46,20 @@ def batches(count, size=8, seed=0, shape=(3,)):
 STILL = gj.denoiser(lambda x, t, cond: x, PROCESS)
 
 
-def chase(keys, guidance, denoise, batch, networks):
+def guide(phi):
+    """CFG at the ω of `NET`."""
+    return gj.guidance(gj.cfg, omega=NET.weight(phi))
+
+
+def begin(optimizer, key=KEY):
+    """The state that `fit_omega` begins with."""
+    init_key, run_key = jax.random.split(key)
+    return learning.init_state(run_key, NET.init(init_key), optimizer)
+
+
+def chase(keys, guidance, denoise, batch, networks=()):
     """An objective that compiles fast: ω should be near a noisy target of the example."""
-    omega = guidance.omega(jnp.float32(0.3), jnp.float32(0.6), batch.cond, process=denoise.process)
+    omega = guidance.omega(jnp.float32(0.3), jnp.float32(0.6), batch.cond, process=PROCESS)
     noise = jax.vmap(jax.random.normal)(keys)
     return (omega - jnp.mean(batch.x0, axis=tuple(range(1, batch.x0.ndim))) - noise) ** 2
 

@@ -12,37 +12,36 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
-from guidejax import learning
+from guidejax import learning, objectives
 from guidejax.learning import training
-
-from .common import EXACT, KEY, NET, PROCESS, batches, examples, fit, flat
+from tests.learning.common import EXACT, KEY, NET, batches, begin, examples, fit, flat, guide
 
 # Not Adam, which hides a gradient that is too large by the number of devices.
 SGD = optax.sgd(0.1)
-OBJECTIVE = learning.self_consistency(particles=2)
+OBJECTIVE = objectives.self_consistency(particles=2)
 N = 16
 BATCH = examples(N)
 KEYS = jax.random.split(KEY, N)
 
 
 def step(state, batch, keys, axis_name=None, objective=OBJECTIVE):
-    return learning.omega_step(
-        state, EXACT, PROCESS, batch, keys,
-        net=NET, objective=objective, optimizer=SGD, axis_name=axis_name,
+    return learning.train_step(
+        state, EXACT, batch, keys,
+        guide=guide, objective=objective, optimizer=SGD, axis_name=axis_name,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def alone():
     """φ after a step on one device, as changes."""
-    state = learning.init_state(KEY, NET, SGD)
+    state = begin(SGD)
     after, metrics = jax.jit(step)(state, BATCH, KEYS)
-    assert np.linalg.norm(flat(after["phi"]) - flat(state["phi"])) > 1e-3
-    return flat(after["phi"]), {name: float(value) for name, value in metrics.items()}
+    assert np.linalg.norm(flat(after.phi) - flat(state.phi)) > 1e-3
+    return flat(after.phi), {name: float(value) for name, value in metrics.items()}
 
 
 def check(alone, after, metrics):
-    np.testing.assert_allclose(flat(after["phi"]), alone[0], atol=2e-6)
+    np.testing.assert_allclose(flat(after.phi), alone[0], atol=2e-6)
     for name, value in alone[1].items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
 
@@ -50,7 +49,7 @@ def check(alone, after, metrics):
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map(mesh, alone, check_vma):
     spec = P("data")
-    state = jax.device_put(learning.init_state(KEY, NET, SGD), NamedSharding(mesh, P()))
+    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
     batch, keys = jax.device_put((BATCH, KEYS), NamedSharding(mesh, spec))
     fn = functools.partial(step, axis_name="data")
     sharded = jax.shard_map(
@@ -60,7 +59,7 @@ def test_shard_map(mesh, alone, check_vma):
 
 
 def test_jit_of_a_sharded_batch(mesh, alone):
-    state = jax.device_put(learning.init_state(KEY, NET, SGD), NamedSharding(mesh, P()))
+    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
     batch, keys = jax.device_put((BATCH, KEYS), NamedSharding(mesh, P("data")))
     check(alone, *jax.jit(step)(state, batch, keys))
 
@@ -70,7 +69,7 @@ def test_pmap(alone):
     if jax.device_count() < 8:
         pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
     split = lambda a: a.reshape(8, N // 8, *a.shape[1:])
-    state = learning.init_state(KEY, NET, SGD)
+    state = begin(SGD)
     mapped = jax.pmap(functools.partial(step, axis_name="data"), "data", in_axes=(None, 0, 0))
     after, metrics = mapped(state, jax.tree.map(split, BATCH), split(KEYS))
     for device in (0, 7):
@@ -80,7 +79,7 @@ def test_pmap(alone):
 def test_vmap_with_an_axis_name(alone):
     """What stands in for devices where there is one."""
     split = lambda a: a.reshape(4, N // 4, *a.shape[1:])
-    state = learning.init_state(KEY, NET, SGD)
+    state = begin(SGD)
     mapped = jax.vmap(
         functools.partial(step, axis_name="data"), in_axes=(None, 0, 0), axis_name="data"
     )
@@ -93,7 +92,7 @@ def one_device():
     return {name: flat(fit(batches(4, N, shape=(1,)), **options(name))) for name in OBJECTIVES}
 
 
-OBJECTIVES = {"energy": OBJECTIVE, "rollout": learning.rollout(particles=2, steps=2)}
+OBJECTIVES = {"energy": OBJECTIVE, "rollout": objectives.rollout(particles=2, steps=2)}
 
 
 def options(name):
@@ -124,7 +123,7 @@ def test_a_batch_that_does_not_divide(mesh):
 
 def test_a_group_that_would_be_split(mesh):
     with pytest.raises(ValueError, match=r"groups of 3 .* batch of 2"):
-        fit(batches(2, N), mesh=mesh, objective=learning.rollout(particles=3))
+        fit(batches(2, N), mesh=mesh, objective=objectives.rollout(particles=3))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -132,9 +131,9 @@ def test_the_gradients_all_reduce_is_the_only_collective(mesh, name):
     """And it is as large as φ, and the loss, whatever the batch."""
     sizes = {}
     for n in (N, 4 * N) if name == "energy" else (N,):
-        run = training._many_steps(NET, SGD, gj.cfg, mesh, jax.random.key_impl(KEY))
+        run = training.Program(guide, SGD, mesh, jax.random.key_impl(KEY)).many_steps()
         whole = NamedSharding(mesh, P())
-        args = (learning.init_state(KEY, NET, SGD), OBJECTIVES[name], EXACT, PROCESS)
+        args = (begin(SGD), OBJECTIVES[name], (EXACT, {}))
         batch = jax.tree.map(lambda a: np.asarray(a)[None], examples(n))
         batch = jax.device_put(batch, NamedSharding(mesh, P(None, "data")))
         text = run.lower(*jax.device_put(args, whole), batch).compile().as_text()
@@ -159,7 +158,7 @@ def _shapes(out):
 def test_samples_of_a_shard_are_those_of_the_batch():
     """An example's loss doesn't depend on who else is in the batch."""
     guide = gj.guidance(gj.cfg, omega=0.5)
-    whole = OBJECTIVE(KEYS, guide, EXACT, PROCESS, BATCH)
-    half = OBJECTIVE(KEYS[8:], guide, EXACT, PROCESS, jax.tree.map(lambda a: a[8:], BATCH))
+    whole = OBJECTIVE(KEYS, guide, EXACT, BATCH)
+    half = OBJECTIVE(KEYS[8:], guide, EXACT, jax.tree.map(lambda a: a[8:], BATCH))
     np.testing.assert_allclose(half, whole[8:], rtol=1e-5)
     assert jnp.ptp(whole) > 0

@@ -14,22 +14,23 @@ import optax
 import pytest
 
 import guidejax as gj
-from guidejax import learning
+from guidejax import learning, objectives
 from guidejax.learning import training
-
-from .common import (
+from tests.learning.common import (
     ADAM,
     KEY,
     NET,
     PROCESS,
     SOURCES,
+    STILL,
     Counting,
     batches,
+    begin,
     chase,
     examples,
     fit,
     flat,
-    still,
+    guide,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -150,22 +151,24 @@ def digits(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("digits")
     data.prepare("digits", data_dir=path)
-    images = data.Images("digits", data_dir=path)
-    return lambda: data.grouped(images, groups=2, per_group=3, seed=1)
+    return lambda: data.grouped("digits", groups=2, per_group=3, seed=1, data_dir=path)
 
 
 def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
     options = {
         "net": gj.OmegaNet(num_classes=10, hidden=8, depth=1),
-        "objective": learning.rollout(particles=3, steps=2),
-        "denoise": lambda x, t, cond: x * (0.5 + 0.04 * cond)[:, None, None, None],
+        "objective": objectives.rollout(particles=3, steps=2),
+        "denoise": gj.denoiser(
+            lambda x, t, cond: x * (0.5 + 0.04 * cond)[:, None, None, None], PROCESS
+        ),
         "steps": 6,
     }
     whole = fit(digits(), **options)
     with pytest.raises(Stop):
         fit(digits(), checkpoint_dir=tmp_path, progress=stop_at(4), **options)
-    saver = learning.checkpoints.Checkpoints(tmp_path, options["net"])
-    state = learning.init_state(KEY, options["net"], ADAM)
+    net = options["net"]
+    saver = learning.checkpoints.Checkpoints(tmp_path, learning.checkpoints.describe(net))
+    state = learning.init_state(KEY, net.init(KEY), ADAM)
     _, position, step = saver.restore(state)
     saver.close()
     assert step == position["json"]["step"] == 3
@@ -210,18 +213,21 @@ def test_a_position_that_cannot_be_saved(tmp_path):
 def test_pairs_and_own_null_conditions():
     size, cond = 4, np.array([0, 1, 1, 0])
     x0, null = np.ones((size, 3), np.float32), np.full(4, 7)
+
+    def checked(batch, uncond=None, net=NET):
+        guide = gj.guidance(gj.cfg, omega=net.weight(net.init(KEY)))
+        return training._Conditions.of(guide, STILL, uncond, {}).batch(batch, [], "batch 0")
+
+    null_of = lambda *args, **kwargs: checked(*args, **kwargs).conditions["uncond"]
     for batch in ((x0, cond), {"x0": x0, "cond": cond}):
-        checked = training.check_batch(batch, NET)
-        np.testing.assert_array_equal(checked.uncond, [2] * 4)
-        assert isinstance(checked.uncond, np.ndarray)  # Nothing that waits for the device.
+        np.testing.assert_array_equal(null_of(batch, 2), [2] * 4)
+        assert isinstance(null_of(batch, 2), np.ndarray)  # Nothing that waits for the device.
     for batch in ((x0, cond, null), {"x0": x0, "cond": cond, "uncond": null}):
-        np.testing.assert_array_equal(training.check_batch(batch, NET, 5).uncond, null)
-    np.testing.assert_array_equal(training.check_batch((x0, cond), NET, 5).uncond, [5] * 4)
-    text = gj.OmegaNet(cond_dim=3)
+        np.testing.assert_array_equal(null_of(batch, 5), null)
     emb = np.ones((4, 3), np.float32)
-    checked = training.check_batch((x0, emb), text, uncond=np.zeros(3))
-    assert checked.uncond.shape == (4, 3)
-    assert checked.uncond.dtype == np.float32
+    found = null_of((x0, emb), np.zeros(3), gj.OmegaNet(cond_dim=3))
+    assert found.shape == (4, 3)
+    assert found.dtype == np.float32
 
 
 # What it refuses: one error, and what was saved stays.
@@ -320,8 +326,12 @@ def test_refused_before_anything_is_done(tmp_path):
         with pytest.raises(ValueError, match="≥ 1"):
             fit(batches(1), **options)
     with pytest.raises(ValueError, match="α is 0"):
-        fit([], objective=learning.l2(t_max=1.0), denoise=gj.denoiser(still, PROCESS, "eps"))
-    with pytest.raises(ValueError, match="give fit_omega"):
+        fit(
+            [],
+            objective=objectives.l2(t_max=1.0),
+            denoise=gj.denoiser(lambda x, t, cond: x, PROCESS, "eps"),
+        )
+    with pytest.raises(ValueError, match="give fit"):
         fit(batches(2), net=gj.OmegaNet(hidden=8, depth=1))
 
 
@@ -377,33 +387,29 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
         data, steps=2, optimizer=optimizer, steps_per_dispatch=1,
         progress=lambda step, metrics: logged.append(metrics),
     )  # fmt: skip
-    state = learning.init_state(KEY, NET, optimizer)
-    run = jax.random.wrap_key_data(state["key"])
+    state = begin(optimizer)
+    run = jax.random.wrap_key_data(state.key)
 
     @jax.jit
     def step(state, batch, keys):
-        return learning.omega_step(
-            state, still, PROCESS, batch, keys, net=NET, objective=chase, optimizer=optimizer
+        return learning.train_step(
+            state, STILL, batch, keys, guide=guide, objective=chase, optimizer=optimizer
         )
 
     for n, batch in enumerate(data):
         fold = lambda i, n=n: jax.random.fold_in(jax.random.fold_in(run, n), i)
         keys = jax.vmap(fold)(jnp.arange(8))
         batch = jax.tree.map(jnp.asarray, training.check_batch(batch, NET))
-        before = state["phi"]
-        loss = lambda phi, b=batch, k=keys: jnp.mean(
-            chase(k, gj.guidance(gj.cfg, omega=NET.weight(phi)), None, PROCESS, b)
-        )
+        before = state.phi
+        loss = lambda phi, b=batch, k=keys: jnp.mean(chase(k, guide(phi), None, b))
         value, gradient = jax.jit(jax.value_and_grad(loss))(before)
         state, metrics = step(state, batch, keys)
-        np.testing.assert_allclose(
-            flat(state["phi"]), flat(before) - 0.1 * flat(gradient), 1e-5, 1e-8
-        )
+        np.testing.assert_allclose(flat(state.phi), flat(before) - 0.1 * flat(gradient), 1e-5, 1e-8)
         assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
         assert metrics["grad_norm"] == pytest.approx(np.linalg.norm(flat(gradient)), rel=1e-4)
         assert logged[n] == pytest.approx({k: float(v) for k, v in metrics.items()}, rel=1e-5)
-    np.testing.assert_allclose(flat(phi), flat(state["phi"]), rtol=1e-5, atol=1e-7)
-    assert int(state["step"]) == 2
+    np.testing.assert_allclose(flat(phi), flat(state.phi), rtol=1e-5, atol=1e-7)
+    assert int(state.step) == 2
 
 
 def test_keys_of_every_kind(straight):
@@ -452,20 +458,20 @@ def test_parameters_on_a_mesh_without_being_told(tmp_path):
 
 def test_omega_step_over_seeds():
     """vmap over states and keys: every seed has the run that it has alone."""
-    objective = learning.self_consistency(particles=2)
+    objective = objectives.self_consistency(particles=2)
     optimizer = optax.sgd(0.1)
     batch = examples(6)
     seeds = jax.random.split(KEY, 3)
-    shrink = lambda x, t, cond: x / (1 + cond)[:, None]
+    shrink = gj.denoiser(lambda x, t, cond: x / (1 + cond)[:, None], PROCESS)
 
     def step(seed):
-        return learning.omega_step(
-            learning.init_state(seed, NET, optimizer), shrink, PROCESS, batch,
-            jax.random.split(seed, 6), net=NET, objective=objective, optimizer=optimizer,
+        return learning.train_step(
+            begin(optimizer, seed), shrink, batch,
+            jax.random.split(seed, 6), guide=guide, objective=objective, optimizer=optimizer,
         )  # fmt: skip
 
     together, metrics = jax.jit(jax.vmap(step))(seeds)
     assert metrics["loss"].shape == (3,)
     alone, _ = jax.jit(step)(seeds[1])
-    got = jax.tree.map(lambda a: a[1], together["phi"])
-    np.testing.assert_allclose(flat(got), flat(alone["phi"]), atol=1e-5)
+    got = jax.tree.map(lambda a: a[1], together.phi)
+    np.testing.assert_allclose(flat(got), flat(alone.phi), atol=1e-5)

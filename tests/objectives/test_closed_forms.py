@@ -10,9 +10,8 @@ import optax
 import pytest
 
 import guidejax as gj
-from guidejax import learning
-
-from .common import EXACT, KEY, PROCESS, TIMES_ONLY, examples, fit
+from guidejax import objectives
+from tests.learning.common import EXACT, KEY, PROCESS, TIMES_ONLY, examples, fit
 
 N = 100_000
 
@@ -24,7 +23,7 @@ def pair(s, t):
 @functools.partial(jax.jit, static_argnums=2)
 def _losses(objective, omegas, n):
     batch, keys = examples(n), jax.random.split(KEY, n)
-    one = lambda w: objective(keys, gj.guidance(gj.cfg, omega=w), EXACT, PROCESS, batch)
+    one = lambda w: objective(keys, gj.guidance(gj.cfg, omega=w), EXACT, batch)
     return jax.lax.map(one, omegas)
 
 
@@ -43,7 +42,7 @@ def test_l2_over_guides(s, t, churn, expected):
     closed = r11 / (1 - r11) if churn == 0 else r11**2 / (1 - r11**2)
     assert closed == pytest.approx(expected, rel=5e-3)
     # Each loss is a parabola in ω: fit it, and the error of where their sum is least.
-    at_0, at_1, at_2 = losses(learning.l2(churn=churn, **pair(s, t)), [0.0, 1.0, 2.0])
+    at_0, at_1, at_2 = losses(objectives.l2(churn=churn, **pair(s, t)), [0.0, 1.0, 2.0])
     a = (at_2 - 2 * at_1 + at_0) / 2
     b = at_1 - at_0 - a
     best = -b.mean() / (2 * a.mean())
@@ -56,7 +55,7 @@ def test_l2_over_guides(s, t, churn, expected):
 @pytest.mark.parametrize(("s", "t"), [(0.4, 0.5), (0.3, 0.7)])
 def test_energy_does_not(s, t, churn):
     """With λ = 1 no ω > 0 beats the exact conditional model, of which it costs to leave."""
-    objective = learning.self_consistency(1.0, 2, churn=churn, **pair(s, t))
+    objective = objectives.self_consistency(1.0, 2, churn=churn, **pair(s, t))
     none, *some = losses(objective, [0.0, 0.25, 1.0, 2.0], n=N // 4)
     for other in some:
         excess = other - none
@@ -78,11 +77,11 @@ def learn(objective, steps):
 
 
 def test_learned_with_the_energy_distance_an_exact_model_needs_no_guidance():
-    omega = learn(learning.self_consistency(1.0, 4, min_gap=0.1), 150)
+    omega = learn(objectives.self_consistency(1.0, 4, min_gap=0.1), 150)
     s, t = np.asarray([(s, t) for s in np.arange(0.1, 0.9, 0.1) for t in (s + 0.1, 0.95)]).T
     assert np.all(omega(s, t) < 0.1)  # From 1.
 
 
 def test_learned_with_l2_it_gets_the_closed_form():
-    omega = learn(learning.l2(churn=0.0, **pair(0.4, 0.5)), 150)
+    omega = learn(objectives.l2(churn=0.0, **pair(0.4, 0.5)), 150)
     assert omega(0.4, 0.5) == pytest.approx(2.0, abs=0.1)  # From 1.

@@ -7,7 +7,7 @@ import pytest
 
 import guidejax as gj
 from guidejax.metrics import energy_distance, frechet_from_moments
-from tests.learning.common import EXACT, KEY, NET, PROCESS, examples
+from tests.learning.common import EXACT, KEY, NET, examples
 
 DIM = 4
 
@@ -61,7 +61,7 @@ def test_pooled_compares_the_batch_as_a_whole():
 
     def loss(**options):
         objective = gj.rollout(steps=3, **options)
-        return np.asarray(objective(keys, guide, EXACT, PROCESS, batch))
+        return np.asarray(objective(keys, guide, EXACT, batch))
 
     each, whole = loss(particles=2), loss(particles=8)
     np.testing.assert_allclose(loss(particles=2, pooled=1.0), whole, rtol=1e-5, atol=1e-6)

@@ -9,24 +9,23 @@ import optax
 import pytest
 
 import guidejax as gj
-from guidejax import learning
-
-from .common import EXACT, KEY, NET, PROCESS, examples
+from guidejax import learning, objectives
+from tests.learning.common import EXACT, KEY, PROCESS, begin, examples, guide
 
 N, D = 6, 3
 COND = jnp.array([0, 0, 0, 1, 1, 1])
-BATCH = learning.Batch(
+BATCH = objectives.Batch(
     jax.random.normal(jax.random.key(5), (N, D)), COND, jnp.full((N,), 2, jnp.int32)
 )
 KEYS = jax.random.split(KEY, N)
 LOCAL = {
-    "energy": learning.self_consistency(particles=3),
-    "l2": learning.l2(particles=2),
-    "reward": learning.self_consistency(
+    "energy": objectives.self_consistency(particles=3),
+    "l2": objectives.l2(particles=2),
+    "reward": objectives.self_consistency(
         particles=2, reward=lambda x0, c: jnp.sum(jnp.sin(x0), -1), reward_weight=0.5
     ),
 }
-ALL = {**LOCAL, "rollout": learning.rollout(particles=3, steps=4)}
+ALL = {**LOCAL, "rollout": objectives.rollout(particles=3, steps=4)}
 OPTIMIZER = optax.adam(1e-2)
 
 
@@ -46,10 +45,10 @@ def params(hidden=37, d=D):
 
 
 def step(objective, denoise, batch=BATCH, keys=KEYS):
-    state = learning.init_state(KEY, NET, OPTIMIZER)
+    state = begin(OPTIMIZER)
     return functools.partial(
-        learning.omega_step, state, denoise, PROCESS, batch, keys,
-        net=NET, objective=objective, optimizer=OPTIMIZER,
+        learning.train_step, state, denoise, batch, keys,
+        guide=guide, objective=objective, optimizer=OPTIMIZER,
     )  # fmt: skip
 
 
@@ -79,7 +78,7 @@ marked.defvjp(lambda x: (marked(x), None), _backward)
 
 
 def test_no_backward_pass_through_the_denoiser():
-    denoise = lambda x, t, cond: marked(x) * (1 + cond)[:, None]
+    denoise = gj.denoiser(lambda x, t, cond: marked(x) * (1 + cond)[:, None], PROCESS)
     for objective in LOCAL.values():
         jax.eval_shape(step(objective, denoise))
     # The mark works: a rollout does differentiate in x.
@@ -126,14 +125,14 @@ def test_gradients_in_omega_agree_with_finite_differences(name):
     )
     objective, batch = ALL[name], wide(BATCH)
     if name == "rollout":
-        objective = learning.rollout(particles=3, steps=4)  # Its grid of times in float64 too.
+        objective = objectives.rollout(particles=3, steps=4)  # Its grid of times in float64 too.
     denoise = gj.denoiser(network, PROCESS, params=wide(params()))
 
     @jax.jit
     @jax.value_and_grad
     def loss(omega):
         guide = gj.guidance(gj.cfg, omega=omega)
-        return jnp.mean(objective(KEYS, guide, denoise, PROCESS, batch))
+        return jnp.mean(objective(KEYS, guide, denoise, batch))
 
     h = 1e-5
     low, high = loss(jnp.float64(0.6 - h))[0], loss(jnp.float64(0.6 + h))[0]
@@ -147,14 +146,14 @@ def test_gradients_in_omega_agree_with_finite_differences(name):
 def test_compiled_gradients_in_single_precision(beta):
     """No particle is at a distance from itself, which rounding in a compiled program puts there."""
     objective, batch, keys = (
-        learning.self_consistency(beta, 2),
+        objectives.self_consistency(beta, 2),
         examples(64),
         jax.random.split(KEY, 64),
     )
 
     def gradient(omega):
         guide = lambda w: gj.guidance(gj.cfg, omega=w)
-        loss = lambda w: jnp.sum(objective(keys, guide(w), EXACT, PROCESS, batch))
+        loss = lambda w: jnp.sum(objective(keys, guide(w), EXACT, batch))
         return jax.grad(loss)(omega)
 
     omega = jnp.linspace(0.1, 1.0, 64)
@@ -166,9 +165,9 @@ def test_rematerialisation_changes_nothing():
     denoise = gj.denoiser(network, PROCESS, params=params())
 
     def loss(omega, remat):
-        objective = learning.rollout(particles=3, steps=4, remat=remat)
+        objective = objectives.rollout(particles=3, steps=4, remat=remat)
         guide = gj.guidance(gj.cfg, omega=omega)
-        return jnp.mean(objective(KEYS, guide, denoise, PROCESS, BATCH))
+        return jnp.mean(objective(KEYS, guide, denoise, BATCH))
 
     both = jax.jit(lambda omega: [jax.value_and_grad(loss)(omega, r) for r in ("none", "step")])
     np.testing.assert_allclose(*both(0.6), rtol=1e-6)

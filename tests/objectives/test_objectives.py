@@ -7,25 +7,29 @@ import pytest
 from scipy import stats
 
 import guidejax as gj
-from guidejax import learning
-from guidejax.learning import objectives
-
-from .common import KEY, NET, PROCESS, TIMES_ONLY
+from guidejax import objectives
+from guidejax.objectives import _self_consistency
+from tests.learning.common import KEY, NET, PROCESS, TIMES_ONLY
 
 N, M = 3, 3
 SHAPE = (2, 2)
 COND = jnp.array([0, 1, 1])
-BATCH = learning.Batch(
-    jax.random.normal(jax.random.key(3), (N, *SHAPE)), COND, jnp.full((N,), 2, jnp.int32)
+BATCH = objectives.Batch(
+    jax.random.normal(jax.random.key(3), (N, *SHAPE)),
+    COND,
+    {"uncond": jnp.full((N,), 2, jnp.int32)},
 )
 KEYS = jax.random.split(KEY, N)
 OMEGA = {0: 0.8, 1: -0.4}  # By class.
 
 
-def denoise(x, t, cond):
+def network(x, t, cond):
     """Not linear, and unlike for each label."""
     gain = 0.3 + 0.2 * cond.astype(x.dtype)
     return jnp.tanh(x) * (gain + t)[:, None, None]
+
+
+denoise = gj.denoiser(network, PROCESS)
 
 
 def denoise_np(x, t, label):
@@ -38,11 +42,11 @@ class Record:
     def __init__(self, monkeypatch):
         self.noise, self.times = [], []
 
-        def draw(key, x, normal=objectives.normal_like):
+        def draw(key, x, normal=_self_consistency.normal_like):
             self.noise.append(normal(key, x))
             return self.noise[-1]
 
-        monkeypatch.setattr(objectives, "normal_like", draw)
+        monkeypatch.setattr(_self_consistency, "normal_like", draw)
 
     def omega(self, s, t, cond):
         self.times.append((np.asarray(s, float), np.asarray(t, float)))
@@ -71,7 +75,7 @@ class Record:
 
 def run(objective, record, batch=BATCH, keys=KEYS):
     guide = gj.guidance(gj.cfg, omega=record.omega)
-    return np.asarray(objective(keys, guide, denoise, PROCESS, batch))
+    return np.asarray(objective(keys, guide, denoise, batch))
 
 
 @pytest.mark.parametrize("beta", [0.7, 1.75])
@@ -79,7 +83,7 @@ def run(objective, record, batch=BATCH, keys=KEYS):
 @pytest.mark.parametrize("churn", [0.0, 0.6, 1.0])
 def test_self_consistency_is_equation_22(monkeypatch, beta, lam, churn):
     record = Record(monkeypatch)
-    objective = learning.self_consistency(beta, M, lam, churn=churn)
+    objective = objectives.self_consistency(beta, M, lam, churn=churn)
     found = run(objective, record)
     moved, true, _ = record.particles(churn)
     expected = np.zeros(N)
@@ -97,7 +101,7 @@ def test_self_consistency_is_equation_22(monkeypatch, beta, lam, churn):
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_l2_is_equation_21(monkeypatch, churn):
     record = Record(monkeypatch)
-    found = run(learning.l2(particles=M, churn=churn), record)
+    found = run(objectives.l2(particles=M, churn=churn), record)
     moved, true, _ = record.particles(churn)
     expected = [
         np.mean([np.sum((a - b) ** 2) for a in moved[i] for b in true[i]]) for i in range(N)
@@ -107,7 +111,7 @@ def test_l2_is_equation_21(monkeypatch, churn):
 
 def test_l2_takes_one_particle():
     guide = gj.guidance(gj.cfg, omega=1.0)
-    loss = learning.l2()(KEYS, guide, denoise, PROCESS, BATCH)
+    loss = objectives.l2()(KEYS, guide, denoise, BATCH)
     assert loss.shape == (N,)
     assert np.all(np.isfinite(loss))
 
@@ -119,8 +123,10 @@ def test_reward_is_of_the_one_step_prediction_and_lowers_the_loss(monkeypatch):
         seen.append((x0, cond))
         return jnp.sum(x0**2, axis=(1, 2)) + cond
 
-    plain = run(learning.self_consistency(particles=M), record)
-    rewarded = run(learning.self_consistency(particles=M, reward=reward, reward_weight=0.7), record)
+    plain = run(objectives.self_consistency(particles=M), record)
+    rewarded = run(
+        objectives.self_consistency(particles=M, reward=reward, reward_weight=0.7), record
+    )
     _, _, guided = record.particles(1.0)
     [(x0, cond)] = seen
     np.testing.assert_allclose(x0.reshape(N, M, -1), guided, rtol=2e-5, atol=1e-6)
@@ -129,20 +135,20 @@ def test_reward_is_of_the_one_step_prediction_and_lowers_the_loss(monkeypatch):
     np.testing.assert_allclose(rewarded, plain - 0.7 * np.asarray(expected), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [learning.self_consistency, learning.rollout])
+@pytest.mark.parametrize("make", [objectives.self_consistency, objectives.rollout])
 def test_a_reward_of_another_shape_is_refused(make):
     guide = gj.guidance(gj.cfg, omega=1.0)
     objective = make(particles=N, reward=lambda x0, cond: jnp.mean(x0), reward_weight=1.0)
     with pytest.raises(ValueError, match="the reward returned shape"):
-        objective(KEYS, guide, denoise, PROCESS, BATCH)
+        objective(KEYS, guide, denoise, BATCH)
 
 
 def test_each_loss_is_of_its_own_example():
     """A part of the batch, in another order, with the keys that go with it."""
-    guide, objective = gj.guidance(gj.cfg, omega=0.5), learning.self_consistency(particles=M)
-    whole = objective(KEYS, guide, denoise, PROCESS, BATCH)
+    guide, objective = gj.guidance(gj.cfg, omega=0.5), objectives.self_consistency(particles=M)
+    whole = objective(KEYS, guide, denoise, BATCH)
     part = jnp.array([2, 0])
-    some = objective(KEYS[part], guide, denoise, PROCESS, jax.tree.map(lambda a: a[part], BATCH))
+    some = objective(KEYS[part], guide, denoise, jax.tree.map(lambda a: a[part], BATCH))
     np.testing.assert_allclose(some, whole[part], rtol=1e-6)
 
 
@@ -151,8 +157,8 @@ def test_state_of_several_arrays():
     x0 = jnp.concatenate([BATCH.x0, BATCH.x0], axis=-1)
     halves = lambda x: {"a": x[..., :2], "b": x[..., 2:]}
     still = lambda x, t, cond: jax.tree.map(jnp.zeros_like, x)
-    loss = lambda x0: learning.l2(s_min=0.2, t_max=0.3)(
-        KEYS, gj.guidance(gj.cfg, omega=1.0), still, PROCESS, BATCH._replace(x0=x0)
+    loss = lambda x0: objectives.l2(s_min=0.2, t_max=0.3)(
+        KEYS, gj.guidance(gj.cfg, omega=1.0), gj.denoiser(still, PROCESS), BATCH._replace(x0=x0)
     )
     two, one = loss(halves(x0)), loss(x0)
     assert two.shape == one.shape == (N,)
@@ -171,13 +177,13 @@ def test_state_of_several_arrays():
 )
 def test_omega_with_a_condition_and_without(net, cond):
     """The loss at φ is that at the ω which φ gives at the times drawn; and it moves φ."""
-    objective = learning.self_consistency(particles=2)
+    objective = objectives.self_consistency(particles=2)
     level = lambda x, t, c: x * (1 + jnp.mean(c.reshape(c.shape[0], -1), 1)[:, None, None])
-    batch = learning.Batch(BATCH.x0, cond, jnp.zeros_like(cond))
+    batch = objectives.Batch(BATCH.x0, cond, {"uncond": jnp.zeros_like(cond)})
     phi = jax.tree.map(lambda a: a + 0.1, net.init(KEY))  # Away from where it ignores its input.
 
     def loss(omega):
-        return objective(KEYS, gj.guidance(gj.cfg, omega=omega), level, PROCESS, batch)
+        return objective(KEYS, gj.guidance(gj.cfg, omega=omega), gj.denoiser(level, PROCESS), batch)
 
     s, t = objective.times(jax.vmap(lambda k: jax.random.fold_in(k, 0))(KEYS))
     omega = net.weight(phi)(s, t, cond, process=PROCESS)
@@ -188,7 +194,7 @@ def test_omega_with_a_condition_and_without(net, cond):
 
 
 def test_times_of_algorithm_1():
-    objective = learning.self_consistency(min_gap=0.1, s_min=0.05, t_max=0.95)
+    objective = objectives.self_consistency(min_gap=0.1, s_min=0.05, t_max=0.95)
     n = 20_000
     s, t = (np.asarray(a, float) for a in objective.times(jax.random.split(KEY, n)))
     eps = 1e-6
@@ -205,7 +211,7 @@ def test_times_of_algorithm_1():
 @pytest.mark.parametrize(("s", "t"), [(0.4, 0.5), (0.1, 0.3), (0.3, 0.7)])
 def test_one_pair_of_times(s, t):
     """t − s rounds above t_max − s_min at (0.1, 0.3)."""
-    objective = learning.l2(s_min=s, min_gap=t - s if s != 0.1 else 0.2, t_max=t)
+    objective = objectives.l2(s_min=s, min_gap=t - s if s != 0.1 else 0.2, t_max=t)
     found = objective.times(jax.random.split(KEY, 50))
     np.testing.assert_allclose(found[0], s, atol=1e-6)
     np.testing.assert_allclose(found[1], t, atol=1e-6)
@@ -219,7 +225,7 @@ GROUPS, SIZE = 2, 3
 def groups():
     cond = jnp.repeat(jnp.arange(GROUPS), SIZE)
     x0 = jax.random.normal(jax.random.key(7), (GROUPS * SIZE, 2))
-    return learning.Batch(x0, cond, jnp.full_like(cond, GROUPS))
+    return objectives.Batch(x0, cond, {"uncond": jnp.full_like(cond, GROUPS)})
 
 
 def energy(x, y, beta, lam):
@@ -235,18 +241,18 @@ def energy(x, y, beta, lam):
 def test_rollout_is_the_energy_distance_of_each_group_and_feature(beta, lam):
     batch, seen = groups(), []
     half = lambda x0: x0[:, :1] / 2
-    scaled = learning.unit_spread(learning.pixels, batch.x0)
+    scaled = objectives.unit_spread(objectives.pixels, batch.x0)
 
     def reward(x0, cond):
         seen.append(np.asarray(x0, float))
         return 0.1 * jnp.arange(x0.shape[0], dtype=jnp.float32)
 
     wave = lambda x, t, c: jnp.sin(x) + c[:, None]
-    objective = learning.rollout(
+    objective = objectives.rollout(
         (half, scaled), SIZE, 4, beta=beta, lam=lam, reward=reward, reward_weight=2.0
     )
     keys = jax.random.split(KEY, GROUPS * SIZE)
-    losses = objective(keys, gj.guidance(gj.cfg, omega=0.7), wave, PROCESS, batch)
+    losses = objective(keys, gj.guidance(gj.cfg, omega=0.7), gj.denoiser(wave, PROCESS), batch)
     assert losses.shape == (GROUPS * SIZE,)
 
     real, [ours] = np.asarray(batch.x0, float), seen
@@ -267,9 +273,9 @@ def test_rollout_samples_under_guidance():
     batch, seen = groups(), []
     reward = lambda x0, cond: seen.append(x0) or jnp.zeros(x0.shape[0])
     constant = lambda x, t, c: jnp.broadcast_to(c[:, None].astype(x.dtype), x.shape)
-    objective = learning.rollout(particles=SIZE, steps=3, reward=reward, reward_weight=1.0)
+    objective = objectives.rollout(particles=SIZE, steps=3, reward=reward, reward_weight=1.0)
     keys = jax.random.split(KEY, GROUPS * SIZE)
-    losses = objective(keys, gj.guidance(gj.cfg, omega=0.5), constant, PROCESS, batch)
+    losses = objective(keys, gj.guidance(gj.cfg, omega=0.5), gj.denoiser(constant, PROCESS), batch)
     answer = np.where(batch.cond == 0, 0 + 0.5 * (0 - 2), 1 + 0.5 * (1 - 2))
     np.testing.assert_allclose(seen[0], np.tile(answer[:, None], (1, 2)), atol=1e-6)
     # Of a set at one point the distance is E‖x − y‖ − E‖y − y'‖ / 2.
@@ -279,23 +285,23 @@ def test_rollout_samples_under_guidance():
 
 
 def test_rollout_wants_whole_groups():
-    objective = learning.rollout(particles=4, steps=2)
+    objective = objectives.rollout(particles=4, steps=2)
     with pytest.raises(ValueError, match="no multiple"):
-        objective(KEYS, gj.guidance(gj.cfg, omega=1.0), denoise, PROCESS, BATCH)
+        objective(KEYS, gj.guidance(gj.cfg, omega=1.0), denoise, BATCH)
 
 
 def test_unit_spread():
     x0 = jax.random.normal(KEY, (7, 3, 2)) * 5
-    scaled = learning.unit_spread(learning.pixels, x0)
+    scaled = objectives.unit_spread(objectives.pixels, x0)
     values = np.asarray(scaled(x0), float)
     distances = [np.linalg.norm(a - b) for i, a in enumerate(values) for b in values[:i]]
     np.testing.assert_allclose(np.mean(distances), 1, rtol=1e-5)
     np.testing.assert_allclose(values[1] / values[0], x0[1].ravel() / x0[0].ravel(), rtol=1e-4)
     assert len(jax.tree.leaves(scaled)) == 1  # Its scale is traced, not compiled in.
     with pytest.raises(ValueError, match="constant over 7"):
-        learning.unit_spread(lambda x0: jnp.ones((7, 2)), x0)
+        objectives.unit_spread(lambda x0: jnp.ones((7, 2)), x0)
     with pytest.raises(ValueError, match="constant over 1"):
-        learning.unit_spread(learning.pixels, x0[:1])
+        objectives.unit_spread(objectives.pixels, x0[:1])
 
 
 # What they refuse.
@@ -312,7 +318,7 @@ def test_unit_spread():
 )  # fmt: skip
 def test_self_consistency_refuses(options):
     with pytest.raises(ValueError, match=r"expected|give"):
-        learning.self_consistency(**options)
+        objectives.self_consistency(**options)
 
 
 @pytest.mark.parametrize(
@@ -325,22 +331,22 @@ def test_self_consistency_refuses(options):
 )  # fmt: skip
 def test_rollout_refuses(options):
     with pytest.raises(ValueError, match=r"expects|expected|give"):
-        learning.rollout(**options)
+        objectives.rollout(**options)
 
 
 def test_self_consistency_refuses_a_rule_of_other_branches():
     rule = lambda cond, weak, omega: cond + omega * (cond - weak)
     guide = gj.guidance(rule, omega=1.0)
     with pytest.raises(ValueError, match="weak"):
-        learning.self_consistency()(KEYS, guide, denoise, PROCESS, BATCH)
+        objectives.self_consistency()(KEYS, guide, denoise, BATCH)
 
 
 def test_a_blind_start_is_refused():
     """Where α = 0 a noise prediction says nothing of x0, and the loss would be NaN."""
-    blind = gj.denoiser(denoise, gj.processes.cosine(), "eps")
-    for objective in (learning.l2(t_max=1.0), learning.rollout()):
+    blind = gj.denoiser(network, gj.processes.cosine(), "eps")
+    for objective in (objectives.l2(t_max=1.0), objectives.rollout()):
         with pytest.raises(ValueError, match="α is 0"):
-            objective.check(blind, gj.processes.cosine())
-        objective.check(gj.denoiser(denoise, gj.processes.cosine(), "v"), gj.processes.cosine())
-    learning.l2().check(blind, gj.processes.cosine())
-    learning.rollout(times=gj.uniform_times(4, start=0.999)).check(blind, gj.processes.cosine())
+            objective.check(blind)
+        objective.check(gj.denoiser(network, gj.processes.cosine(), "v"))
+    objectives.l2().check(blind)
+    objectives.rollout(times=gj.uniform_times(4, start=0.999)).check(blind)
