@@ -151,7 +151,8 @@ def digits(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("digits")
     data.prepare("digits", data_dir=path)
-    return lambda: data.grouped("digits", groups=2, per_group=3, seed=1, data_dir=path)
+    images = data.Images("digits", data_dir=path)
+    return lambda: data.grouped(images, groups=2, per_group=3, seed=1)
 
 
 def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
@@ -399,7 +400,8 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
     for n, batch in enumerate(data):
         fold = lambda i, n=n: jax.random.fold_in(jax.random.fold_in(run, n), i)
         keys = jax.vmap(fold)(jnp.arange(8))
-        batch = jax.tree.map(jnp.asarray, training.check_batch(batch, NET))
+        x0, cond = (jnp.asarray(batch[name]) for name in ("x0", "cond"))
+        batch = objectives.Batch(x0, cond, {"uncond": jnp.full_like(cond, 2)})
         before = state.phi
         loss = lambda phi, b=batch, k=keys: jnp.mean(chase(k, guide(phi), None, b))
         value, gradient = jax.jit(jax.value_and_grad(loss))(before)

@@ -15,7 +15,7 @@ from tests.learning.common import EXACT, KEY, PROCESS, begin, examples, guide
 N, D = 6, 3
 COND = jnp.array([0, 0, 0, 1, 1, 1])
 BATCH = objectives.Batch(
-    jax.random.normal(jax.random.key(5), (N, D)), COND, jnp.full((N,), 2, jnp.int32)
+    jax.random.normal(jax.random.key(5), (N, D)), COND, {"uncond": jnp.full((N,), 2, jnp.int32)}
 )
 KEYS = jax.random.split(KEY, N)
 LOCAL = {
