@@ -115,11 +115,11 @@ def test_chain_refines():
 
     x, branches = _branches()
     c, u = branches.values()
-    chained = gj.guidance(gj.chain(gj.cfg, shrink(0.25)), omega=2.0)
+    chained = gj.guidance(gj.chain(gj.cfg, shrink.bind(by=0.25)), omega=2.0)
     assert chained.branches == ("cond", "uncond")
     np.testing.assert_allclose(_apply(chained, x, branches), c + 0.25 * 2 * (c - u), rtol=1e-5)
     # Numbers given to `guidance` are the first rule's.
-    capped = gj.guidance(gj.chain(gj.adg, shrink(by=1.0)), omega=2.0, max_angle=0.1)
+    capped = gj.guidance(gj.chain(gj.adg, shrink.bind(by=1.0)), omega=2.0, max_angle=0.1)
     want = gj.adg(c, u, 2.0, max_angle=0.1)
     np.testing.assert_allclose(_apply(capped, x, branches), want, rtol=1e-5)
 
@@ -140,7 +140,7 @@ def test_chained_numbers_may_be_schedules():
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     # A `Weight` binds as a number does, by position too.
     for phi in (0.7, gj.weights.constant(0.7), lambda s, t, cond: 0.7):
-        links = (gj.chain(gj.adg, rescale) for rescale in (gj.rescale(phi), gj.rescale(phi=phi)))
+        links = (gj.chain(gj.adg, rescale) for rescale in (gj.rescale.bind(phi=phi),))
         one, other = (_apply(gj.guidance(link, omega=2.0), x, branches) for link in links)
         np.testing.assert_array_equal(one, other)
 
@@ -177,7 +177,7 @@ def test_one_rule_twice_on_branches_of_two_names():
     assert again is gj.rules.add_perturbation.on(perturbed="skip")
     assert (again.name, again.branches) == ("add_perturbation", ("cond", "skip"))
     chained = gj.chain(
-        gj.cfg, gj.rules.add_perturbation.bind(perturbed_omega=0.5), again(perturbed_omega=2.0)
+        gj.cfg, gj.rules.add_perturbation.bind(perturbed_omega=0.5), again.bind(perturbed_omega=2.0)
     )
     guidance = gj.guidance(chained, omega=1.0)
     assert guidance.branches == ("cond", "uncond", "perturbed", "skip")
@@ -408,7 +408,7 @@ def test_a_run_pays_for_each_branch_where_its_weight_is_not_zero():
 
     null = jnp.zeros(2)
     others = {"uncond": (network("uncond", 0.5), null), "perturbed": (network("k", -0.5), null)}
-    late = gj.rules.add_perturbation(gj.interval(1.0, lo=0.0, hi=0.5))
+    late = gj.rules.add_perturbation.bind(perturbed_omega=gj.interval(1.0, lo=0.0, hi=0.5))
     run = functools.partial(
         gj.sample, jax.random.key(0), network("cond", 0.0), PROCESS, jnp.ones((2, 3)), cond=null,
         conditions=others, times=gj.uniform_times(8),

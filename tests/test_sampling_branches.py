@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
 from guidejax.rules import make_rule
+from tests.helpers import sample
 
 PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
@@ -31,7 +32,7 @@ def _run(branches, noise=NOISE, cond=LABELS, denoise=_network, **kwargs):
         **kwargs,
     }
     key = kwargs.pop("key")
-    return gj.sample(key, denoise, noise, cond=cond, uncond=-1.0, branches=branches, **kwargs)
+    return sample(key, denoise, PROCESS, noise, cond=cond, uncond=-1.0, branches=branches, **kwargs)
 
 
 @pytest.mark.parametrize("branches", WAYS[1:])
@@ -74,8 +75,8 @@ def test_pytrees_and_many_branches(branches):
     other = lambda x, t, cond: jax.tree.map(jnp.zeros_like, x)
     cond = {"c": jnp.ones((BATCH, 3))}
     noise = {"image": jnp.ones((BATCH, 3, 2)), "text": jnp.ones((BATCH, 3))}
-    run = lambda branches: gj.sample(
-        KEY, network, noise, cond=cond, uncond={"c": jnp.zeros(3)}, branches=branches,
+    run = lambda branches: sample(
+        KEY, network, PROCESS, noise, cond=cond, uncond={"c": jnp.zeros(3)}, branches=branches,
         conditions={"negative": {"c": jnp.full((BATCH, 3), 2.0)}, "weak": (other, None)},
         guidance=gj.guidance(rule, 1.0), times=gj.uniform_times(3),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
+from tests.helpers import sample
 
 PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
@@ -25,8 +26,8 @@ def _network(x, t, cond):
 
 
 def _run(noise=NOISE, cond=LABELS, omega=INTERVAL, denoise=_network, rule=gj.cfg, **kwargs):
-    return gj.sample(
-        KEY, denoise, noise, cond=cond, uncond=-1.0,
+    return sample(
+        KEY, denoise, PROCESS, noise, cond=cond, uncond=-1.0,
         **{"times": TIMES, "guidance": gj.guidance(rule, omega=omega), **kwargs},
     )  # fmt: skip
 
@@ -190,8 +191,8 @@ def _temporary(steps, remat, width=256, batch=128):
     noise = jnp.ones((batch, width))
 
     def total(omega, noise):
-        return gj.sample(
-            KEY, network, noise, cond=jnp.ones(batch), uncond=0.5, remat=remat,
+        return sample(
+            KEY, network, PROCESS, noise, cond=jnp.ones(batch), uncond=0.5, remat=remat,
             times=gj.uniform_times(steps), guidance=gj.guidance(gj.cfg, omega),
         ).sum()  # fmt: skip
 

@@ -12,6 +12,7 @@ from solvers.common import DETERMINISTIC, SOLVERS, TWO_STAGE
 
 import guidejax as gj
 from guidejax.rules import make_rule
+from tests.helpers import sample
 
 PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
@@ -40,8 +41,8 @@ def _counting(network=_network):
 def _run(omega=1.0, denoise=_network, rule=gj.cfg, noise=NOISE, cond=LABELS, **kwargs):
     kwargs.setdefault("times", gj.uniform_times(STEPS))
     guidance = gj.guidance(rule, omega=omega)
-    return gj.sample(
-        kwargs.pop("key", KEY), denoise, noise, cond=cond, uncond=-1.0,
+    return sample(
+        kwargs.pop("key", KEY), denoise, PROCESS, noise, cond=cond, uncond=-1.0,
         **{"guidance": guidance, **kwargs},
     )  # fmt: skip
 
@@ -251,8 +252,8 @@ def test_flops_are_those_of_the_passes():
 
     def sampler(omega, solver):
         def run(layers, x):
-            return gj.sample(
-                KEY, gj.denoiser(network, PROCESS, params=layers), x,
+            return sample(
+                KEY, gj.denoiser(network, PROCESS, params=layers), PROCESS, x,
                 times=gj.uniform_times(8, 1.0, 0.1), cond=cond, uncond=0.0,
                 guidance=gj.guidance(gj.cfg, omega), solver=solver,
             )  # fmt: skip

@@ -47,7 +47,7 @@ def rescale(cond: Array, guided: Array, *, phi: Array | float = 0.7) -> Array:
     c, g = upcast(cond), upcast(guided)
     spread = _spread(g)
     constant = spread <= 4 * jnp.finfo(g.dtype).eps * norm(g)
-    ratio = jnp.where(constant, 1, _spread(c) / jnp.where(constant, 1, spread))
+    ratio = jnp.where(constant, 1, safe_divide(_spread(c), jnp.where(constant, 1, spread)))
     return _resized(g, ratio, phi, guided.dtype)
 
 
@@ -75,7 +75,7 @@ def norm_cap(cond: Array, guided: Array, *, rho: Array | float = 1.0) -> Array:
     c, g = upcast(cond), upcast(guided)
     size, cap = norm(g), rho * norm(c)
     over = size > cap
-    ratio = jnp.where(over, cap / jnp.where(over, size, 1), 1)
+    ratio = jnp.where(over, safe_divide(cap, jnp.where(over, size, 1)), 1)
     return _resized(g, ratio, 1, guided.dtype)
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import fft
 
+import guidejax as gj
 from guidejax._guidance import chain, guidance
-from guidejax._sampling import sample, uniform_times
+from guidejax._sampling import sample
+from guidejax._times import uniform_times
 from guidejax.processes import rectified_flow
 from guidejax.rules import adaptive, cached_difference, cfg, higs
 from guidejax.weights import Step
@@ -134,7 +136,7 @@ def test_a_run_starts_from_a_fresh_state(rule):
     def run():
         return sample(
             jax.random.key(0),
-            denoise,
+            gj.denoiser(denoise, gj.processes.rectified_flow()),
             noise,
             times=uniform_times(6),
             cond=jnp.array([1.0, 2.0]),
@@ -145,7 +147,7 @@ def test_a_run_starts_from_a_fresh_state(rule):
     np.testing.assert_array_equal(run(), run())
     plain = sample(
         jax.random.key(0),
-        denoise,
+        gj.denoiser(denoise, gj.processes.rectified_flow()),
         noise,
         times=uniform_times(6),
         cond=jnp.array([1.0, 2.0]),

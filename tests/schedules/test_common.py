@@ -175,7 +175,7 @@ def test_masks_are_true_and_calls_are_the_table(facts, options):
 def sampled(weight):
     denoise = lambda x, t, cond: jnp.where(cond[:, None] < 3, jnp.sin(x) + 1, 0.5 * x)
     return gj.sample(
-        jax.random.key(0), denoise, jnp.ones((BATCH, 2)), cond=COND, uncond=3,
+        jax.random.key(0), gj.denoiser(denoise, PROCESS), jnp.ones((BATCH, 2)), cond=COND, uncond=3,
         guidance=gj.guidance(gj.cfg, omega=weight), times=TIMES,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ import pytest
 
 import guidejax as gj
 from guidejax import analytic
+from tests.helpers import sample
 
 KEY = jax.random.key(0)
 NONE = gj.guidance(gj.cfg, omega=0.0)
@@ -17,9 +18,10 @@ PROCESSES = {
 
 
 def _run(denoise, process, noise, steps, churn=0.0, key=KEY, **kwargs):
-    return gj.sample(
+    return sample(
         key,
         denoise,
+        process,
         noise,
         **{"times": gj.uniform_times(steps), "solver": gj.ddim(churn), "guidance": NONE, **kwargs},
     )
@@ -125,12 +127,12 @@ def test_churn_is_traced():
 
 def test_noise_is_fresh_at_every_step_and_for_every_leaf():
     x = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3))}
-    got = gj.sample(
-        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), x,
+    got = sample(
+        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), gj.processes.rectified_flow(), x,
         times=jnp.array([1.0, 0.6, 0.5]), solver=gj.ddim(1.0),
     )  # fmt: skip
-    once = gj.sample(
-        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), x,
+    once = sample(
+        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), gj.processes.rectified_flow(), x,
         times=jnp.array([1.0, 0.6]), solver=gj.ddim(1.0),
     )  # fmt: skip
     assert not np.allclose(got["a"], got["b"])

@@ -8,6 +8,7 @@ import pytest
 import guidejax as gj
 from guidejax import analytic, solvers
 from guidejax.particles import cfgpp_omega
+from tests.helpers import sample
 
 from .common import MEAN, PROCESSES, STD
 
@@ -18,8 +19,8 @@ half = lambda x, t, cond: 0.3 * x + jnp.sin(3 * t)[:, None]
 
 
 def _sample(solver, process=RF, denoise=half, noise=NOISE, steps=6, key=KEY, **kwargs):
-    return gj.sample(
-        key, denoise, noise, solver=solver,
+    return sample(
+        key, denoise, process, noise, solver=solver,
         **{"times": gj.uniform_times(steps), **kwargs},
     )  # fmt: skip
 
@@ -224,7 +225,7 @@ def test_edm_heun_takes_a_gamma_of_each_sample():
 
     def run(gamma, lo=0.1):
         solver = gj.solvers.edm_heun(gamma=gamma, lo=lo)
-        return gj.sample(KEY, denoise, noise, times=gj.uniform_times(4), solver=solver)
+        return sample(KEY, denoise, process, noise, times=gj.uniform_times(4), solver=solver)
 
     got = run(gammas, jnp.full(3, 0.1))
     for i, gamma in enumerate(gammas):
