@@ -15,20 +15,20 @@ from guidejax._arrays import Array, dot, expand, norm, safe_divide
 
 @functools.partial(jax.jit, static_argnames="axis")
 def magnitude(*arrays: Array, axis: int | tuple[int, ...]) -> Array:
-    """The largest |a| of the arrays along `axis`, down to a power of two; a constant.
+    """The largest |a| of the arrays along `axis`, down to a power of four; a constant.
 
-    What is divided by it is rounded nowhere, and has squares that neither overflow nor vanish. NaN
-    and infinity don't count, and 1 stands in for 0.
+    What is divided by it is rounded nowhere, and has squares that neither overflow nor vanish; its
+    square root is exact too. NaN and infinity don't count, and 1 stands in for 0.
     """
     sizes = [jnp.abs(jax.lax.stop_gradient(a)) for a in arrays]
     largest = [jnp.max(jnp.where(jnp.isfinite(a), a, 0), axis=axis) for a in sizes]
-    top = functools.reduce(jnp.maximum, largest)
+    top = jnp.sqrt(functools.reduce(jnp.maximum, largest))
     # Infinity is all exponent and no mantissa: its bits keep the power of two of a number's.
     kind = f"int{8 * top.dtype.itemsize}"
     exponent = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, top.dtype), kind)
     bits = jax.lax.bitcast_convert_type(top, kind) & exponent
-    size = jax.lax.bitcast_convert_type(bits, top.dtype)
-    return jnp.where(size > 0, size, 1)
+    root = jax.lax.bitcast_convert_type(bits, top.dtype)
+    return jnp.where(root > 0, root * root, 1)
 
 
 def unit_scale(v: Array) -> Array:

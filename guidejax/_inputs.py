@@ -104,8 +104,8 @@ def _check_times(grid: np.ndarray, denoise: Denoiser, solver: Solver) -> None:
         sigma = np.asarray(process.sigma(jnp.asarray(grid)))
     if rises and np.any(sigma[0] <= 0):
         raise ValueError(
-            "inversion can't start at t = 0, where there is no noise to scale; start a little "
-            "above: uniform_times(steps, stop=0.02)[::-1]."
+            "times must fall from noise to data, or rise from a little above t = 0, where there is "
+            "no noise to scale: uniform_times(steps, stop=0.02)[::-1]."
         )
     lost = (grid > 0) & (np.abs(sigma) < np.finfo(np.float32).tiny)
     if np.any(lost):

@@ -34,8 +34,6 @@ def x64():
 
 
 def _mesh(shape, names, kind):
-    if jax.device_count() < DEVICES:
-        pytest.skip(f"needs {DEVICES} devices")
     kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[kind]
     return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
 
@@ -57,3 +55,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"mesh", "branch_mesh"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.devices)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("devices") and jax.device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices")

@@ -195,8 +195,14 @@ def sample_rms(x: Any) -> Array:
         >>> sample_rms(jnp.array([[3.0, -3.0], [0.0, 0.0]])).tolist()
         [3.0, 0.0]
     """
-    x = _samples(x)
-    return length(x) / (x.size / x.shape[0]) ** 0.5
+    return _rms(_samples(x))
+
+
+@jax.jit
+def _rms(x: Array) -> Array:
+    flat = x.reshape(x.shape[0], -1)
+    size = magnitude(flat, axis=1)
+    return size * safe_sqrt(jnp.mean(jnp.square(flat / size[:, None]), axis=1))
 
 
 def sample_norm(x: Any) -> Array:

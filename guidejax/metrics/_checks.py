@@ -64,6 +64,17 @@ def point_sets(x: Any, y: Any, at_least: int = 1, names: tuple[str, str] = ("x",
     return x.astype(dtype), y.astype(dtype)
 
 
+def symmetric(what: str, matrix: Array) -> np.ndarray | None:
+    """The values of a matrix (n, n) where they are known, symmetric to 1e-3 of the largest."""
+    if not (is_concrete(matrix) and matrix.is_fully_addressable):
+        return None
+    values = np.asarray(matrix)
+    gap = np.max(np.abs(values - values.T))
+    if gap > 1e-3 * np.max(np.abs(values)):
+        raise ValueError(f"{what} isn't symmetric: {gap} off; expected a symmetric matrix.")
+    return values
+
+
 def class_labels(what: str, labels: Any, samples: int, num_classes: int) -> Array:
     """Integer labels of shape (samples,), in [0, num_classes) where they are concrete."""
     labels = jnp.asarray(labels)

@@ -95,8 +95,6 @@ def square_distances(x: Array, y: Array, method: str = "direct") -> Array:
 
 def power(square: Array, beta: Any) -> Array:
     """square^(beta/2), with gradient 0 where square = 0."""
-    if isinstance(beta, int | float) and beta == 2:
-        return square
     # The inner where keeps the power's infinite slope at 0 out of the gradient's 0 · ∞.
     apart = jnp.logical_not(square < jnp.finfo(square.dtype).tiny)
     return jnp.where(apart, jnp.where(apart, square, 1) ** (beta / 2), 0)
@@ -108,13 +106,9 @@ def at_unit_scale(fn: Callable[..., Array], beta: Any, *sets: Array) -> Array:
     It is called on sets of magnitude 1: a distance that has its place in the dtype comes out,
     though its square be out of range.
     """
-    if isinstance(beta, int | float) and beta == 2:
-        return fn(*sets)  # the square is what was asked for
     size = magnitude(*sets, axis=(-2, -1))
     value = fn(*(a / size[..., None, None] for a in sets))
-    if isinstance(beta, int | float) and beta == 1:
-        return value * expand(size, value)
-    root = expand(size ** (jnp.asarray(beta, size.dtype) / 2), value)
+    root = expand(jnp.sqrt(size) ** jnp.asarray(beta, size.dtype), value)
     return value * root * root  # size^β by itself may be out of range where the product isn't
 
 

@@ -74,17 +74,17 @@ def pairwise_distance_power(x: Any, y: Any, beta: Any = 1.0, *, method: Method =
     check_beta(beta)
     check_method(method)
     dtype = jnp.promote_types(x.dtype, y.dtype)
+    x, y = x.astype(dtype), y.astype(dtype)
+    if isinstance(beta, int | float) and beta == 2:
+        return square_distances(x, y, method)
+    return _powers(x, y, beta, method)
 
-    def powers(x: Array, y: Array) -> Array:
-        return power(square_distances(x, y, method), beta)
 
-    return at_unit_scale(powers, beta, *_aligned(x.astype(dtype), y.astype(dtype)))
-
-
-def _aligned(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both with as many leading axes."""
+@partial(jax.jit, static_argnames="method")
+def _powers(x: Array, y: Array, beta: Any, method: str) -> Array:
     axes = max(x.ndim, y.ndim)
-    return tuple(jax.lax.expand_dims(a, range(axes - a.ndim)) for a in (x, y))
+    x, y = (jax.lax.expand_dims(a, range(axes - a.ndim)) for a in (x, y))
+    return at_unit_scale(lambda x, y: power(square_distances(x, y, method), beta), beta, x, y)
 
 
 @partial(jax.jit, static_argnames=("unbiased", "selves", "method", "chunk"))

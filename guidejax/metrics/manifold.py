@@ -109,7 +109,12 @@ def knn_radii(x: Any, k: int = 5, *, method: Method = "direct", chunk: int | Non
     """
     x = point_set("x", x)
     _check(k, x.shape[0], method, chunk)
-    return at_unit_scale(lambda x: jnp.sqrt(_radii(x, int(k), method, chunk)), 1, x)
+    return _distances(x, int(k), method, chunk)
+
+
+@partial(jax.jit, static_argnames=("k", "method", "chunk"))
+def _distances(x: Array, k: int, method: str, chunk: int | None) -> Array:
+    return at_unit_scale(lambda x: jnp.sqrt(_radii(x, k, method, chunk)), 1, x)
 
 
 def manifold_scores(

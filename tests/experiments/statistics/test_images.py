@@ -103,6 +103,36 @@ def test_per_sample():
 
 
 @pytest.mark.parametrize(
+    "statistic",
+    [
+        saturation,
+        clipped_fraction,
+        rms_contrast,
+        lambda x: channel_statistics(x)[0].mean(-1),
+        lambda x: channel_statistics(x)[1].mean(-1),
+        sample_rms,
+        sample_norm,
+    ],
+)
+def test_nan_in_nan_out_for_that_image_only(statistic):
+    images = draw(0, 3, 2, 2, 3)
+    images[1, 0, 0, 2] = np.nan
+    np.testing.assert_array_equal(np.isnan(jax.jit(statistic)(images)), [False, True, False])
+    with pytest.raises(ValueError, match="NaN"):
+        statistic(images)
+    with pytest.raises(ValueError, match="empty"):
+        statistic(images[:0])
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**66])
+def test_norms_and_deviations_at_any_magnitude(scale):
+    images = draw(0, 3, 2, 2, 3).astype(np.float32)
+    for statistic in (sample_rms, sample_norm, lambda x: channel_statistics(x)[1]):
+        got = statistic(images * np.float32(scale))
+        np.testing.assert_allclose(got, statistic(images) * np.float32(scale), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda x: saturation(x[..., :2]), "channels last"),
