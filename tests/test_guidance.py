@@ -348,7 +348,7 @@ def test_each_branch_matters_where_its_weight_does():
     }  # fmt: skip
     skip = gj.rules.add_perturbation.on(perturbed="skip")
     chained = gj.guidance(
-        gj.chain(gj.adg, gj.rules.add_perturbation.bind(perturbed_omega=last), skip(0.0)), first
+        gj.chain(gj.adg, gj.rules.add_perturbation.bind(perturbed_omega=last), skip.bind(perturbed_omega=0.0)), first
     )
     assert steps(chained) == {"uncond": early, "perturbed": late, "skip": off}
     assert chained.active(TIMES, PROCESS).tolist() == [True, True, False, True]

@@ -65,6 +65,27 @@ def ours() -> Environment:
     return Environment(sys.executable, {"python": _version(sys.executable) or "", **versions})
 
 
+def checkout(revision: str, folder: pathlib.Path) -> str:
+    """Put the package of that git revision into `folder`; the short name of the commit.
+
+    Raises:
+        SystemExit: If git doesn't know the revision, or it has no guidejax.
+    """
+    git = ["git", "-C", str(pathlib.Path(__file__).parents[2])]
+    try:
+        commit = _output([*git, "rev-parse", "--short", "--verify", f"{revision}^{{commit}}"])
+        archive = _output([*git, "archive", commit.decode().strip(), "guidejax"])
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"no guidejax at {revision}: {error.stderr.decode().strip()}") from error
+    folder.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    return commit.decode().strip()
+
+
+def _output(command: list[str]) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
 def environment(peer: Peer, folder: pathlib.Path) -> Environment | str:
     """Its environment in `folder`, installed where it isn't yet; or why there is none."""
     home = folder.resolve() / peer.folder

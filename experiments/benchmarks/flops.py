@@ -85,6 +85,11 @@ def count(text: str) -> float:
     return of(entry)
 
 
+def instructions(text: str) -> int:
+    """Instructions of the program in `text`, those inside fusions too; each counts once."""
+    return sum(bool(_LINE.match(line)) for line in text.splitlines())
+
+
 def _branches(rest: str) -> list[str]:
     if several := re.search(r"branch_computations=\{([^}]*)\}", rest):
         return re.findall(r"%([\w.\-]+)", several[1])

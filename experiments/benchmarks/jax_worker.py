@@ -109,6 +109,13 @@ class JaxContender:
         """See `worker.Contender`."""
         return np.asarray(self._run(), np.float32)
 
+    def again(self) -> float:
+        """Seconds to the first samples once more, with every program forgotten."""
+        jax.clear_caches()
+        start = time.perf_counter()
+        self.first()
+        return time.perf_counter() - start
+
     def cost(self) -> dict[str, float | None]:
         """See `worker.Contender`."""
         arrays = self._arrays
@@ -116,7 +123,9 @@ class JaxContender:
         bare = self._floor.lower(arrays.params, arrays.noise, arrays.labels, arrays.null)
         for name, program in (("", self._sampler.program()), ("floor_", bare.compile())):
             memory = program.memory_analysis()
-            found[f"{name}flops"] = flops.count(program.as_text() or "")
+            text = program.as_text() or ""
+            found[f"{name}flops"] = flops.count(text)
+            found[f"{name}instructions"] = flops.instructions(text)
             found[f"{name}temp_bytes"] = memory and memory.temp_size_in_bytes
         return found
 

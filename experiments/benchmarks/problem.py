@@ -54,6 +54,7 @@ class Row:
         hi: See `lo`.
         number: The solver's own number: churn, γ or η.
         stages: Network predictions a step.
+        last: Those of the step into t = 0, where Heun's second has nothing left to predict.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     hi: float = 1.0
     number: float = 0.0
     stages: int = 1
+    last: int = 1
 
     @property
     def whole(self) -> bool:
@@ -75,13 +77,10 @@ class Row:
         return [self.omega != 0 and self.lo <= t <= self.hi for t in times]
 
     def passes(self, steps: int) -> list[tuple[int, int, int]]:
-        """The evaluations it needs, as (steps, predictions a step, branches) one after another.
-
-        The second prediction of a last step into t = 0 has nothing left to predict.
-        """
+        """The evaluations it needs, as (steps, predictions a step, branches) one after another."""
         found: list[tuple[int, int, int]] = []
         for i, on in enumerate(self.guided(steps)):
-            stages = 1 if i == steps - 1 else self.stages
+            stages = self.last if i == steps - 1 else self.stages
             if found and found[-1][1:] == (stages, 1 + on):
                 found[-1] = (found[-1][0] + 1, stages, 1 + on)
             else:
@@ -96,6 +95,8 @@ ROWS = (
     Row("omega = 0", "ddim", omega=0.0),
     Row("euler", "euler"),
     Row("heun", "heun", stages=2),
+    Row("midpoint", "midpoint", stages=2, last=2),
+    Row("rk4", "rk4", stages=4, last=4),
     Row("edm_heun", "edm_heun", stages=2),
     Row("edm_heun (gamma 0.2)", "edm_heun", number=0.2, stages=2),
     Row("dpmpp_2m", "dpmpp_2m"),

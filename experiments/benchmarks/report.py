@@ -177,6 +177,80 @@ def claims(results: dict[str, Any]) -> list[str]:
     ]
 
 
+# What a revision is compared in, by the words of the table.
+QUANTITIES = {
+    "time": "run_s",
+    "bare evaluations": "floor_s",
+    "FLOPs": "flops",
+    "first samples": "again_s",
+    "instructions": "instructions",
+}
+
+
+def over_then(results: dict[str, Any], row: str, quantity: str) -> np.ndarray:
+    """Of this revision over that of the earlier one: (rounds,), or (1,) where it is one number."""
+    found = results["rows"][row]
+    now, then = (found[name][QUANTITIES[quantity]] for name in (OURS, results["against"]))
+    return np.atleast_1d(np.divide(now, then))
+
+
+def _compared(results: dict[str, Any]) -> list[str]:
+    pair = (OURS, results["against"])
+    return [n for n, row in results["rows"].items() if all("run_s" in row[who] for who in pair)]
+
+
+def against_table(results: dict[str, Any]) -> str:
+    """This revision over the earlier one; where a row has one of them alone, the other's reason."""
+    lines, compared = [], _compared(results)
+    for name, row in results["rows"].items():
+        if name not in compared:
+            whys = {who: row[who]["missing"] for who in row if "missing" in row[who]}
+            said = "; ".join(f"{who}: {why}" for who, why in whys.items())
+            lines.append([name, said, *[""] * (len(QUANTITIES) - 1)])
+            continue
+        cells = []
+        for quantity in QUANTITIES:
+            ratio = over_then(results, name, quantity)
+            ends = f" ({ratio.min():.3f}–{ratio.max():.3f})" if len(ratio) > 1 else ""
+            cells.append(f"{np.median(ratio):.3f}{ends}")
+        lines.append([name, *cells])
+    return markdown_table(["", *QUANTITIES], lines)
+
+
+def slower(results: dict[str, Any]) -> list[str]:
+    """Where this revision took more in every round."""
+    found = []
+    for name in _compared(results):
+        for quantity in QUANTITIES:
+            ratio = over_then(results, name, quantity)
+            if quantity != "bare evaluations" and ratio.min() > 1:
+                found.append(f"* *{name}*, {quantity}: {np.median(ratio):.4f}.")
+    return found
+
+
+def against(results: dict[str, Any]) -> str:
+    """docs/against.md."""
+    size, then = results["size"], results["against"]
+    return f"""# Beside an earlier revision
+
+Written by `python -m experiments.benchmarks.sampling --against {then.split()[-1]} --publish`; `docs/benchmarks/against.json` holds every number.
+
+{results["machine"]}; {_share(results["cores"])}, and only one runs at a time. The network is a DiT of width {size["width"]} and depth
+{size["depth"]}, {size["dtype"]}, batch {size["batch"]}, {size["steps"]} steps. Both revisions have the same Python, JAX, weights, noise and times, in processes of
+their own, and samples that differ by more than {results["tolerance"]:g} of their norm are not timed.
+
+This revision over {then}, below 1 where it takes less: median (least–most) of {results["rounds"]} rounds in turns; of the first samples,
+which take tracing, compiling and running, of {results["firsts"]}. The bare evaluations are one program in both, so that their ratio is noise.
+FLOPs and instructions are those of the compiled program.
+
+{against_table(results)}
+
+More in every round:
+
+{chr(10).join(slower(results)) or "* Nothing."}
+"""
+
+
 def _bars(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     """By contender, its time over guidejax's; that of the bare evaluations first."""
     bare = spread(np.divide(row[OURS]["floor_s"], row[OURS]["run_s"]))

@@ -3,6 +3,7 @@
     python -m experiments.benchmarks.sampling                 # everything, on this machine
     python -m experiments.benchmarks.sampling --publish       # and write docs/benchmarks.md
     python -m experiments.benchmarks.sampling --no-peers --rows cfg heun
+    python -m experiments.benchmarks.sampling --against HEAD~3   # beside an earlier guidejax
 
 Every contender runs in a process of its own, with the same weights, noise, labels and times. A row
 starts all of them, compares their samples, and only then times them, in turn.
@@ -31,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.benchmarks import envs, problem, report
 from experiments.benchmarks.envs import Environment, Peer
 from experiments.benchmarks.problem import ROWS, SIZES, Row, Size
-from experiments.benchmarks.worker import Failed, Missing, Worker
+from experiments.benchmarks.worker import ROOT, Failed, Missing, Worker
 
 # ‖difference‖ / ‖samples‖ up to which two samplers are the same.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
@@ -56,8 +57,14 @@ class Config:
     """Minutes that a contender may take over its first samples, or anything else it is asked."""
     rows: tuple[str, ...] = ()
     """Names of rows; all of them by default."""
-    peers: bool = True
-    """Compare with other libraries, each installed in an environment of its own."""
+    against: str | None = None
+    """A git revision, whose guidejax runs beside this one; its table is printed, and published as
+    docs/against.md."""
+    firsts: int = 5
+    """Compilations of each row, of both revisions in turn, where `against` is given."""
+    peers: bool | None = None
+    """Compare with other libraries, each installed in an environment of its own; by default where
+    no earlier revision is compared with."""
     torch_compile: bool | None = None
     """Time torch.compile as well; by default on a GPU."""
     out: pathlib.Path = pathlib.Path("runs/benchmarks/sampling")
@@ -80,10 +87,23 @@ class Entry:
     extra: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def entries(config: Config, peers: tuple[Peer, ...], note: Any) -> tuple[list[Entry], dict]:
-    """guidejax and the peers that can be installed, and why the others can't."""
+def earlier(revision: str, folder: pathlib.Path) -> Entry:
+    """guidejax as it was, put into `folder`; everything else is as here."""
+    commit, here = envs.checkout(revision, folder), envs.ours()
+    environment = Environment(here.python, {**here.versions, "guidejax": commit})
+    path = os.pathsep.join([str(folder.resolve()), str(ROOT)])
+    return Entry(f"{report.OURS} {commit}", envs.OURS, environment, {"PYTHONPATH": path})
+
+
+def entries(
+    config: Config, peers: tuple[Peer, ...], folder: pathlib.Path, note: Any
+) -> tuple[list[Entry], dict]:
+    """guidejax, an earlier one, the peers that can be installed, and why the others can't."""
     found, absent = [Entry(report.OURS, envs.OURS, envs.ours())], {}
-    for peer in peers if config.peers else ():
+    if config.against is not None:
+        found.append(earlier(config.against, folder / "earlier"))
+    wanted = config.against is None if config.peers is None else config.peers
+    for peer in peers if wanted else ():
         note(f"installing {peer.name}")
         environment = envs.environment(peer, config.envs)
         if isinstance(environment, str):
@@ -111,7 +131,7 @@ def measure(
                 files = (folder / "problem.npz", folder / "samples.npy")
                 first = worker.first(row, size, *files, limit)
                 samples[entry.name] = np.load(files[1])
-                differs = _difference(samples[entry.name], samples[contenders[0].name])
+                differs = _difference(samples[entry.name], next(iter(samples.values())))
                 results[entry.name] = {"first_s": first, "difference": differs}
                 if not differs <= TOLERANCE[size.dtype]:
                     raise Failed(f"its samples differ by {differs:.1g}")
@@ -121,6 +141,12 @@ def measure(
             except (Missing, Failed) as reason:
                 results[entry.name] = {"missing": str(reason)}
                 workers.pop(entry.name).close()
+        revisions = [e.name for e in contenders if e.module == envs.OURS and e.name in workers]
+        for turn in range(config.firsts if config.against is not None else 0):
+            note(f"{row.name}: compilation {turn + 1} of {config.firsts}")
+            for name in revisions if turn % 2 else revisions[::-1]:
+                again = workers[name].ask("again", limit)
+                results[name].setdefault("again_s", []).append(again)
         times: dict[str, list[list[float]]] = {name: [] for name in workers}
         for turn in range(-1, config.rounds):  # the first turn warms up
             note(f"{row.name}: round {max(turn, 0) + 1} of {config.rounds}")
@@ -137,8 +163,8 @@ def measure(
     return results
 
 
-def _difference(samples: np.ndarray, ours: np.ndarray) -> float:
-    return float(np.linalg.norm(samples - ours) / np.linalg.norm(ours))
+def _difference(samples: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(samples - reference) / np.linalg.norm(reference))
 
 
 def machine() -> str:
@@ -210,7 +236,7 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
         note = lambda text: progress.update(task, description=text)  # noqa: E731
         folder = pathlib.Path(name)
         problem.save(problem.make(size), folder / "problem.npz")
-        contenders, absent = entries(config, peers, note)
+        contenders, absent = entries(config, peers, folder, note)
         results: dict[str, Any] = {
             "machine": machine(),
             "backend": backend,
@@ -222,17 +248,27 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
             "absent": absent,
             "rows": {},
         }
+        if config.against is not None:
+            results |= {"against": contenders[1].name, "firsts": config.firsts}
         for row in rows:
             results["rows"][row.name] = measure(row, size, contenders, config, folder, note)
             (config.out / "results.json").write_text(json.dumps(results, indent=1))
             progress.advance(task)
     (config.out / "table.md").write_text(report.tables(results))
+    files = config.docs / "benchmarks"
+    if config.publish:
+        files.mkdir(parents=True, exist_ok=True)
+    if config.against is not None:
+        (config.out / "against.md").write_text(report.against(results))
+        print(report.against_table(results))
+        if config.publish:
+            shutil.copy(config.out / "results.json", files / "against.json")
+            shutil.copy(config.out / "against.md", config.docs / "against.md")
+        return
     report.figure(results, config.out / "figure.png")
     for claim in report.claims(results):
         console.print(claim)
     if config.publish:
-        files = config.docs / "benchmarks"
-        files.mkdir(parents=True, exist_ok=True)
         for file in ("results.json", "figure.png"):
             shutil.copy(config.out / file, files / file)
         (config.docs / "benchmarks.md").write_text(report.page(results))

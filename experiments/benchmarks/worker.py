@@ -32,7 +32,10 @@ class Contender(Protocol):
         """The first samples, compiled and run."""
 
     def cost(self) -> dict[str, float | None]:
-        """FLOPs and bytes of temporary memory, of the sampler and of the floor, where known."""
+        """FLOPs and bytes of temporary memory, of the sampler and of the floor, where known.
+
+        JAX contenders say how many instructions their programs have, too.
+        """
 
     def compilations(self) -> int | None:
         """Programs compiled over 20 values of ω, each with a new seed and new conditions."""
@@ -84,8 +87,15 @@ class Worker:
     def __init__(
         self, python: str, module: str, log: pathlib.Path, extra: dict[str, str] | None = None
     ):
-        """Start `python -m module`, its stderr appended to `log`."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(extra or {})}
+        """Start `python -m module`, its stderr appended to `log`.
+
+        Modules come from PYTHONPATH and not from the working folder, so that `extra` may put
+        another guidejax first; and no program from an earlier process.
+        """
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1",
+            "JAX_ENABLE_COMPILATION_CACHE": "false", **(extra or {}),
+        }  # fmt: skip
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log.open("a")
         self._process = subprocess.Popen(

@@ -94,7 +94,7 @@ class Run:
         key = jax.random.key(seed)
         plan = self.plan
         splits = {
-            s: gj.data.arrays("digits", s, data_dir=self.data_dir)
+            s: gj.data.Images("digits", s, data_dir=self.data_dir).arrays()
             for s in ("train", "validation", "test")
         }
         train = splits["train"]

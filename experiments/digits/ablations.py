@@ -61,12 +61,13 @@ def run(seed: int, config: Config, report: Callable[[str, dict[str, float]], Non
     """All variants on one denoiser."""
     plan = PLANS["quick"]
     data_dir = config.out / "data"
-    train = gj.data.arrays("digits", "train", data_dir=data_dir)
+    images = gj.data.Images("digits", "train", data_dir=data_dir)
+    train = images.arrays()
     x0, cond = jnp.asarray(train["x0"]), jnp.asarray(train["cond"])
     keys = jax.random.split(jax.random.key(seed), 4)
     params = networks.train_classifiers(keys[0], plan, x0, cond)
     denoise = networks.train_denoiser(keys[1], plan, plan.denoisers[0][1], x0, cond)
-    validation = gj.data.arrays("digits", "validation", data_dir=data_dir)
+    validation = gj.data.Images("digits", "validation", data_dir=data_dir).arrays()
     arena = arenas.Arena(params, tuple(networks.REPORT), **validation)
 
     def measure(guide: gj.Guidance) -> dict[str, float]:
@@ -80,9 +81,8 @@ def run(seed: int, config: Config, report: Callable[[str, dict[str, float]], Non
     report("interval, tuned on this measure", measure(methods.guide("interval", numbers)))
     for name, objective in variants(params, x0, plan.rollout_group, plan.sampling_steps).items():
         batches = gj.data.grouped(
-            "digits", "train", groups=NUM_CLASSES, per_group=plan.rollout_group, seed=seed,
-            data_dir=data_dir,
-        )  # fmt: skip
+            images, groups=NUM_CLASSES, per_group=plan.rollout_group, seed=seed
+        )
         phi = gj.fit_omega(
             keys[3], methods.NET, denoise, batches, objective=objective,
             optimizer=methods.optimizer(plan.rollout_steps), steps=plan.rollout_steps,

@@ -138,9 +138,11 @@ def learn(
         )
     steps = updates(method, plan)
     batches = gj.data.grouped(
-        "digits", "train", groups=NUM_CLASSES, per_group=plan.rollout_group, seed=seed,
-        data_dir=data_dir,
-    )  # fmt: skip
+        gj.data.Images("digits", "train", data_dir=data_dir),
+        groups=NUM_CLASSES,
+        per_group=plan.rollout_group,
+        seed=seed,
+    )
     return gj.fit_omega(
         key,
         NET,

@@ -34,7 +34,7 @@ class Digits:
     """The trained networks, and the branches made of them."""
 
     def __init__(self, data_dir: pathlib.Path, tick: Callable[[str], Any] = print):
-        train = gj.data.arrays("digits", "train", data_dir=data_dir)
+        train = gj.data.Images("digits", "train", data_dir=data_dir).arrays()
         self.x, self.y = jnp.asarray(train["x0"]), jnp.asarray(train["cond"])
         plan, key = DIGITS_PLANS["quick"], jax.random.key(0)
         tick("training a denoiser")

@@ -2,8 +2,8 @@
 
 Any image dataset of the TFDS catalogue, and the digits, which need no download:
 
-    batches = gj.data.load("digits", "train", batch_size=128)
-    test = gj.data.arrays("digits", "test")
+    batches = gj.data.load("digits", batch_size=128)
+    test = gj.data.Images("digits", "test").arrays()
 
 TensorFlow is never imported to read them.
 """
@@ -22,9 +22,8 @@ except ImportError as error:
 
 from guidejax.data.digits import Digits as Digits
 from guidejax.data.pipeline import Batches as Batches
-from guidejax.data.pipeline import arrays as arrays
 from guidejax.data.pipeline import grouped as grouped
-from guidejax.data.pipeline import info as info
 from guidejax.data.pipeline import load as load
+from guidejax.data.sources import Images as Images
 from guidejax.data.sources import Info as Info
 from guidejax.data.sources import prepare as prepare

@@ -6,10 +6,6 @@ import dataclasses
 import difflib
 import math
 import os
-import socket
-import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,16 +14,15 @@ import tensorflow_datasets as tfds
 
 from guidejax.data.digits import Digits  # Its import is what makes TFDS know "digits".
 
-# Long enough for a slow TCP handshake; TFDS itself retries a dead network for minutes.
-_CONNECT_SECONDS = 5.0
 # A split whose decoded images fit in here stays in memory once read: decoding small PNGs takes
 # longer than a step of a small network.
 _CACHE_BYTES = 2**28
 
 Key = str | Sequence[str]
+PathLike = str | os.PathLike[str]
 
 
-def prepare(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> str:
+def prepare(name: str, *, data_dir: PathLike | None = None) -> str:
     """Make a TFDS dataset ready to be read, and say where it is.
 
     What is on disk already is used as it is, in any version; otherwise the dataset is built (from
@@ -47,7 +42,8 @@ def prepare(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> str
     Raises:
       ValueError: TFDS knows no such dataset, configuration or version.
       FileNotFoundError: the dataset is not there and cannot be made here, as without a network;
-        the message says how to bring it.
+        the message has TFDS's reason and says how to bring it. TFDS tries a dead network for
+        minutes before it gives up.
 
     Example:
       >>> prepare("digits", data_dir="data")
@@ -76,11 +72,6 @@ def prepare(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> str
         raise ValueError(f"dataset {name!r}: {error}") from error
 
     if not builder.data_path.exists():
-        unreachable = _unreachable(builder.url_infos or ())
-        if unreachable:
-            raise FileNotFoundError(
-                _cannot_prepare(name, builder, f"no connection to {unreachable}")
-            )
         try:
             # The public bucket holds TFRecords only, which need TensorFlow.
             config = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -116,26 +107,76 @@ class Info:
     class_names: tuple[str, ...] | None
 
 
-class Source:
-    """Random access to the examples of a split, each checked: {"x0": (H, W, C), "cond": ()}.
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The labelled images of a split: which dataset, and which of its features become x0 and cond.
 
-    Images are mapped to float32 in [-1, 1]: x0 = 2 (pixel - low) / (high - low) - 1. Holds no
-    open file until it is read, so it travels to a worker process.
+    x0 = 2 (pixel - low) / (high - low) - 1, in float32. Nothing is read, or prepared, before it is
+    asked for; what is wrong is raised then.
+
+    Attributes:
+      name: "digits", or a dataset of the TFDS catalogue or of your own: "mnist", "cifar10",
+        "celeb_a", "imagenet_resized/64x64". Prepared first if it is not on disk, see `prepare`.
+      split: a split, or a slice of it in TFDS's notation: "train", "train[:50%]".
+      data_dir: where datasets live. Default: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
+      label_key: the feature that becomes cond: a class, an integer or a bool; "attributes/Male"
+        reads a nested one; None for none, cond is then 0.
+      image_key: the feature that becomes x0.
+      image_size: crop the central square and resize it to this many pixels (uint8 images).
+      image_range: (low, high), the pixel values that become -1 and 1. Default: 0 and 255 for
+        uint8, 0 and 65535 for uint16, 0 and 1 for floats.
+
+    Example:
+      >>> test = Images("digits", "test")
+      >>> test.info().num_examples
+      400
+      >>> test.arrays()["x0"].shape
+      (400, 8, 8, 1)
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        *,
-        data_dir: str | os.PathLike[str] | None = None,
-        label_key: Key | None = "label",
-        image_key: Key = "image",
-        image_size: int | None = None,
-        image_range: tuple[float, float] | None = None,
-    ):
-        """Opens `split` of the dataset `name`; see `guidejax.data.load` for the arguments."""
-        self._path = prepare(name, data_dir=data_dir)
+    name: str
+    split: str = "train"
+    _: dataclasses.KW_ONLY
+    data_dir: PathLike | None = None
+    label_key: Key | None = "label"
+    image_key: Key = "image"
+    image_size: int | None = None
+    image_range: tuple[float, float] | None = None
+
+    def info(self) -> Info:
+        """What the split holds, without reading it: its size, image shape and classes.
+
+        Raises:
+          ValueError: a dataset, a split, a feature or an option is not what it should be.
+          FileNotFoundError: the dataset is not there and can't be prepared here.
+        """
+        return Source(self).info
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole split in memory, in the order on disk: for small data.
+
+        Returns:
+          {"x0": float32 (n, H, W, C) in [-1, 1], "cond": int32 (n,)}.
+
+        Raises:
+          ValueError: as `info`; also for an image or a label that is not what it should be.
+          FileNotFoundError: the dataset is not there and can't be prepared here.
+        """
+        source = Source(self)
+        return source.rows(np.arange(len(source)))
+
+
+class Source:
+    """Random access to the checked examples of a split, as `Images` describes it.
+
+    Holds no open file until it is read, so it travels to a worker process.
+    """
+
+    def __init__(self, images: Images | str):
+        """Prepares the dataset where it must be, and checks all but the examples."""
+        images = images if isinstance(images, Images) else Images(images)
+        split, image_size = images.split, images.image_size
+        self._path = prepare(images.name, data_dir=images.data_dir)
         builder = tfds.builder_from_directory(self._path)
         where = f"dataset {builder.info.full_name!r} in {self._path}"
         _check_format(builder, where)
@@ -144,7 +185,7 @@ class Source:
         self.where = f"dataset {builder.info.full_name!r}, split {split!r}"
 
         features = builder.info.features
-        self._image_key, self._label_key = _path(image_key), _path(label_key or ())
+        self._image_key, self._label_key = _path(images.image_key), _path(images.label_key or ())
         shape, dtype = _image_spec(_feature(features, self._image_key, where), where)
         self._size = _image_size(image_size, dtype, where)
         if image_size is not None:
@@ -154,7 +195,7 @@ class Source:
                 f"{where}: images have shape {shape}, which differs from one to the next and "
                 "can't be batched; expected a fixed shape. Pass image_size= to crop and resize."
             )
-        self._low, self._high = _image_range(image_range, dtype)
+        self._low, self._high = _image_range(images.image_range, dtype)
         num_classes: int | None = 1  # Without labels every cond is 0.
         names = None
         if self._label_key:
@@ -171,11 +212,21 @@ class Source:
     def __repr__(self) -> str:
         return f"Source({self.info.name!r}, split={self.info.split!r})"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two sources of the same examples share, in JSON types."""
+        return {
+            "dataset": self.info.name,
+            "split": self.info.split,
+            "examples": self.info.num_examples,
+            "label_key": "/".join(self._label_key),
+            "image_key": "/".join(self._image_key),
+            "image_size": self._size,
+            "image_range": [self._low, self._high],
+        }
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None, "_cache": None}
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {key: value[0] for key, value in self.rows(np.asarray([index])).items()}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices`, (n,), stacked: {"x0": (n, H, W, C), "cond": (n,)}."""
@@ -297,38 +348,6 @@ def _reason(error: BaseException) -> str:
         cause = cause.__cause__
     text = str(error)
     return f"{type(error).__name__}: {text if len(text) < 500 else '... ' + text[-500:]}"
-
-
-def _unreachable(urls: Iterable[str]) -> str | None:
-    """The hosts of `urls`, if not one of them answers within a few seconds."""
-    targets = {(part.hostname, part.port or 443) for part in map(urllib.parse.urlsplit, urls)}
-    targets.discard((None, 443))
-    if not targets:
-        return None
-    names = ", ".join(sorted(str(host) for host, _ in targets))
-    proxies = urllib.request.getproxies()
-    if proxy := proxies.get("https") or proxies.get("http"):
-        part = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        targets, names = {(part.hostname, part.port or 80)}, f"the proxy {proxy} for {names}"
-
-    answered = threading.Event()
-    left = threading.Semaphore(0)
-
-    def connect(host: str, port: int) -> None:
-        try:
-            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-            answered.set()
-        except OSError:
-            pass
-        left.release()
-
-    # In daemon threads, because a name look-up has no timeout of its own.
-    for host, port in targets:
-        threading.Thread(target=connect, args=(host, port), daemon=True).start()
-    for _ in targets:
-        if not left.acquire(timeout=_CONNECT_SECONDS) or answered.is_set():
-            break
-    return None if answered.is_set() else names
 
 
 def _check_format(builder: Any, where: str) -> None:

@@ -38,18 +38,20 @@ def test_splits_hold_every_image_once_and_never_change(digits_dir):
 
 
 def test_arrays_are_in_the_common_convention(digits_dir):
-    test = data.arrays("digits", "test", data_dir=digits_dir)
+    images = data.Images("digits", "test", data_dir=digits_dir)
+    test = images.arrays()
     assert test["x0"].shape == (400, 8, 8, 1)
     assert test["x0"].dtype == np.float32
     assert test["cond"].dtype == np.int32
     assert (test["x0"].min(), test["x0"].max()) == (-1, 1)
-    info = data.info("digits", "test", data_dir=digits_dir)
+    info = images.info()
     assert (info.num_examples, info.num_classes, info.image_shape) == (400, 10, (8, 8, 1))
 
 
 def test_sub_splits_partition_a_split(digits_dir):
     def rows(split):
-        return {x.tobytes() for x in data.arrays("digits", split, data_dir=digits_dir)["x0"]}
+        x0 = data.Images("digits", split, data_dir=digits_dir).arrays()["x0"]
+        return {x.tobytes() for x in x0}
 
     whole, first, second = rows("train"), rows("train[:50%]"), rows("train[50%:]")
     assert len(whole) == 997  # No two digits are the same image.
@@ -64,6 +66,7 @@ def test_prepare_again_keeps_the_files(digits_dir):
     assert before == {f: os.stat(os.path.join(path, f)).st_mtime_ns for f in os.listdir(path)}
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_leaves_nothing_that_is_taken_for_the_dataset(tmp_path):
     code = """
     import os, sys
@@ -83,7 +86,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_taken_for_the_dataset(tmp_p
     )
     assert run.returncode == 9, run.stderr.decode()
     assert any("train" in file.name for file in tmp_path.rglob("*")), "killed too early to tell"
-    assert len(data.arrays("digits", "test", data_dir=tmp_path)["cond"]) == 400
+    assert data.Images("digits", "test", data_dir=tmp_path).arrays()["x0"].shape[0] == 400
 
 
 @pytest.mark.parametrize(

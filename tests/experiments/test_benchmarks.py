@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,12 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import envs, flops, problem, report, sampling
+from experiments.benchmarks.jax_worker import JaxContender, on_device
+from experiments.benchmarks.peers import ours
 from experiments.benchmarks.problem import ROWS, SIZES, Row
 from experiments.benchmarks.worker import Failed, Missing, Worker
 
+ROOT = pathlib.Path(__file__).parents[2]
 FAKE = envs.Peer("fake", "tests.experiments.fake_peer", ("fake",), 11)
 ABSENT = envs.Peer("absent", "nowhere", ("no-such-package",), 11)
 
@@ -38,6 +43,7 @@ def run(tmp_path_factory):
     return config, json.loads((config.out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_is_measured(run):
     _, results = run
     assert set(results["rows"]) == {"cfg", "euler"}
@@ -52,12 +58,14 @@ def test_what_is_measured(run):
     assert cfg["flops"] == pytest.approx(cfg["floor_flops"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_samples_that_differ_are_not_timed(run):
     _, results = run
     reason = results["rows"]["euler"]["fake"]["missing"]
     assert "samples differ" in reason
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_be_installed_is_said_and_not_fatal(run):
     config, results = run
     assert results["absent"] == {"absent": "could not be installed: no matching distribution"}
@@ -65,6 +73,7 @@ def test_a_peer_that_cannot_be_installed_is_said_and_not_fatal(run):
     assert "* absent: could not be installed: no matching distribution." in page
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_results(run):
     config, results = run
     page = (config.docs / "benchmarks.md").read_text()
@@ -76,6 +85,122 @@ def test_the_page_holds_the_results(run):
     files = {p.name for p in (config.docs / "benchmarks").iterdir()}
     assert files == {"results.json", "figure.png"}
     assert all(line in page for line in report.claims(results))
+
+
+in_git = pytest.mark.skipif(
+    subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, cwd=ROOT).returncode != 0,
+    reason="no git repository",
+)
+
+
+@in_git
+@pytest.mark.slow
+def test_against_itself(tmp_path):
+    config = sampling.Config(
+        size="tiny", rounds=1, firsts=1, rows=("cfg",), against="HEAD", publish=True,
+        out=tmp_path / "run", docs=tmp_path / "docs",
+    )  # fmt: skip
+    sampling.main(config)
+    results = json.loads((tmp_path / "docs" / "benchmarks" / "against.json").read_text())
+    assert list(results["versions"]) == ["guidejax", results["against"]]
+    row = results["rows"]["cfg"]
+    assert row[results["against"]]["difference"] < 1e-3
+    assert len(row["guidejax"]["again_s"]) == 1
+    assert (tmp_path / "docs" / "against.md").read_text() == report.against(results)
+
+
+@in_git
+def test_the_earlier_guidejax_is_the_one_imported(tmp_path):
+    entry = sampling.earlier("HEAD", tmp_path / "then")
+    assert [path.name for path in (tmp_path / "then").iterdir()] == ["guidejax"]
+    (tmp_path / "then" / "guidejax" / "__init__.py").write_text("raise RuntimeError('earlier')")
+    worker = Worker(entry.environment.python, entry.module, tmp_path / "log.txt", entry.extra)
+    with pytest.raises(Failed, match="ended"):
+        worker.ask("first", 60)
+    worker.close()
+    assert "RuntimeError: earlier" in (tmp_path / "log.txt").read_text()
+
+
+@in_git
+def test_an_unknown_revision(tmp_path):
+    with pytest.raises(SystemExit, match="no-such-revision"):
+        envs.checkout("no-such-revision", tmp_path / "then")
+
+
+def test_against_table():
+    then = "guidejax 1234567"
+
+    def found(run, again, flops=2.0):
+        return {
+            "run_s": run, "floor_s": [1.0, 1.0, 1.0], "again_s": again, "flops": flops,
+            "instructions": 100,
+        }  # fmt: skip
+
+    results = {
+        "against": then,
+        "rows": {
+            "same": {
+                "guidejax": found([1.0, 2.0, 4.0], [3.0, 1.0]),
+                then: found([1.0, 2.0, 2.0], [3.0, 2.0]),
+            },
+            "more": {"guidejax": found([2.0] * 3, [1.0], 3.0), then: found([1.0] * 3, [1.0])},
+            "new": {"guidejax": found([1.0] * 3, [1.0]), then: {"missing": "no such solver"}},
+        },
+    }
+    _, _, same, more, new = report.against_table(results).splitlines()
+    assert same == (
+        "| same | 1.000 (1.000–2.000) | 1.000 (1.000–1.000) | 1.000 | 0.750 (0.500–1.000) | 1.000 |"
+    )
+    assert "| 1.500 |" in more
+    assert new.startswith("| new | guidejax 1234567: no such solver |")
+    assert report.slower(results) == ["* *more*, time: 2.0000.", "* *more*, FLOPs: 1.5000."]
+
+
+@pytest.mark.parametrize("knows_its_process", [True, False])
+@pytest.mark.parametrize("in_families", [True, False])
+def test_guidejax_of_any_revision_is_spoken_to(monkeypatch, knows_its_process, in_families):
+    """`sample` takes the process, or the denoiser knows it; names stand on top, or in families."""
+    if knows_its_process:
+
+        def sample(key, denoise, noise, **named):
+            return denoise, noise, named
+    else:
+
+        def sample(key, denoise, process, noise, **named):
+            assert process == "flow"
+            return denoise, noise, named
+
+    families = {
+        "processes": types.SimpleNamespace(rectified_flow=lambda: "flow"),
+        "schedules": types.SimpleNamespace(interval=lambda omega, lo, hi: (omega, lo, hi)),
+        "solvers": types.SimpleNamespace(heun=lambda: "heun"),
+    }
+    members = {} if in_families else {k: v for f in families.values() for k, v in vars(f).items()}
+    fake = types.SimpleNamespace(
+        sample=sample, cfg="cfg", guidance=lambda rule, omega: (rule, omega),
+        denoiser=lambda network, process, prediction, params: (process, prediction),
+        **(families if in_families else members),
+    )  # fmt: skip
+    monkeypatch.setattr(ours, "gj", fake)
+    arrays = on_device(problem.make(SIZES["tiny"]))
+    row = Row("part", "heun", lo=0.2, hi=0.8)
+    denoise, noise, named = ours.build(row, arrays).call(3.0, 0, arrays.labels)
+    assert denoise == ("flow", "velocity")
+    assert noise is arrays.noise
+    assert named["solver"] == "heun"
+    assert named["guidance"] == ("cfg", (3.0, 0.2, 0.8))
+    with pytest.raises(Missing, match="no such solver"):
+        ours.build(Row("rk4", "rk4"), arrays)
+
+
+def test_this_guidejax_as_a_contender():
+    made = problem.make(SIZES["tiny"])
+    row = Row("part", "ddim", lo=0.39, hi=0.59)
+    contender = JaxContender(ours.build, row, made)
+    assert np.isfinite(contender.first()).all()
+    cost = contender.cost()
+    assert 1 <= cost["flops"] / cost["floor_flops"] < 1.02
+    assert cost["instructions"] > cost["floor_instructions"] > 0
 
 
 def test_losses_and_claims():
@@ -137,6 +262,7 @@ def test_passes_of_rows():
     assert passes["interval of 20%"] == [(21, 1, 1), (10, 1, 2), (19, 1, 1)]
     assert passes["omega = 0"] == [(50, 1, 1)]
     assert passes["heun"] == [(49, 2, 2), (1, 1, 2)]
+    assert passes["midpoint"] == [(50, 2, 2)]
 
 
 def test_a_worker_that_fails_says_so(tmp_path):
@@ -183,6 +309,6 @@ def test_unknown_row():
 
 
 def test_the_published_page_is_what_its_results_make():
-    docs = pathlib.Path(__file__).parents[2] / "docs"
+    docs = ROOT / "docs"
     results = json.loads((docs / "benchmarks" / "results.json").read_text())
     assert (docs / "benchmarks.md").read_text() == report.page(results)

@@ -150,7 +150,8 @@ def digits(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("digits")
     data.prepare("digits", data_dir=path)
-    return lambda: data.grouped("digits", groups=2, per_group=3, seed=1, data_dir=path)
+    images = data.Images("digits", data_dir=path)
+    return lambda: data.grouped(images, groups=2, per_group=3, seed=1)
 
 
 def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):

@@ -209,7 +209,7 @@ def test_second_prediction_takes_the_next_step_s_omega():
         (lambda: solvers.edm_heun(0.9), "edm_heun expects gamma in"),
         (lambda: solvers.edm_heun(0.1, lo=2.0, hi=1.0), "lo ≤ hi"),
         (lambda: solvers.cfgpp(solvers.ddim(), 7.5), r"lam in \[0, 1\]"),
-        (lambda: solvers.cfgpp(solvers.heun()), "one prediction a step"),
+        (lambda: solvers.cfgpp(solvers.heun()), "one evaluation a step"),
     ],
 )
 def test_wrong_numbers(make, match):

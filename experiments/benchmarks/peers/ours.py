@@ -1,10 +1,13 @@
-"""guidejax."""
+"""guidejax: that of this revision, or of an earlier one whose folder comes first on sys.path.
+
+So it asks the guidejax that it finds where names are, and whether `sample` takes the process.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -12,40 +15,58 @@ import numpy as np
 import guidejax as gj
 from experiments.benchmarks.jax_worker import Arrays, Sampler, serve
 from experiments.benchmarks.problem import Row
-from guidejax import sampling, solvers
+from experiments.benchmarks.worker import Missing
 
-SOLVERS: dict[str, Callable[[Row], gj.solvers.Solver]] = {
-    "ddim": lambda row: solvers.ddim(row.number),
-    "euler": lambda row: solvers.euler(),
-    "heun": lambda row: solvers.heun(),
-    "edm_heun": lambda row: solvers.edm_heun(row.number),
-    "dpmpp_2m": lambda row: solvers.dpmpp_2m(row.number),
-    "ancestral": lambda row: solvers.ancestral(row.number),
-}
+# Those that take the row's number.
+NUMBERED = ("ddim", "edm_heun", "dpmpp_2m", "ancestral")
+
+
+def named(family: str, name: str) -> Callable[..., Any]:
+    """`gj.family.name`, or `gj.name` where the family's members stand on top.
+
+    Raises:
+        Missing: If this guidejax has neither.
+    """
+    for place in (getattr(gj, family, None), gj):
+        if found := getattr(place, name, None):
+            return found
+    raise Missing(f"no such {family.removesuffix('s')}")
+
+
+def solver_of(row: Row, omega: Any) -> Any:
+    """The row's; CFG++ takes λ."""
+    if row.solver == "cfgpp":
+        return named("solvers", "cfgpp")(named("solvers", "ddim")(), omega)
+    make = named("solvers", row.solver)
+    return make(row.number) if row.solver in NUMBERED else make()
 
 
 def build(row: Row, arrays: Arrays) -> Sampler:
     """`guidejax.sample`, called as a user calls it."""
-    process = gj.processes.rectified_flow()
-    denoise = gj.denoiser(arrays.network, process, "velocity", params=arrays.params)
+    process = named("processes", "rectified_flow")()
+    draw: Any = gj.sample  # its arguments are the revision's
+    given = [process] if "process" in inspect.signature(draw).parameters else []
+    denoise = gj.denoiser(arrays.network, process, prediction="velocity", params=arrays.params)
     times = np.asarray(arrays.times)
+    solver_of(row, row.omega)  # says at once where there is none
 
-    def call(omega: float, seed: int, labels: Any) -> Any:
-        if row.solver == "cfgpp":
-            solver, guidance = solvers.cfgpp(solvers.ddim(), omega), None
-        else:
-            weight = omega if row.whole else gj.interval(omega, row.lo, row.hi)
-            solver, guidance = SOLVERS[row.solver](row), gj.guidance(gj.cfg, weight)
-        return gj.sample(
-            jax.random.key(seed), denoise, arrays.noise, cond=labels, uncond=arrays.null,
-            guidance=guidance, solver=solver, times=times,
+    def sample(omega: Any, key: Any, labels: Any, noise: Any, denoise: Any) -> Any:
+        weight = omega if row.whole else named("schedules", "interval")(omega, row.lo, row.hi)
+        guidance = None if row.solver == "cfgpp" else gj.guidance(gj.cfg, omega=weight)
+        return draw(
+            key, denoise, *given, noise, cond=labels, uncond=arrays.null, guidance=guidance,
+            solver=solver_of(row, omega), times=times,
         )  # fmt: skip
 
+    def call(omega: float, seed: int, labels: Any) -> Any:
+        return sample(omega, jax.random.key(seed), labels, arrays.noise, denoise)
+
     def program() -> Any:
-        """The program that `call` runs: what its one jitted function is given, lowered again."""
-        with mock.patch.object(sampling, "_run", wraps=sampling._run) as seen:
-            call(row.omega, 0, arrays.labels)
-        return sampling._run.lower(*seen.call_args.args, **seen.call_args.kwargs).compile()
+        """What a user's own jit makes of the same call; ω = 0 is known there, and traced others."""
+        traced = (jax.random.key(0), arrays.labels, arrays.noise, denoise)
+        if row.omega == 0:
+            return jax.jit(lambda *rest: sample(0.0, *rest)).lower(*traced).compile()
+        return jax.jit(sample).lower(row.omega, *traced).compile()
 
     return Sampler(call, program)
 
