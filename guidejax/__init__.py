@@ -54,6 +54,8 @@ from guidejax.weights import to_scale as to_scale
 if TYPE_CHECKING:
     from guidejax import data as data
 
+__version__ = "0.1.0.dev0"
+
 # Submodules that need an extra, imported when they are first looked at.
 _LAZY = ("data",)
 

@@ -189,7 +189,7 @@ def shard_like(value: Array, x: Array) -> Array:
     if not len(sharding.spec) or sharding.spec[0] is None:
         return value
     spec = jax.sharding.PartitionSpec(sharding.spec[0])
-    return jax.reshard(value, jax.sharding.NamedSharding(sharding.mesh, spec))
+    return jax.sharding.reshard(value, jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 def check_finite(what: str, value: Any) -> None:

@@ -9,21 +9,18 @@ import pytest
 from jax.sharding import AxisType
 
 DEVICES = 8
-# Tests of numbers from programs that compile for longer than they run: without XLA's optimizations
-# they take a quarter less time. Rules are not among them, for what those promise bit for bit must
-# hold in optimized programs; nor is `test_optimized` of the metrics, which sees to that itself.
-NUMBERS = ("analytic", "experiments", "metrics", "solvers", "weights", "test_public_api")
-NUMBERS += ("test_sampling", "test_sampling_branches", "test_sampling_keep")
-NUMBERS += ("test_closed_forms", "test_frechet_moments", "test_gradients")  # these of learning
-NUMBERS += ("test_objectives", "test_sharding")
-# Begun first, for a process that is left alone with one of them at the end is waited for.
-LONG = ("test_colabs", "test_digits")
+# Virtual ones, for this process alone: the experiments and notebooks that tests start have one.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", DEVICES)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _optimizations(request):
-    """Compile fast rather than well where only the numbers are tested."""
-    fast = not {request.path.parent.name, request.path.stem}.isdisjoint(NUMBERS)
+    """Compile fast rather than well: most programs here compile for longer than they run.
+
+    What a module promises bit for bit must hold in optimized programs; it marks itself `optimized`.
+    """
+    fast = request.node.get_closest_marker("optimized") is None
     if fast != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()  # No program is of the other kind.
         jax.config.update("jax_disable_most_optimizations", fast)
@@ -37,9 +34,6 @@ def x64():
 
 
 def _mesh(shape, names, kind):
-    if jax.device_count() < DEVICES:
-        # The README's second run gives them; on one device there is nothing to share.
-        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
     kind = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}[kind]
     return jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
 
@@ -57,8 +51,12 @@ def branch_mesh(request):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what only eight devices can show, so that the second run need not repeat the rest."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    """Mark what needs the devices: what takes a mesh of them."""
     for item in items:
         if {"mesh", "branch_mesh"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.devices)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("devices") and jax.device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices")

@@ -11,6 +11,8 @@ from guidejax.processes import from_x0, to_x0
 from guidejax.rules import RULES, make_rule
 from guidejax.weights import Step
 
+pytestmark = pytest.mark.optimized
+
 SPACES = ("x0", "eps", "v", "velocity", "score")
 PROCESS = gj.processes.rectified_flow()
 T, S = np.array([0.8, 0.4]), np.array([0.6, 0.1])

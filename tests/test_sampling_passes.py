@@ -14,6 +14,8 @@ import guidejax as gj
 from guidejax.rules import make_rule
 from tests.helpers import sample
 
+pytestmark = pytest.mark.optimized
+
 PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
 BATCH, STEPS = 8, 8

@@ -66,8 +66,6 @@ def test_jit_of_a_sharded_batch(mesh, alone):
 
 @pytest.mark.devices
 def test_pmap(alone):
-    if jax.device_count() < 8:
-        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
     split = lambda a: a.reshape(8, N // 8, *a.shape[1:])
     state = begin(SGD)
     mapped = jax.pmap(functools.partial(step, axis_name="data"), "data", in_axes=(None, 0, 0))
@@ -107,8 +105,6 @@ def test_fit_omega_on_a_mesh(mesh, one_device, name):
 
 @pytest.mark.devices
 def test_fit_omega_on_a_mesh_of_two_axes_resumes_on_one_device(tmp_path, one_device):
-    if jax.device_count() < 8:
-        pytest.skip("needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
     mesh = jax.make_mesh((4, 2), ("replica", "data"), axis_types=(AxisType.Explicit,) * 2)
     data, rest = batches(4, N, shape=(1,)), options("energy")
     fit(data, **{**rest, "steps": 3}, mesh=mesh, checkpoint_dir=tmp_path)

@@ -10,11 +10,7 @@ import pytest
 
 from guidejax.metrics import energy_distance, pairwise_distance_power
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _optimizations():
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.optimized
 
 
 def draw(seed, *shape):

@@ -19,6 +19,8 @@ from guidejax.rules import RULES, Rule, cfg
 from guidejax.rules.base import CONTEXT
 from guidejax.weights import Step
 
+pytestmark = pytest.mark.optimized
+
 BATCH, SHAPE = 3, (4, 4, 3)
 OMEGA = (0.5, 2.0, 5.0)
 TIMES = (0.9, 0.6, 0.35)
