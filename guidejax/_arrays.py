@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,17 +23,35 @@ def accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def upcast(x: Array) -> Array:
-    """`x` in the dtype its reductions run in."""
+def upcast(x: Array | float) -> Array:
+    """`x` as an array in the dtype its reductions run in."""
+    x = jnp.asarray(x)
     return x.astype(accumulator(x.dtype))
 
 
+def restore(value: Array, like: Array | float) -> Array:
+    """`value` in the dtype of `like`; as it is where `like` holds integers."""
+    dtype = jnp.result_type(like)
+    return value.astype(dtype) if jnp.issubdtype(dtype, jnp.inexact) else value
+
+
 def expand(value: Array | float, x: Array) -> Array:
-    """Give a scalar or (batch,) `value` trailing axes so that it broadcasts against `x`."""
+    """Give a scalar or (batch,) `value` trailing axes so that it broadcasts against `x`.
+
+    An array with as many axes as `x` is left as it is: (1, 1, 1, channels) is one number a channel.
+
+    Raises:
+        ValueError: If it has another number of axes.
+    """
     value = jnp.asarray(value)
-    if value.ndim == 0:
+    if value.ndim == 0 or value.ndim == x.ndim:
         return value
-    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+    if value.ndim != 1 or x.ndim == 0:
+        raise ValueError(
+            f"a number of shape {value.shape} doesn't go with an array of shape {x.shape}; "
+            "expected a scalar, (batch,), or as many axes as the array has."
+        )
+    return value.reshape(value.shape + (1,) * (x.ndim - 1))
 
 
 @jax.custom_jvp
@@ -64,31 +84,97 @@ def combine(coefficients: tuple[Array | float, ...], *terms: Tree) -> Tree:
     return tree_map(one, *terms)
 
 
-def dot(a: Array, b: Array) -> Array:
-    """⟨a, b⟩ of each sample over all non-batch axes, shape (batch,)."""
-    return jnp.sum(upcast(a) * upcast(b), axis=tuple(range(1, a.ndim)))
+Axes = int | tuple[int, ...] | None
+
+
+def _axes(a: Array, axis: Axes) -> int | tuple[int, ...]:
+    return tuple(range(1, a.ndim)) if axis is None else axis
+
+
+def dot(a: Array, b: Array, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """⟨a, b⟩ over `axis`; None is all axes but the batch's, which gives shape (batch,)."""
+    return jnp.sum(upcast(a) * upcast(b), axis=_axes(a, axis), keepdims=keepdims)
 
 
 def square_norm(a: Array) -> Array:
-    """‖a‖² of each sample, shape (batch,)."""
+    """‖a‖² of each sample, shape (batch,); beyond 10¹⁹ and below 10⁻¹⁹ float32 doesn't hold it."""
     return dot(a, a)
 
 
-def norm(a: Array) -> Array:
-    """‖a‖ of each sample, shape (batch,); its gradient at a = 0 is 0, not NaN."""
-    return safe_sqrt(square_norm(a))
+def magnitude(*arrays: Array, axis: Axes = None) -> Array:
+    """A power of two near the largest |element| of each vector, without gradient; axes are kept.
+
+    What is divided by it can be squared, whatever its size, and loses no bit by that. Of several
+    arrays it is the magnitude of the largest; where all are 0 it is the least that has an inverse.
+    """
+    peaks = [jnp.max(jnp.abs(upcast(a)), axis=_axes(a, axis), keepdims=True, initial=0) for a in arrays]
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    limits = jnp.finfo(peak.dtype)
+    peak = jnp.clip(peak, 4 * limits.tiny, limits.max / 256)
+    return peak / (2 * jnp.frexp(peak)[0])
+
+
+def norm(a: Array, axis: Axes = None, *, keepdims: bool = False) -> Array:
+    """‖a‖ over `axis`; None is all axes but the batch's, which gives shape (batch,).
+
+    Right for elements of any size: nothing is squared before it is scaled. Its gradient at a = 0
+    is 0.
+    """
+    size = magnitude(a, axis=axis)
+    small = upcast(a) / size
+    length = size * safe_sqrt(dot(small, small, axis, keepdims=True))
+    return length if keepdims else jnp.squeeze(length, _axes(a, axis))
+
+
+def unit(a: Array, axis: Axes = None) -> Array:
+    """a/‖a‖ over `axis`, None being all axes but the batch's; 0 where a = 0."""
+    small = upcast(a) / magnitude(a, axis=axis)
+    return small * safe_divide(1.0, safe_sqrt(dot(small, small, axis, keepdims=True)))
+
+
+def project(a: Array, onto: Array) -> Array:
+    """P(a), the component of `a` along `onto`, for each sample; 0 where `onto` is 0."""
+    direction = unit(onto)
+    return expand(dot(a, direction), a) * direction
 
 
 def safe_sqrt(x: Array) -> Array:
-    """√x for x ≥ 0, with gradient 0 where x = 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    """√x, and 0 with gradient 0 where x ≤ 0."""
+    zero = x <= 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+@jax.custom_jvp
+def _divide(a: Array, b: Array) -> Array:
+    """a / b, whose derivative squares nothing: JAX's own has b⁻², beyond float32 from 10⁻¹⁹."""
+    return a / b
+
+
+@_divide.defjvp
+def _(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    ratio = _divide(a, b)
+    return ratio, _divide(da - ratio * db, b)
 
 
 def safe_divide(a: Array | float, b: Array, otherwise: float = 0.0) -> Array:
-    """a / b, and `otherwise` (with gradient 0) where b = 0."""
-    nonzero = b != 0
-    return jnp.where(nonzero, a / jnp.where(nonzero, b, 1), otherwise)
+    """a / b, and `otherwise` with gradient 0 where b = 0; NaN where either is NaN."""
+    dtype = jnp.result_type(a, b, 0.0)
+    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    zero = b == 0
+    ratio = _divide(a, jnp.where(zero, 1, b))
+    return jnp.where(zero, jnp.where(jnp.isnan(a), a, otherwise), ratio)
+
+
+def shrink_to(size: Array, most: Array) -> Array:
+    """min(1, most/size): the factor by which what is `size` long gets no longer than `most`."""
+    within = size <= most
+    return jnp.where(within, 1, safe_divide(jnp.where(within, 1, most), jnp.where(within, 1, size)))
+
+
+def flatten(x: Array) -> Array:
+    """(batch, elements); a batch of 0 too, where `reshape(0, -1)` doesn't know the second."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def quantile(x: Array, q: Array | float, axis: int = 1) -> Array:

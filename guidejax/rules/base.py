@@ -3,10 +3,11 @@
     @rule(space="x0", paper="arXiv 2506.11039, Algorithm 1")
     def adg(cond, uncond, omega, *, max_angle=jnp.pi / 3): ...
 
-The signature is the declaration. Parameters without a default are what the rule combines:
-`omega`, branches (`cond`, `uncond`, `negative`, `weak`, any name), `guided` (the prediction so far,
-which makes the rule a refinement to chain after another) and what the sampler knows (`CONTEXT`).
-Keyword parameters with a default are the rule's numbers; any may be a `Weight`.
+The signature is the declaration. Positional parameters are what the rule combines: `omega`,
+branches (`cond`, `uncond`, `negative`, `weak`, any name), `guided` (the prediction so far, which
+makes the rule a refinement to chain after another) and what the sampler knows (`CONTEXT`).
+Keyword-only parameters are the rule's numbers, with or without a default; any may be a `Weight`.
+Calling a rule computes; `bind` sets its numbers.
 """
 
 from __future__ import annotations
@@ -20,62 +21,86 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from guidejax._arrays import Array, accumulator, square_norm
+
 # What `guidance` can hand a rule besides the branches: the state, the times of the step, the
 # process and the rule's own carried state.
 CONTEXT = ("x", "t", "s", "process", "state")
 SPACES = ("any", "x0", "eps", "v", "velocity", "score", "log_prob")
 
-Gate = Callable[[Mapping[str, Any]], Any]
+# The default of a number that has none.
+REQUIRED = inspect.Parameter.empty
+
+# For a branch, the weight with which it enters, made of ω and the numbers by name.
+Need = Callable[[Mapping[str, Any]], Any]
 
 
-def any_of(*names: str) -> Gate:
-    """The gate of a branch that matters wherever one of these numbers isn't 0.
+def any_of(*names: str) -> Need:
+    """The need of a branch that matters wherever one of these numbers isn't 0.
 
     A sum of weights is on where any of its terms is, though their values cancel.
     """
     return lambda numbers: functools.reduce(operator.add, (numbers[name] for name in names))
 
 
-REGISTRY: dict[str, Rule] = {}
+def per_sample(x: Array, value: float, dtype: jnp.dtype) -> Array:
+    """(batch,) of `value`, sharded as the batch of `x` is."""
+    return jnp.full_like(square_norm(x), value, dtype=dtype)
+
+
+def buffer(x: Array) -> Array:
+    """Zeros of the shape and sharding of `x`, in the dtype that rules compute in."""
+    return jnp.zeros_like(x, accumulator(x.dtype))
+
+
+# Every rule of the library, by name.
+RULES: dict[str, Rule] = {}
 
 
 @dataclasses.dataclass(eq=False)
 class Rule:
-    """A combination rule: call it on arrays, bind it in `guidance`, or chain it.
+    """A combination rule: call it on arrays, bind its numbers, or chain it.
 
-    Calling with arrays computes. Calling without them (`adg(max_angle=1.0)`, or a number alone,
-    `rescale(0.7)`) binds its numbers for use in `guidance` and `chain`.
+    `adg(cond, uncond, 4.0, max_angle=1.0)` computes, as the function does;
+    `adg.bind(max_angle=1.0)` sets numbers for `guidance` and `chain`.
 
     Attributes:
         fn: The function.
+        name: Its name in `guidejax`.
         space: Where its paper defines it: "x0", "eps", "v", "velocity", "score"; "any" where the
             result is the same in all of them, so that nothing is converted.
         paper: Source.
+        takes: What it combines, in the order of a call: branches, `omega`, `guided`, `CONTEXT`.
+        numbers: Its numbers and their defaults, `REQUIRED` for one that has none.
         init: For a rule with state, `init(x) -> state`; the function then takes `state` and
             returns `(guided, state)`.
         exact_at_zero: Whether ω = 0 returns `cond`.
         static: Names of numbers that are structure (an option, a count), not traced.
-        gates: For a branch, the weight that it enters with, made of ω and the numbers by name.
+        needs: For a branch, the weight with which it enters, made of ω and the numbers by name.
             Where that is known to be 0 the branch isn't evaluated, and `cond` stands in for it.
         wants: For a rule whose state lets its branches go, `wants(state, **options)`: (batch,)
             flags, False where this step needs `cond` alone. The others then come as None.
+        renamed: What the function calls the arguments that `on` gave another name.
     """
 
     fn: Callable[..., Any]
+    name: str
     space: str
     paper: str
-    init: Callable[[Any], Any] | None
-    exact_at_zero: bool
-    static: tuple[str, ...]
     takes: tuple[str, ...]
-    defaults: Mapping[str, Any]
-    gates: Mapping[str, Gate] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[str, Any]
+    init: Callable[[Any], Any] | None = None
+    exact_at_zero: bool = True
+    static: tuple[str, ...] = ()
+    needs: Mapping[str, Need] = dataclasses.field(default_factory=dict)
     wants: Callable[..., Any] | None = None
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """Its name in `guidejax`."""
-        return self.fn.__name__
+    def __post_init__(self) -> None:
+        functools.update_wrapper(self, self.fn, updated=())
+        self.__name__ = self.name
+        if self.renamed:
+            del self.__wrapped__  # its parameters have other names
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -83,28 +108,69 @@ class Rule:
         return tuple(n for n in self.takes if n not in (*CONTEXT, "omega", "guided"))
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """Its numbers that have a default."""
+        return {name: value for name, value in self.numbers.items() if value is not REQUIRED}
+
+    @property
     def refines(self) -> bool:
         """Whether it takes the prediction of the rule before it."""
         return "guided" in self.takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Combine predictions, or, without them, bind the rule's numbers."""
-        # Samples lead with a batch axis, so a bare number is never one; nor is a schedule.
-        binds = callable(args[0]) or jnp.ndim(args[0]) == 0 if args else self.takes[0] not in kwargs
-        if binds:
-            numbers = dict(zip(self.defaults, args, strict=False)) | kwargs
-            return Bound(self, self.check_numbers(numbers))
-        return self.fn(*args, **kwargs)
+        """Combine predictions.
 
-    def check_numbers(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """`numbers` over the defaults, or an error that names what is unknown."""
-        unknown = sorted(set(numbers) - set(self.defaults))
-        if unknown:
+        Args:
+            *args: What the rule `takes`, in that order; by name too.
+            **kwargs: Its numbers.
+
+        Raises:
+            TypeError: If an argument is missing, given twice, unknown, or one too many.
+        """
+        given = dict(zip(self.takes, args, strict=False))
+        if len(args) > len(self.takes) or given.keys() & kwargs.keys():
+            raise TypeError(
+                f"{self.name} takes {', '.join(self.takes)}, once each, and numbers by name; got "
+                f"{len(args)} positional arguments and {', '.join(kwargs) or 'none'} by name."
+            )
+        given |= kwargs
+        if unknown := given.keys() - {*self.takes, *self.numbers}:
+            raise TypeError(
+                f"{self.name} takes no argument {', '.join(sorted(unknown))}; it takes "
+                f"{', '.join((*self.takes, *self.numbers))}."
+            )
+        if missing := {*self.takes, *self.numbers} - {*self.defaults, *given}:
+            raise TypeError(
+                f"{self.name} computes and needs {', '.join(sorted(missing))}; to set its numbers "
+                f"for guidance or a chain, {self.name}.bind(...)."
+            )
+        given = self.defaults | given
+        return self.fn(**{self.renamed.get(name, name): value for name, value in given.items()})
+
+    def bind(self, **numbers: Any) -> Bound:
+        """The rule with its numbers set, for `guidance` and `chain`.
+
+        Args:
+            **numbers: Each a number or a `Weight`; the others keep their defaults.
+
+        Raises:
+            ValueError: If it has no such number, or one without a default is not given.
+
+        Example:
+            >>> from guidejax.rules import rescale
+            >>> rescale.bind(phi=0.5).numbers
+            {'phi': 0.5}
+        """
+        if unknown := sorted(numbers.keys() - self.numbers.keys()):
             raise ValueError(
                 f"{self.name} has no number named {', '.join(unknown)}; it takes "
-                f"{', '.join(self.defaults) or 'none'}."
+                f"{', '.join(self.numbers) or 'none'}."
             )
-        return {**self.defaults, **numbers}
+        if missing := sorted(self.numbers.keys() - {*self.defaults, *numbers}):
+            raise ValueError(
+                f"{self.name} needs a value for {', '.join(missing)}, which has no default."
+            )
+        return Bound(self, self.defaults | numbers)
 
     def on(self, **branches: str) -> Rule:
         """The same rule on branches of other names, so that one rule can work twice in a chain.
@@ -136,22 +202,18 @@ def _renamed(rule: Rule, names: tuple[tuple[str, str], ...]) -> Rule:
         )
     takes = tuple(new.get(name, name) for name in rule.takes)
     for name in new.values():
-        taken = {*CONTEXT, *rule.defaults, "cond", "guided", "omega"}
+        taken = {*CONTEXT, *rule.numbers, "cond", "guided", "omega"}
         if not name.isidentifier() or name in taken or takes.count(name) > 1:
             raise ValueError(
                 f"{rule.name}: {name!r} can't name this branch; expected an identifier that "
                 "isn't taken."
             )
-    old = {name: branch for branch, name in names}
-
-    @functools.wraps(rule.fn)
-    def fn(*args: Any, **kwargs: Any) -> Any:
-        return rule.fn(*args, **{old.get(name, name): value for name, value in kwargs.items()})
-
-    gates = {new.get(name, name): gate for name, gate in rule.gates.items()}
-    made = dataclasses.replace(rule, fn=fn, takes=takes, gates=gates)
-    functools.update_wrapper(made, fn, updated=())
-    return made
+    return dataclasses.replace(
+        rule,
+        takes=takes,
+        needs={new.get(name, name): need for name, need in rule.needs.items()},
+        renamed={new.get(n, n): rule.renamed.get(n, n) for n in rule.branches},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,15 +229,20 @@ def make_rule(
     *,
     space: str,
     paper: str = "",
+    name: str | None = None,
+    takes: tuple[str, ...] | None = None,
+    numbers: Mapping[str, Any] | None = None,
     init: Callable[[Any], Any] | None = None,
     exact_at_zero: bool = True,
     static: tuple[str, ...] = (),
-    gates: Mapping[str, Gate] | None = None,
+    needs: Mapping[str, Need] | None = None,
     wants: Callable[..., Any] | None = None,
 ) -> Rule:
     """A `Rule` of any function whose signature follows the convention above, unregistered.
 
-    Where ω = 0 gives `cond`, every other branch is gated by ω; `gates` adds to that.
+    A function `fn(**given)`, whose arguments its signature doesn't name, states them as `takes`
+    and `numbers`. Where ω = 0 gives `cond`, every other branch is needed where ω isn't 0; `needs`
+    adds to that. The other arguments are the attributes of a `Rule`.
 
     Raises:
         ValueError: If the space is unknown or the signature doesn't follow the convention.
@@ -183,36 +250,64 @@ def make_rule(
     Example:
         >>> def halfway(cond, uncond, omega, *, share=0.5):
         ...     return cond + share * omega * (cond - uncond)
-        >>> make_rule(halfway, space="any")(share=0.25).numbers
+        >>> make_rule(halfway, space="any").bind(share=0.25).numbers
         {'share': 0.25}
+        >>> mean = make_rule(
+        ...     lambda **given: (given["cond"] + given["other"]) / 2,
+        ...     space="any", name="mean", takes=("cond", "other"), exact_at_zero=False,
+        ... )
+        >>> mean(1.0, 3.0)
+        2.0
     """
+    name = name or getattr(fn, "__name__", type(fn).__name__)
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; expected one of {', '.join(SPACES)}.")
-    takes, defaults = [], {}
-    for name, parameter in inspect.signature(fn).parameters.items():
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise ValueError(f"{fn.__name__}: name every parameter; got *{name}.")
-        if parameter.default is parameter.empty:
-            takes.append(name)
-        else:
-            defaults[name] = parameter.default
-    if not {"cond", "guided"} & set(takes):
-        raise ValueError(f"{fn.__name__}: a rule takes `cond`, `guided` or both; it takes {takes}.")
-    if (init is not None) != ("state" in takes):
+    if takes is None:
+        takes, numbers = _declared(fn, name)
+    numbers = dict(numbers or {})
+    if reserved := sorted(numbers.keys() & {*takes, *CONTEXT, "omega", "cond", "guided"}):
         raise ValueError(
-            f"{fn.__name__}: a rule with state has `init` and takes `state`, or neither."
+            f"{name}: {', '.join(reserved)} can't be a number; what a rule combines is positional."
         )
-    made = Rule(fn, space, paper, init, exact_at_zero, tuple(static), tuple(takes), defaults)
+    if not {"cond", "guided"} & set(takes):
+        raise ValueError(f"{name}: a rule takes `cond`, `guided` or both; it takes {takes}.")
+    if (init is not None) != ("state" in takes):
+        raise ValueError(f"{name}: a rule with state has `init` and takes `state`, or neither.")
+    made = Rule(
+        fn, name, space, paper, tuple(takes), numbers, init, exact_at_zero, tuple(static),
+        wants=wants,
+    )  # fmt: skip
     if exact_at_zero and "omega" in takes:
-        made.gates = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))
-    made.gates = {**made.gates, **(gates or {})}
-    made.wants = wants
-    functools.update_wrapper(made, fn, updated=())
+        made.needs = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))
+    made.needs = {**made.needs, **(needs or {})}
     return made
+
+
+def _declared(fn: Callable[..., Any], name: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What a signature combines, and its numbers."""
+    takes, numbers = [], {}
+    for each, parameter in inspect.signature(fn).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise ValueError(
+                f"{name}: name every parameter, or give takes and numbers; got *{each}."
+            )
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            numbers[each] = parameter.default
+        elif parameter.kind is parameter.POSITIONAL_ONLY or parameter.default is not REQUIRED:
+            raise ValueError(
+                f"{name}: {each} is positional-only or has a default; a rule's numbers follow a "
+                "bare *, what it combines comes before it and has no default."
+            )
+        else:
+            takes.append(each)
+    return tuple(takes), numbers
 
 
 def rule(**facts: Any) -> Callable[[Callable[..., Any]], Rule]:
     """Decorator: declare a rule's facts (`make_rule`) and list it, which also tests it.
+
+    Raises:
+        ValueError: If the name is taken; `make_rule` makes a rule without listing it.
 
     Example:
         >>> @rule(space="velocity", paper="folklore")
@@ -220,13 +315,18 @@ def rule(**facts: Any) -> Callable[[Callable[..., Any]], Rule]:
         ...     return cond + omega * (cond - uncond) / 2
         >>> halfway
         <rule halfway, space velocity>
-        >>> REGISTRY.pop("halfway").branches  # not one of the library's
+        >>> RULES.pop("halfway").branches  # not one of the library's
         ('cond', 'uncond')
     """
 
     def declare(fn: Callable[..., Any]) -> Rule:
         made = make_rule(fn, **facts)
-        REGISTRY[made.name] = made
+        if made.name in RULES:
+            raise ValueError(
+                f"there is a rule {made.name} already; choose another name, or make_rule, which "
+                "lists nothing."
+            )
+        RULES[made.name] = made
         return made
 
     return declare

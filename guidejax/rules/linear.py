@@ -6,26 +6,32 @@ Each starts at the conditional prediction and adds weighted differences of two p
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
-from guidejax._arrays import Array, accumulator, expand
+from guidejax._arrays import Array, expand, restore, upcast
 from guidejax.rules.base import CONTEXT, Rule, any_of, make_rule, rule
 
 _LIU = "Liu et al., arXiv 2206.01714"
 _LTX = "HaCohen et al., arXiv 2601.03233"
 
 
-def _extrapolate(base: Array, *terms: tuple[Array | float, Array, Array]) -> Array:
-    """`base` + Σ weight · (towards − away) over `terms`, in the dtype of `base`."""
-    wide = accumulator(base.dtype)
-    total = base.astype(wide)
+def _extrapolate(
+    base: Array, *terms: tuple[tuple[Array | float, ...] | Array | float, Array, Array]
+) -> Array:
+    """`base` + Σ weight · (towards − away) over `terms`, in the dtype of `base`.
+
+    A weight is a number or the factors of one, each a scalar, (batch,) or an array of as many
+    axes as the predictions.
+    """
+    total = upcast(base)
     for weight, towards, away in terms:
-        difference = towards.astype(wide) - away.astype(wide)
-        total = total + expand(weight, total).astype(wide) * difference
-    return total.astype(base.dtype)
+        shift = upcast(towards) - upcast(away)
+        for factor in reversed(weight if isinstance(weight, tuple) else (weight,)):
+            shift = expand(factor, shift).astype(shift.dtype) * shift
+        total = total + shift
+    return restore(total, base)
 
 
 @rule(space="any", paper="Ho & Salimans, arXiv 2207.12598, Eq. (6)")
@@ -33,12 +39,14 @@ def cfg(cond: Array, uncond: Array, omega: Array) -> Array:
     """Classifier-free guidance: c + ω (c − u).
 
     Ho & Salimans 2207.12598, Eq. (6); Galashov et al. 2510.00815, Eq. (7). The common scale
-    w = ω + 1 has u + w (c − u): `from_scale(w)` gives ω.
+    w = ω + 1 has u + w (c − u): `from_scale(w)` gives ω. As in every linear rule, an ω with as
+    many axes as c weighs parts of a sample by themselves: (1, 1, 1, channels) has one ω a channel.
+    DiT guides three of its four channels, ω · (1, 1, 1, 0).
 
     Args:
         cond: Conditional prediction c, (batch, ...), in any space.
         uncond: Unconditional prediction u, the same shape and space.
-        omega: ω, scalar or (batch,); 0 returns `cond` exactly.
+        omega: ω, scalar, (batch,), or as many axes as `cond`; 0 returns `cond` exactly.
 
     Returns:
         The guided prediction, in the dtype of `cond`.
@@ -77,7 +85,7 @@ def autoguidance(cond: Array, weak: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Karras et al., arXiv 2406.02507",
-    gates={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
+    needs={"weak": lambda numbers: numbers["omega"] * numbers["mix"]},
 )
 def mixed_autoguidance(
     cond: Array, uncond: Array, weak: Array, omega: Array, *, mix: Array | float = 0.5
@@ -103,7 +111,7 @@ def mixed_autoguidance(
         >>> mixed_autoguidance(c, u, k, 2.0).tolist()
         [[5.0]]
     """
-    return _extrapolate(cond, (omega * (1 - mix), cond, uncond), (omega * mix, cond, weak))
+    return _extrapolate(cond, ((omega, 1 - mix), cond, uncond), ((omega, mix), cond, weak))
 
 
 @rule(space="any", paper="folklore")
@@ -132,10 +140,10 @@ def negative_prompt(cond: Array, negative: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ban et al., arXiv 2406.02965",
-    gates={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
+    needs={"negative": lambda numbers: numbers["omega"] * numbers["share"]},
 )
 def timed_negative(
-    cond: Array, negative: Array, uncond: Array, omega: Array, *, gate: Array | float = 1.0
+    cond: Array, negative: Array, uncond: Array, omega: Array, *, share: Array | float = 1.0
 ) -> Array:
     """Negative prompt on some steps: c + ω (c − [u + g (m − u)]).
 
@@ -148,7 +156,7 @@ def timed_negative(
         negative: Prediction m under the negative prompt, the same shape and space.
         uncond: Unconditional prediction u, the same shape and space.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
-        gate: g, scalar or (batch,).
+        share: g, scalar or (batch,); 1 is `negative_prompt`, 0 is `cfg`.
 
     Returns:
         The guided prediction, in the dtype of `cond`.
@@ -156,17 +164,17 @@ def timed_negative(
     Example:
         >>> import jax.numpy as jnp
         >>> c, m, u = jnp.array([[2.0]]), jnp.array([[1.0]]), jnp.array([[0.0]])
-        >>> [timed_negative(c, m, u, 2.0, gate=g).item() for g in (0.0, 0.5, 1.0)]
+        >>> [timed_negative(c, m, u, 2.0, share=g).item() for g in (0.0, 0.5, 1.0)]
         [6.0, 5.0, 4.0]
     """
-    return _extrapolate(cond, (omega, cond, uncond), (omega * gate, uncond, negative))
+    return _extrapolate(cond, (omega, cond, uncond), ((omega, share), uncond, negative))
 
 
 @rule(
     space="any",
     paper=f"{_LIU}, conjunction",
     exact_at_zero=False,
-    gates={
+    needs={
         "other": itemgetter("other_weight"),
         "uncond": any_of("omega", "other_weight"),
     },
@@ -195,14 +203,14 @@ def compose_and(
         >>> compose_and(c, o, u, 1.0).tolist()
         [[7.0]]
     """
-    return _extrapolate(cond, (omega, cond, uncond), (other_weight * (1 + omega), other, uncond))
+    return _extrapolate(cond, (omega, cond, uncond), ((other_weight, 1 + omega), other, uncond))
 
 
 @rule(
     space="any",
     paper=f"{_LIU}, negation",
     exact_at_zero=False,
-    gates={
+    needs={
         "negative": itemgetter("negative_weight"),
         "uncond": any_of("omega", "negative_weight"),
     },
@@ -236,15 +244,15 @@ def compose_not(
         >>> compose_not(c, m, u, 1.0).tolist()
         [[-1.0]]
     """
-    weight = negative_weight * (1 + omega)
-    return _extrapolate(cond, (omega, cond, uncond), (weight, uncond, negative))
+    away = (negative_weight, 1 + omega)
+    return _extrapolate(cond, (omega, cond, uncond), (away, uncond, negative))
 
 
 @rule(
     space="any",
     paper="Brooks et al., arXiv 2211.09800, Eq. (3)",
     exact_at_zero=False,
-    gates={
+    needs={
         "partial": lambda numbers: numbers["omega"] + numbers["partial_omega"],
         "uncond": itemgetter("partial_omega"),
     },
@@ -305,7 +313,7 @@ def perturbation(cond: Array, perturbed: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ahn et al., arXiv 2403.17377; Hong, 2408.00760; Hyung et al., 2411.18664",
-    gates={"perturbed": itemgetter("perturbed_omega")},
+    needs={"perturbed": itemgetter("perturbed_omega")},
 )
 def add_perturbation(
     guided: Array, cond: Array, perturbed: Array, *, perturbed_omega: Array | float = 3.0
@@ -338,7 +346,7 @@ def add_perturbation(
     space="any",
     paper=_LTX,
     exact_at_zero=False,
-    gates={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
+    needs={"uncond": itemgetter("omega"), "perturbed": itemgetter("perturbed_omega")},
 )
 def stacked(
     cond: Array,
@@ -408,21 +416,27 @@ def compose(and_: Sequence[str] = (), not_: Sequence[str] = ()) -> Rule:
 def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
     names = (*and_, *not_)
     _check_names("compose", names)
+    weights = {name: f"{name}_weight" for name in names}
 
-    def body(given: Mapping[str, Any]) -> Array:
+    def combine(**given: Any) -> Array:
         cond, uncond, omega = given["cond"], given["uncond"], given["omega"]
-        terms = [(omega, cond, uncond)]
-        for name in names:
+        terms: list[Any] = [(omega, cond, uncond)]
+        for name, weight in weights.items():
             towards, away = (given[name], uncond) if name in and_ else (uncond, given[name])
-            terms.append((given[f"{name}_weight"] * (1 + omega), towards, away))
+            terms.append(((given[weight], 1 + omega), towards, away))
         return _extrapolate(cond, *terms)
 
-    takes, weights = ("cond", *names, "uncond", "omega"), [f"{name}_weight" for name in names]
-    gates: dict[str, Any] = {
-        name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
-    }
-    gates["uncond"] = any_of("omega", *weights)
-    return _variadic("compose", body, takes, weights, _LIU, gates)
+    return make_rule(
+        combine,
+        name="compose",
+        space="any",
+        paper=_LIU,
+        takes=("cond", *names, "uncond", "omega"),
+        numbers=dict.fromkeys(weights.values(), 1.0),
+        exact_at_zero=False,
+        needs={name: itemgetter(weight) for name, weight in weights.items()}
+        | {"uncond": any_of("omega", *weights.values())},
+    )
 
 
 def stack(*perturbed: str) -> Rule:
@@ -455,15 +469,24 @@ def stack(*perturbed: str) -> Rule:
 @functools.cache
 def _stack(names: tuple[str, ...]) -> Rule:
     _check_names("stack", names)
+    omegas = {name: f"{name}_omega" for name in names}
 
-    def body(given: Mapping[str, Any]) -> Array:
+    def combine(**given: Any) -> Array:
         cond = given["cond"]
-        terms = [(given[f"{name}_omega"], cond, given[name]) for name in names]
+        terms = [(given[omega], cond, given[name]) for name, omega in omegas.items()]
         return _extrapolate(cond, (given["omega"], cond, given["uncond"]), *terms)
 
-    takes = ("cond", "uncond", *names, "omega")
-    gates = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
-    return _variadic("stack", body, takes, [f"{name}_omega" for name in names], _LTX, gates)
+    return make_rule(
+        combine,
+        name="stack",
+        space="any",
+        paper=_LTX,
+        takes=("cond", "uncond", *names, "omega"),
+        numbers=dict.fromkeys(omegas.values(), 1.0),
+        exact_at_zero=False,
+        needs={name: itemgetter(omega) for name, omega in omegas.items()}
+        | {"uncond": itemgetter("omega")},
+    )
 
 
 def _check_names(who: str, names: tuple[str, ...]) -> None:
@@ -476,28 +499,3 @@ def _check_names(who: str, names: tuple[str, ...]) -> None:
                 f"{who}: {name!r} can't name a branch; expected distinct identifiers other than "
                 f"{', '.join(sorted(taken))}."
             )
-
-
-def _variadic(
-    name: str,
-    body: Any,
-    takes: Sequence[str],
-    numbers: Sequence[str],
-    paper: str,
-    gates: Mapping[str, Any] | None = None,
-) -> Rule:
-    """The rule `body(given)` under a signature that names its branches and its numbers."""
-    parameter = inspect.Parameter
-    signature = inspect.Signature(
-        [parameter(each, parameter.POSITIONAL_OR_KEYWORD) for each in takes]
-        + [parameter(each, parameter.KEYWORD_ONLY, default=1.0) for each in numbers]
-    )
-
-    def fn(*args: Any, **kwargs: Any) -> Array:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return body(bound.arguments)
-
-    fn.__name__ = fn.__qualname__ = name
-    fn.__signature__ = signature  # type: ignore[attr-defined]
-    return make_rule(fn, space="any", paper=paper, exact_at_zero=False, gates=gates)
