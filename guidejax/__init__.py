@@ -1,123 +1,68 @@
-"""guidejax: guidance for diffusion models as pure JAX functions."""
+"""guidejax: guidance for diffusion models as pure JAX functions.
+
+Families are submodules: `processes`, `rules`, `schedules`, `solvers`, `objectives`, `metrics`,
+`analytic`, `learning`, `particles` and `data`. What nearly everybody uses stands here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from guidejax import analytic as analytic
+from guidejax import learning as learning
+from guidejax import metrics as metrics
+from guidejax import objectives as objectives
+from guidejax import particles as particles
+from guidejax import processes as processes
+from guidejax import rules as rules
+from guidejax import schedules as schedules
+from guidejax import solvers as solvers
 from guidejax._denoisers import Denoiser as Denoiser
 from guidejax._denoisers import denoiser as denoiser
+from guidejax._field import GuidedField as GuidedField
+from guidejax._field import guided as guided
 from guidejax._guidance import Guidance as Guidance
 from guidejax._guidance import chain as chain
 from guidejax._guidance import guidance as guidance
 from guidejax._sampling import sample as sample
 from guidejax._times import karras_times as karras_times
 from guidejax._times import uniform_times as uniform_times
+from guidejax.learning import fit as fit
 from guidejax.learning import fit_omega as fit_omega
 from guidejax.learning import load_omega as load_omega
-from guidejax.learning import omega_step as omega_step
-from guidejax.objectives import frechet_moments as frechet_moments
-from guidejax.objectives import l2 as l2
-from guidejax.objectives import pixels as pixels
 from guidejax.objectives import rollout as rollout
 from guidejax.objectives import self_consistency as self_consistency
-from guidejax.objectives import unit_spread as unit_spread
-from guidejax.particles import cfgpp_omega as cfgpp_omega
-from guidejax.particles import effective_sample_size as effective_sample_size
-from guidejax.particles import fkc_log_weight as fkc_log_weight
-from guidejax.particles import systematic_resample as systematic_resample
 from guidejax.processes import Process as Process
-from guidejax.processes import convert as convert
-from guidejax.processes import cosine as cosine
-from guidejax.processes import edm as edm
-from guidejax.processes import linear_vp as linear_vp
-from guidejax.processes import noise_to as noise_to
-from guidejax.processes import rectified_flow as rectified_flow
-from guidejax.rules import Rule as Rule
-from guidejax.rules import adaptive as adaptive
-from guidejax.rules import add_perturbation as add_perturbation
 from guidejax.rules import adg as adg
 from guidejax.rules import apg as apg
-from guidejax.rules import apg_momentum as apg_momentum
 from guidejax.rules import autoguidance as autoguidance
-from guidejax.rules import beta_cfg as beta_cfg
-from guidejax.rules import cached_difference as cached_difference
 from guidejax.rules import cfg as cfg
-from guidejax.rules import cfg_zero as cfg_zero
-from guidejax.rules import compose as compose
-from guidejax.rules import compose_and as compose_and
-from guidejax.rules import compose_not as compose_not
-from guidejax.rules import dynamic_threshold as dynamic_threshold
-from guidejax.rules import ep_cfg as ep_cfg
-from guidejax.rules import epsilon_scaling as epsilon_scaling
-from guidejax.rules import fdg as fdg
-from guidejax.rules import fdg_projected as fdg_projected
-from guidejax.rules import feedback as feedback
-from guidejax.rules import feedback_numbers as feedback_numbers
-from guidejax.rules import fresca as fresca
-from guidejax.rules import higs as higs
-from guidejax.rules import input_gradient as input_gradient
-from guidejax.rules import logits_cfg as logits_cfg
-from guidejax.rules import make_rule as make_rule
-from guidejax.rules import mambo_g as mambo_g
-from guidejax.rules import mimic as mimic
-from guidejax.rules import mixed_autoguidance as mixed_autoguidance
 from guidejax.rules import negative_prompt as negative_prompt
-from guidejax.rules import nested as nested
-from guidejax.rules import norm_cap as norm_cap
-from guidejax.rules import perp_neg as perp_neg
-from guidejax.rules import perturbation as perturbation
-from guidejax.rules import pmc as pmc
-from guidejax.rules import power_law as power_law
-from guidejax.rules import recfg as recfg
-from guidejax.rules import recfg_table as recfg_table
-from guidejax.rules import reg as reg
 from guidejax.rules import rescale as rescale
-from guidejax.rules import rule as rule
-from guidejax.rules import slerp as slerp
-from guidejax.rules import stack as stack
-from guidejax.rules import stacked as stacked
-from guidejax.rules import tcfg as tcfg
-from guidejax.rules import threshold as threshold
-from guidejax.rules import timed_negative as timed_negative
-from guidejax.rules import token_norm as token_norm
-from guidejax.rules import tsr as tsr
-from guidejax.rules import zero_init as zero_init
-from guidejax.schedules import beta_curve as beta_curve
-from guidejax.schedules import c2fg as c2fg
-from guidejax.schedules import cads_gate as cads_gate
-from guidejax.schedules import clamp_cosine as clamp_cosine
-from guidejax.schedules import clamp_linear as clamp_linear
-from guidejax.schedules import compress as compress
-from guidejax.schedules import cosine_ramp as cosine_ramp
-from guidejax.schedules import cutoff as cutoff
-from guidejax.schedules import dg_cfg as dg_cfg
 from guidejax.schedules import interval as interval
-from guidejax.schedules import inv_linear as inv_linear
-from guidejax.schedules import lambda_shape as lambda_shape
-from guidejax.schedules import least_contraction as least_contraction
-from guidejax.schedules import linear_ramp as linear_ramp
-from guidejax.schedules import linear_sigma as linear_sigma
-from guidejax.schedules import load_table as load_table
-from guidejax.schedules import low_contraction as low_contraction
-from guidejax.schedules import parabolic_cosine as parabolic_cosine
-from guidejax.schedules import power_cosine as power_cosine
-from guidejax.schedules import ramp_up as ramp_up
-from guidejax.schedules import save_table as save_table
-from guidejax.schedules import sine as sine
-from guidejax.schedules import step_down as step_down
-from guidejax.schedules import step_up as step_up
-from guidejax.schedules import table as table
-from guidejax.schedules import to_table as to_table
-from guidejax.schedules import triangular as triangular
-from guidejax.schedules import v_shape as v_shape
 from guidejax.schedules import with_mean as with_mean
-from guidejax.solvers import Solver as Solver
-from guidejax.solvers import ancestral as ancestral
-from guidejax.solvers import cfgpp as cfgpp
 from guidejax.solvers import ddim as ddim
 from guidejax.solvers import dpmpp_2m as dpmpp_2m
-from guidejax.solvers import edm_heun as edm_heun
 from guidejax.solvers import euler as euler
 from guidejax.solvers import heun as heun
 from guidejax.weights import OmegaNet as OmegaNet
 from guidejax.weights import Weight as Weight
-from guidejax.weights import constant as constant
 from guidejax.weights import from_scale as from_scale
 from guidejax.weights import to_scale as to_scale
+
+if TYPE_CHECKING:
+    from guidejax import data as data
+
+# Submodules that need an extra, imported when they are first looked at.
+_LAZY = ("data",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"guidejax.{name}")
+    raise AttributeError(f"module 'guidejax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

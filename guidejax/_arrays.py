@@ -54,29 +54,13 @@ def expand(value: Array | float, x: Array) -> Array:
     return value.reshape(value.shape + (1,) * (x.ndim - 1))
 
 
-@jax.custom_jvp
-def rounded(x: Array) -> Array:
-    """`x` itself, of which a compiler makes no fused multiply-add with the sum that it goes into.
-
-    Whether `a * b + c` rounds once or twice is up to what XLA happens to fuse it with, so that
-    two programs of the same arithmetic differ in the last bit. `optimization_barrier` and
-    `reduce_precision` leave no trace on CPU; an operation on integers that no compiler can prove
-    to change nothing does (it sets the last bit of a NaN), and is fused like any other.
-    """
-    bits = jax.lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(bits | jnp.isnan(x).astype(bits.dtype), x.dtype)
-
-
-rounded.defjvp(lambda primals, tangents: (rounded(*primals), *tangents))
-
-
 def combine(coefficients: tuple[Array | float, ...], *terms: Tree) -> Tree:
-    """Σ coefficient · term, each product `rounded`, in float32 at least, in the first's dtype."""
+    """Σ coefficient · term, summed in float32 at least, in the dtype of the first term."""
 
     def one(*leaves):
         wide = accumulator(leaves[0].dtype)
         products = [
-            rounded(expand(c, leaf).astype(wide) * leaf.astype(wide))
+            expand(c, leaf).astype(wide) * leaf.astype(wide)
             for c, leaf in zip(coefficients, leaves, strict=True)
         ]
         return sum(products[1:], products[0]).astype(leaves[0].dtype)
@@ -107,7 +91,9 @@ def magnitude(*arrays: Array, axis: Axes = None) -> Array:
     What is divided by it can be squared, whatever its size, and loses no bit by that. Of several
     arrays it is the magnitude of the largest; where all are 0 it is the least that has an inverse.
     """
-    peaks = [jnp.max(jnp.abs(upcast(a)), axis=_axes(a, axis), keepdims=True, initial=0) for a in arrays]
+    peaks = [
+        jnp.max(jnp.abs(upcast(a)), axis=_axes(a, axis), keepdims=True, initial=0) for a in arrays
+    ]
     peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
     limits = jnp.finfo(peak.dtype)
     peak = jnp.clip(peak, 4 * limits.tiny, limits.max / 256)

@@ -1,4 +1,4 @@
-"""How the branches of one step are evaluated: one after another, in one batch, or in parallel."""
+"""How the branches of one evaluation are made: one after another, in one batch, or in parallel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from guidejax._arrays import Array, Tree, same_structure, tree_map
 from guidejax._denoisers import Denoiser
 
-Evaluation = Literal["sequential", "batched", "vmapped", "sharded"]
+BranchMode = Literal["sequential", "batched", "vmapped", "sharded"]
 AXIS = "branch"
 
 # By name: the network, None for the sampler's own, and the condition.
@@ -21,7 +21,7 @@ Branches = Mapping[str, tuple[Denoiser | None, Any]]
 
 
 def predict(
-    how: Evaluation, denoise: Denoiser, cond: Any, others: Branches, x: Tree, t: Array
+    mode: BranchMode, denoise: Denoiser, cond: Any, others: Branches, x: Tree, t: Array
 ) -> dict[str, Tree]:
     """x̂0 of "cond" and of every other branch, by name.
 
@@ -29,9 +29,9 @@ def predict(
     "cond"; they follow one by one.
     """
     alike = {"cond": cond}
-    if how != "sequential":
+    if mode != "sequential":
         alike |= {name: c for name, (net, c) in others.items() if net is None and _alike(c, cond)}
-    run = _TOGETHER[how] if len(alike) > 1 else _one_by_one
+    run = _TOGETHER[mode] if len(alike) > 1 else _one_by_one
     found = dict(zip(alike, run(denoise, list(alike.values()), x, t), strict=True))
     for name, (net, c) in others.items():
         if name not in found:
@@ -39,15 +39,15 @@ def predict(
     return {name: found[name] for name in ("cond", *others)}
 
 
-def check_evaluation(how: str, others: Branches) -> None:
+def check_mode(mode: str, others: Branches) -> None:
     """Raise `ValueError` for an unknown choice, or "sharded" without the axis it shards over."""
-    if how not in get_args(Evaluation):
+    if mode not in get_args(BranchMode):
         raise ValueError(
-            f"unknown branches={how!r}; expected one of {', '.join(get_args(Evaluation))}. "
+            f"unknown branches={mode!r}; expected one of {', '.join(get_args(BranchMode))}. "
             "Conditions of other branches go to conditions={name: ...}."
         )
     count = 1 + sum(network is None for network, _ in others.values())
-    if how == "sharded" and count > 1 and _axis_size() != count:
+    if mode == "sharded" and count > 1 and _axis_size() != count:
         raise ValueError(
             f"branches='sharded' needs a mesh (jax.set_mesh) with an axis {AXIS!r} of the size "
             f"{count}, one device a branch; got {_axis_size() or 'no such axis'}."

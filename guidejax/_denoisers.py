@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, rounded, shard_like, tree_map
-from guidejax.processes import PREDICTIONS, Process, to_x0
+from guidejax._arrays import (
+    Array,
+    Tree,
+    batch_size,
+    combine,
+    concretely,
+    is_concrete,
+    shard_like,
+    tree_map,
+)
+from guidejax.processes.base import PREDICTIONS, Process, to_x0
+
+# What a network may be told of the time, beside any function of t.
+TOLD = ("t", "index", "sigma", "log_snr")
 
 
 @jax.tree_util.register_dataclass
@@ -19,20 +32,36 @@ from guidejax.processes import PREDICTIONS, Process, to_x0
 class Denoiser:
     """A network, its parameters and its process; call it as `denoise(x, t, cond)`.
 
-    A pytree: `params` and `process` are traced, so that new parameters don't recompile.
+    A pytree: `params` and the processes are traced, so that new parameters don't recompile.
+
+    Attributes:
+        params: The network's parameters.
+        process: The process that x and t are of.
+        trained_on: The process that the network was trained on, where that is another; else None.
+        network: `network(params, x, told, cond) -> output`.
+        prediction: What the network outputs.
+        time: What the network is told of the time.
     """
 
     params: Any
     process: Process
+    trained_on: Process | None
     network: Callable[..., Any] = dataclasses.field(metadata={"static": True})
     prediction: str = dataclasses.field(metadata={"static": True})
+    time: str | Callable[[Array], Array] = dataclasses.field(default="t", metadata={"static": True})
 
-    def __call__(self, x: Tree, t: Array, cond: Any = None) -> Tree:
-        """x̂0(x_t, t, cond); `t` is a scalar or (batch,), the network sees (batch,)."""
+    def __call__(self, x: Tree, t: Any, cond: Any = None) -> Tree:
+        """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,)."""
         t = jnp.asarray(t, jnp.result_type(float))
+        own, inner, seen = self.process, t, x
+        if self.trained_on is not None:
+            own = self.trained_on
+            inner, scale = _move(own, self.process, t)
+            seen = combine((scale,), x)
+        told = _told(self.time, own, inner)
         # Split as the state is: on an explicit mesh a network may join the two.
-        times = shard_like(jnp.broadcast_to(t, (batch_size(x),)), jax.tree.leaves(x)[0])
-        output = self.network(self.params, x, times, cond)
+        told = shard_like(jnp.broadcast_to(told, (batch_size(x),)), jax.tree.leaves(x)[0])
+        output = self.network(self.params, seen, told, cond)
         got, want = tree_map(jnp.shape, output), tree_map(jnp.shape, x)
         if got != want:
             raise ValueError(
@@ -40,8 +69,68 @@ class Denoiser:
                 f"expected the same shape (prediction={self.prediction!r})."
             )
         # Back to the state's dtype: a network may compute in another.
-        x0 = to_x0(output, x, t, self.process, self.prediction)
-        return tree_map(lambda x0, x: rounded(x0.astype(x.dtype)), x0, x)
+        x0 = to_x0(output, seen, inner, own, self.prediction)
+        return tree_map(lambda x0, x: x0.astype(x.dtype), x0, x)
+
+    def on(self, process: Process) -> Denoiser:
+        """The same denoiser for states of another process.
+
+        Exact, not an approximation: at equal log-SNR two processes differ by a scale, so the
+        network is asked at the time t' of its own process at which λ'(t') = λ(t), about
+        x · √(α'² + σ'²)/√(α² + σ²). Beyond the noise that it was trained on it is asked at its
+        noisiest, t' = 1.
+
+        Args:
+            process: The process to sample on.
+
+        Example:
+            >>> from guidejax.processes import edm, rectified_flow
+            >>> denoise = denoiser(lambda x, t, cond: x / (1 - t[:, None]), rectified_flow(), "x0")
+            >>> x = denoise.on(edm())(jnp.ones((1, 2)), 0.5)  # the network here undoes the scale
+            >>> [round(v, 4) for v in x[0].tolist()]
+            [1.0, 1.0]
+        """
+        check_process(process)
+        own = self.process if self.trained_on is None else self.trained_on
+        return dataclasses.replace(
+            self, process=process, trained_on=None if same_process(own, process) else own
+        )
+
+    def blind_at(self, t: Any) -> bool:
+        """Whether the prediction is known to say nothing of x0 at t, where α(t) = 0."""
+        if self.prediction not in ("eps", "score") or not is_concrete(t, self.process):
+            return False
+        with concretely():
+            return bool(np.any(np.asarray(self.process.alpha(jnp.asarray(t))) <= 0))
+
+
+def _move(own: Process, other: Process, t: Array) -> tuple[Array, Array]:
+    """(the time of `own` with the log-SNR that `other` has at t, what scales x_t to it)."""
+    inner = jnp.clip(own.inverse_log_snr(other.log_snr(t)), 0, 1)
+    size = lambda process, t: jnp.sqrt(process.alpha(t) ** 2 + process.sigma(t) ** 2)  # noqa: E731
+    return inner, size(own, inner) / size(other, t)
+
+
+def _told(time: str | Callable[[Array], Array], process: Any, t: Array) -> Array:
+    if time == "t":
+        return t
+    if time == "index":
+        return process.index(t)
+    if time == "sigma":
+        return process.sigma(t) / process.alpha(t)
+    if time == "log_snr":
+        return process.log_snr(t)
+    return jnp.asarray(time(t))  # type: ignore[operator]  # `denoiser` checked
+
+
+def same_process(a: Process, b: Process) -> bool:
+    """Whether two processes are known to be the same: of one kind, with equal numbers."""
+    if a is b:
+        return True
+    if jax.tree.structure(a) != jax.tree.structure(b) or not is_concrete(a, b):  # type: ignore[operator]
+        return False
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +155,7 @@ class _WithParams:
 
 @dataclasses.dataclass(frozen=True)
 class _Linen:
-    module: linen.Module
+    module: Any
 
     def __call__(self, params, x, t, cond):
         return self.module.apply(params, x, t, cond)
@@ -77,31 +166,55 @@ class _NNX:
     graphdef: Any
 
     def __call__(self, params, x, t, cond):
-        return nnx.merge(self.graphdef, params)(x, t, cond)
+        from flax import errors, nnx
+
+        try:
+            return nnx.merge(self.graphdef, params)(x, t, cond)
+        except errors.TraceContextError as error:
+            raise ValueError(
+                "the NNX module changes its own state as it is called, as dropout and batch norm "
+                f"do in training mode: call module.eval() before gj.denoiser(module, ...). {error}"
+            ) from error
+
+
+def _is_module(network: Any, library: str) -> bool:
+    """Whether `network` is a module of flax's `library`, without importing it."""
+    module = sys.modules.get(f"flax.{library}")
+    return module is not None and isinstance(network, module.Module)
 
 
 def denoiser(
-    network: Callable[..., Any], process: Process, prediction: str = "x0", params: Any = None
+    network: Callable[..., Any],
+    process: Process,
+    prediction: str = "x0",
+    *,
+    time: str | Callable[[Array], Array] = "t",
+    params: Any = None,
 ) -> Denoiser:
     """Wrap a network as `denoise(x, t, cond) -> x0`.
 
     Args:
         network: One of
             - a function `network(x, t, cond) -> output`;
-            - a function `network(params, x, t, cond)`, with `params` given;
-            - a Flax linen module called as `(x, t, cond)`, with its variables as `params`;
-            - a Flax NNX module called as `(x, t, cond)`.
-            `x` is (batch, ...), `t` is (batch,), `cond` is what the user gives the sampler.
+            - a function `network(params, x, t, cond) -> output`, with `params`;
+            - a Flax linen module, with its variables as `params`;
+            - a Flax NNX module, which holds its own parameters; in eval mode.
+            Define it once: a function made anew at each call, as a lambda within a loop is,
+            compiles anew at each call.
         process: The noising process that the network was trained on.
-        prediction: What the network outputs: "x0", "eps", "v", "velocity" (ε − x0) or "score".
+        prediction: What the network outputs: "x0", "eps", "v", "velocity" (ε − x0 on every
+            process, which is dx/dt on rectified flow alone) or "score".
+        time: What the network is told in place of t, (batch,) float: "t"; "index", of the table
+            of a `discrete` process; "sigma", σ/α; "log_snr", log(α²/σ²); or a function of t,
+            such as `lambda t: 1000 * t`.
         params: The network's parameters, where it doesn't hold them itself. Traced.
 
     Returns:
         A `Denoiser`, a pytree that can be called.
 
     Raises:
-        ValueError: If `prediction` is unknown, a linen module comes without variables, or, at
-            the first call, the network's output has not the shape of its input.
+        ValueError: If `prediction` or `time` is unknown, `process` is none, a linen module comes
+            without variables, or, at the first call, the output has not the shape of its input.
 
     Example:
         >>> from guidejax.processes import rectified_flow
@@ -113,25 +226,52 @@ def denoiser(
         raise ValueError(
             f"unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}."
         )
+    check_process(process)
+    if time not in TOLD and not callable(time):
+        raise ValueError(
+            f"unknown time={time!r}; expected one of {', '.join(TOLD)}, or a function of t."
+        )
+    if time == "index" and not hasattr(process, "index"):
+        raise ValueError(
+            f"time='index' needs a process with a table, such as gj.processes.discrete(...); got "
+            f"{type(process).__name__}. For other numberings give a function of t."
+        )
     if isinstance(network, Denoiser):
         raise ValueError("the network is a Denoiser already; pass it to `sample` as it is.")
-    if isinstance(network, nnx.Module):
+    wrapped: Any
+    if _is_module(network, "nnx"):
+        from flax import nnx
+
         if params is not None:
             raise ValueError("an NNX module holds its parameters; got `params` as well.")
-        graphdef, state = nnx.split(network)
-        return Denoiser(state, process, _NNX(graphdef), prediction)
-    if isinstance(network, linen.Module):
+        graphdef, params = nnx.split(network)
+        wrapped = _NNX(graphdef)
+    elif _is_module(network, "linen"):
         if params is None:
             raise ValueError(
                 "a linen module needs its variables: denoiser(module, process, params=variables)."
             )
-        return Denoiser(params, process, _Linen(network), prediction)
-    if not callable(network):
+        wrapped = _Linen(network)
+    elif callable(network):
+        wrapped = _Plain(network) if params is None else _WithParams(network)
+    else:
         raise ValueError(f"expected a function or a Flax module, got {type(network).__name__}.")
-    wrap = _Plain if params is None else _WithParams
-    return Denoiser(params, process, wrap(network), prediction)
+    return Denoiser(params, process, None, wrapped, prediction, time)
 
 
-def as_denoiser(denoise: Callable[..., Any], process: Process) -> Denoiser:
-    """`denoise` itself, or a bare function `(x, t, cond) -> x0` as a `Denoiser`."""
-    return denoise if isinstance(denoise, Denoiser) else denoiser(denoise, process)
+def check_process(process: Any) -> None:
+    """Raise `ValueError` unless it is a process."""
+    if not isinstance(process, Process):
+        called = f": call it, {process.__name__}()" if callable(process) else ""
+        raise ValueError(
+            f"expected a process, such as gj.processes.rectified_flow(), got {process!r}{called}."
+        )
+
+
+def check_denoiser(denoise: Any) -> None:
+    """Raise `ValueError` unless it is a `Denoiser`."""
+    if not isinstance(denoise, Denoiser):
+        raise ValueError(
+            f"expected a denoiser, got {type(denoise).__name__}: wrap what predicts x0 with "
+            "gj.denoiser(fn, process), which says which process it is of."
+        )

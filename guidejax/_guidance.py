@@ -1,10 +1,9 @@
-"""A rule, its weight and its space bound into one pytree: `(init, apply)`, as optax has it."""
+"""A rule, its weights and its space bound into one pytree: `(init, apply)`, as optax has it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 
 from guidejax._arrays import (
     Array,
-    Times,
     Tree,
     check_not_nan,
     combine,
@@ -25,15 +23,19 @@ from guidejax._arrays import (
     tree_map,
     upcast,
 )
-from guidejax.processes import Process, from_x0, x0_per_unit
-from guidejax.rules.base import SPACES, Bound, Rule, make_rule
+from guidejax.processes.base import PREDICTIONS, Process, convert, from_x0, to_x0, x0_per_unit
+from guidejax.rules.base import CONTEXT, SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
-from guidejax.weights.base import Weight, as_weight
+from guidejax.weights.base import ROUNDING, Step, Weight, as_weight
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, Weight)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Link:
-    """One rule of a chain: what is structure."""
+    """One rule of a chain, with what is static of it."""
 
     rule: Rule
     space: str
@@ -48,14 +50,15 @@ class Guidance:
     A pytree: ω and every number is a traced leaf, which rules and in which space is structure.
 
     Attributes:
-        omega: ω(s, t, c).
-        numbers: For each rule of the chain, its numbers by name, each a `Weight`.
-        mask: What to guide: 1 guided, 0 conditional, broadcast over the batch; None is all.
+        omega: ω(s, t, c), or one for each part of the state by name.
+        numbers: For each rule of the chain, its numbers by name, each a `Weight` or a tuple of them.
+        mask: What to guide: 1 guided, 0 conditional, broadcast over the batch, or one for each part
+            of the state by name; None is all.
         links: The chain.
     """
 
-    omega: Weight
-    numbers: tuple[dict[str, Weight], ...]
+    omega: Weight | dict[str, Weight]
+    numbers: tuple[dict[str, Any], ...]
     mask: Any
     links: tuple[_Link, ...] = dataclasses.field(metadata={"static": True})
 
@@ -65,41 +68,79 @@ class Guidance:
         names = [n for link in self.links for n in link.rule.branches]
         return tuple(dict.fromkeys(["cond", *names]))
 
-    def active(self, times: Times, process: Process) -> Any:
-        """For each step, whether any branch but "cond" matters: NumPy where known now."""
-        return self._active(self.branches[1:], times, process)
+    @property
+    def stateful(self) -> bool:
+        """Whether a rule of the chain carries state from step to step."""
+        return any(link.rule.init is not None for link in self.links)
 
-    def active_branches(self, times: Times, process: Process) -> dict[str, Any]:
-        """For each branch but "cond", the steps on which it matters: NumPy where known now."""
-        return {name: self._active((name,), times, process) for name in self.branches[1:]}
+    @property
+    def weights(self) -> list[tuple[str, Weight]]:
+        """Every weight with the name under which an error speaks of it, in the order of `row`."""
+        named = []
+        paths, _ = jax.tree_util.tree_flatten_with_path(
+            (self.omega, self.numbers), is_leaf=_is_weight
+        )
+        for path, weight in paths:
+            words = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+            name = ".".join(["omega", *words[1:]])
+            if words[0] == "1":
+                name = f"{self.links[int(words[1])].rule.name}'s {'.'.join(words[2:])}"
+            named.append((name, weight))
+        return named
 
-    def _active(self, branches: tuple[str, ...], times: Times, process: Process) -> Any:
-        steps = times.shape[0] - 1
+    # Where it is needed
+
+    def needed(
+        self, names: tuple[str, ...], s: Any, t: Any, process: Process | None, times: Any
+    ) -> Any:
+        """For each of the steps (s, t), whether one of these branches matters: NumPy if known now.
+
+        Args:
+            names: Branches, "cond" not among them.
+            s: Times denoised to, (n,) or (n, batch); None where nobody knows them.
+            t: Times denoised from.
+            process: The noising process.
+            times: The sampler's grid.
+        """
         weights: dict[int, Weight] = {}
+        omega = self.omega
+        if isinstance(omega, dict):  # a sum is on where any of its terms is
+            omega = functools.reduce(operator.add, omega.values())
         for link, numbers in zip(self.links, self.numbers, strict=True):
-            for name in set(branches) & set(link.rule.branches):
-                if name not in link.rule.gates:
-                    return np.ones(steps, bool)
-                gate = link.rule.gates[name]({"omega": self.omega, **numbers})
-                weights[id(gate)] = gate
+            for name in set(names) & set(link.rule.branches):
+                if name not in link.rule.needs:
+                    return np.ones(len(t), bool)
+                weight = link.rule.needs[name]({"omega": omega, **numbers})
+                weights[id(weight)] = weight
         if not weights:
-            return np.zeros(steps, bool)
+            return np.zeros(len(t), bool)
         weight = functools.reduce(operator.add, weights.values())
         active = functools.partial(weight.active, process=process, times=times)
-        rows = jax.vmap(lambda s, t: jnp.any(active(s, t)))
-        if is_concrete(weight, times, process):
+        each = jax.vmap(lambda s, t: jnp.any(active(s, t)))
+        rows = lambda: each(None if s is None else jnp.asarray(s), jnp.asarray(t))  # noqa: E731
+        if is_concrete(weight, s, t, times, process):
             with concretely():
-                return np.asarray(rows(times[1:], times[:-1]))
-        if is_concrete(times, process):
-            # Step by step, for a weight may be known in part: where it is 0, but not what it is.
+                return np.asarray(rows())
+        if is_concrete(s, t, times, process):
+            # One by one, for a weight may be known in part: where it is 0, but not what it is.
             on = []
-            for s, t in itertools.pairwise(np.asarray(times)[::-1]):
-                on.append(active(s, t))
+            for i in range(len(t))[::-1]:
+                on.append(active(None if s is None else np.asarray(s)[i], np.asarray(t)[i]))
                 if not is_concrete(on[-1]):
                     break
             else:
                 return np.asarray([np.any(step) for step in on[::-1]], bool)
-        return rows(times[1:], times[:-1])
+        return rows()
+
+    def active(self, times: Any, process: Process | None = None) -> Any:
+        """For each step of a grid, whether any branch but "cond" matters: NumPy if known now."""
+        names = self.branches[1:]
+        return self.needed(names, times[1:], times[:-1], process, times)
+
+    def active_branches(self, times: Any, process: Process | None = None) -> dict[str, Any]:
+        """For each branch but "cond", the steps on which it matters: NumPy if known now."""
+        ends = times[1:], times[:-1]
+        return {n: self.needed((n,), *ends, process, times) for n in self.branches[1:]}
 
     def wants(self, state: Tree) -> dict[str, Array]:
         """For each branch that the rules' state may let go, whether any sample wants it now."""
@@ -116,17 +157,18 @@ class Guidance:
                 flags |= {name: flags.get(name, False) | wanted for name in names}
         return {name: flag for name, flag in flags.items() if name not in always}
 
-    def evaluate(self, s: Array, t: Array, cond: Any, process: Process, times: Any = None) -> Tree:
-        """(ω, numbers) for the step t → s: what `apply` takes as `row`."""
-        value = lambda weight: weight(s, t, cond, process=process, times=times)  # noqa: E731
-        return value(self.omega), tuple(
-            {name: value(weight) for name, weight in numbers.items()} for numbers in self.numbers
-        )
+    # What it computes
 
-    def rows(self, times: Times, cond: Any, process: Process) -> Tree:
-        """`evaluate` at every step, in one batch: leading axis (steps,)."""
-        row = lambda s, t: self.evaluate(s, t, cond, process, times)  # noqa: E731
-        return jax.vmap(row)(times[1:], times[:-1])
+    def row(self, step: Step) -> tuple[Any, ...]:
+        """The value of each weight at `step`; () for those that must see the state first."""
+        return tuple(() if w.sees_state else w.at(step) for _, w in self.weights)
+
+    def rows(self, times: Any, cond: Any = None, process: Process | None = None) -> tuple[Any, Any]:
+        """(ω, numbers) at every step of a grid, leading axis (steps,); () of those that see x_t."""
+        at = lambda s, t: self.row(Step(s, t, cond, process, times))  # noqa: E731
+        row = jax.vmap(at)(jnp.asarray(times[1:]), jnp.asarray(times[:-1]))
+        _, treedef = jax.tree.flatten((self.omega, self.numbers), is_leaf=_is_weight)
+        return jax.tree.unflatten(treedef, row)
 
     def init(self, x: Tree) -> Tree:
         """State at the start of a run: per leaf of `x`, per rule; () where a rule has none."""
@@ -139,13 +181,12 @@ class Guidance:
         self,
         state: Tree,
         predictions: Mapping[str, Tree],
-        row: Tree,
-        x: Tree,
-        t: Array,
-        s: Array,
-        process: Process,
+        step: Step,
+        row: tuple[Any, ...] | None = None,
+        *,
+        space: str = "x0",
     ) -> tuple[Tree, Tree]:
-        """The guided x0 and the next state.
+        """The guided prediction and the next state.
 
         Args:
             state: From `init` or the step before.
@@ -153,50 +194,173 @@ class Guidance:
                 A rule none of whose other branches is there is passed over, or called with None
                 if it says itself when it wants them; a branch that is left out where its weight
                 is 0 has `cond` standing in for it.
-            row: One step's row of `rows`.
-            x: x_t.
-            t: The time denoised from, scalar or (batch,).
-            s: The time denoised to.
-            process: The noising process.
+            step: Where on the grid, with x_t.
+            row: The `row` of this step, where it was evaluated ahead.
+            space: What the predictions are, if not x̂0; then no rule may be of another space.
         """
-        treedef = jax.tree.structure(x)
+        cond = predictions["cond"]
+        values = self._values(predictions, step, row)
+        paths, treedef = jax.tree_util.tree_flatten_with_path(cond)
+        parts = [str(getattr(path[0], "key", "")) if path else "" for path, _ in paths]
+        count = len(paths)
+        leaves = [None] * count if step.x is None else jax.tree.leaves(step.x)
         by_leaf = [
-            dict(zip(predictions, leaves, strict=True))
-            for leaves in zip(*(jax.tree.leaves(p) for p in predictions.values()), strict=True)
+            dict(zip(predictions, each, strict=True))
+            for each in zip(*(jax.tree.leaves(p) for p in predictions.values()), strict=True)
         ]
         guided, states = [], []
-        masks = jax.tree.leaves(self.mask) if self.mask is not None else [None] * len(by_leaf)
-        if len(masks) == 1:
-            masks = masks * len(by_leaf)
-        for branch, leaf, carried, mask in zip(
-            by_leaf, jax.tree.leaves(x), state, masks, strict=True
+        masks = self._masks(parts)
+        for branches, x, carried, mask, part in zip(
+            by_leaf, leaves, state, masks, parts, strict=True
         ):
-            value, after = self._leaf(carried, branch, row, leaf, t, s, process)
+            omega, numbers = values
+            if isinstance(omega, dict):
+                omega = _part(omega, part)
+            value, after = self._leaf(carried, branches, omega, numbers, x, step, space)
             if mask is not None:
-                cond = upcast(branch["cond"])
-                value = cond + jnp.asarray(mask, cond.dtype) * (upcast(value) - cond)
-            guided.append(value.astype(leaf.dtype))
+                plain = upcast(branches["cond"])
+                value = plain + jnp.asarray(mask, plain.dtype) * (upcast(value) - plain)
+            guided.append(value.astype(branches["cond"].dtype))
             states.append(after)
         return jax.tree.unflatten(treedef, guided), states
 
-    def _leaf(self, state, branches, row, x, t, s, process):
-        omega, numbers = row
-        dtype = x.dtype
+    def combine(
+        self,
+        predictions: Mapping[str, Tree],
+        *,
+        x: Tree = None,
+        t: Any = None,
+        s: Any = None,
+        condition: Any = None,
+        process: Process | None = None,
+        prediction: str = "x0",
+        times: Any = None,
+        state: Tree = None,
+    ) -> Any:
+        """Guide in anybody's loop: the predictions of the branches in, the guided one out.
+
+        Give what the guidance uses; an error names what is missing. `cfg` at a constant ω needs the
+        predictions alone. A rule of another space than `prediction` needs x, t and process, to
+        convert there and back; a schedule needs t; a learned ω s, t, condition and process.
+
+        Args:
+            predictions: What the network predicts of each branch, by name: {"cond": ..., "uncond":
+                ...}; each (batch, ...), or a pytree.
+            x: x_t, the same shape.
+            t: The time denoised from, in [0, 1], scalar or (batch,).
+            s: The time denoised to; by default the grid's next after t, where `times` is given.
+            condition: The conditioning c, for weights that depend on it.
+            process: The noising process, as in `gj.processes`.
+            prediction: What the predictions are, and what comes back: "x0", "eps", "v",
+                "velocity", "score".
+            times: The grid of the loop, (steps + 1,).
+            state: For rules that carry one: `init(x)` at first, then what came back.
+
+        Returns:
+            The guided prediction; with `state`, a pair of it and the next state.
+
+        Raises:
+            ValueError: If a branch, or something that a rule or a weight needs, is missing.
+
+        Example:
+            >>> guide = guidance(cfg, omega=2.0)
+            >>> cond, uncond = jnp.array([[2.0]]), jnp.array([[1.0]])
+            >>> guide.combine({"cond": cond, "uncond": uncond}, prediction="eps").tolist()
+            [[4.0]]
+        """
+        if prediction not in PREDICTIONS:
+            raise ValueError(
+                f"unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}."
+            )
+        if self.stateful and state is None:
+            raise ValueError(
+                "this guidance carries state from step to step: give combine(state=...), "
+                "guidance.init(x) at first and then what came back beside the prediction."
+            )
+        if s is None and times is not None and t is not None:
+            s = following(times, t)
+        self._check_branches(predictions, s, t, process, times)
+        step = Step(s, t, condition, process, times, x)
+        given, native = dict(predictions), prediction
+        if not all(link.space in ("any", prediction) for link in self.links):
+            for name, value in (("x", x), ("t", t), ("process", process)):
+                if value is None:
+                    raise ValueError(
+                        f"{', '.join(link.rule.name for link in self.links)} works on another "
+                        f"space than prediction={prediction!r}: give combine({name}=...)."
+                    )
+            assert process is not None
+            native = "x0"
+            given = {name: to_x0(p, x, t, process, prediction) for name, p in given.items()}
+        before = self.init(given["cond"]) if state is None else state
+        result, after = self.apply(before, given, step, space=native)
+        if native != prediction:
+            assert process is not None
+            result = from_x0(result, x, t, process, prediction)
+            like = predictions["cond"]
+            result = tree_map(lambda a, b: a.astype(b.dtype), result, like)
+        return result if state is None else (result, after)
+
+    def _check_branches(self, predictions, s, t, process, times):
+        unknown = sorted(set(predictions) - set(self.branches))
+        if unknown:
+            raise ValueError(
+                f"the guidance has no branch {', '.join(unknown)}; it combines "
+                f"{', '.join(self.branches)}."
+            )
+        lets_go = {n for link in self.links if link.rule.wants for n in link.rule.branches}
+        for name in self.branches:
+            if name in predictions or name in lets_go - {"cond"}:
+                continue
+            row = lambda time: None if time is None else jnp.asarray(time)[None]  # noqa: E731
+            known = row(s), row(t)
+            if name != "cond" and t is not None:
+                needed = self.needed((name,), *known, process, times)
+                if is_concrete(needed) and not np.any(needed):
+                    continue
+            raise ValueError(
+                f"the guidance needs the branch {name!r}; got {', '.join(predictions) or 'none'}."
+            )
+
+    def _values(self, predictions, step, row):
+        """(ω, numbers), the weights that see the state among them."""
+        weights, treedef = jax.tree.flatten((self.omega, self.numbers), is_leaf=_is_weight)
+        if any(weight.sees_state for weight in weights):
+            stand_in = {name: predictions.get(name, predictions["cond"]) for name in self.branches}
+            step = dataclasses.replace(step, predictions=stand_in)
+        row = self.row(step) if row is None else row
+        filled = [w.at(step) if w.sees_state else r for w, r in zip(weights, row, strict=True)]
+        return jax.tree.unflatten(treedef, filled)
+
+    def _masks(self, parts: list[str]) -> list[Any]:
+        if self.mask is None:
+            return [None] * len(parts)
+        if isinstance(self.mask, dict) and set(self.mask) == set(parts) - {""}:
+            found = []
+            for part in dict.fromkeys(parts):
+                masks, count = jax.tree.leaves(self.mask[part]), parts.count(part)
+                found += masks * count if len(masks) == 1 else masks
+            return found
+        masks = jax.tree.leaves(self.mask)
+        return masks * len(parts) if len(masks) == 1 else masks
+
+    def _leaf(self, state, branches, omega, numbers, x, step, space):
+        dtype = branches["cond"].dtype
         branches = {name: upcast(value) for name, value in branches.items()}
-        x = upcast(x)
+        x = None if x is None else upcast(x)
         guided = branches["cond"]
         after = []
         for link, values, carried in zip(self.links, numbers, state, strict=True):
             others = set(link.rule.branches) - {"cond"}
             missing = others - set(branches)
             lets_go = link.rule.wants is not None
-            passed_over = missing == others or not missing <= set(link.rule.gates)
+            passed_over = missing == others or not missing <= set(link.rule.needs)
             if missing and passed_over and not lets_go:
                 after.append(carried)
                 continue
             stand_in = None if lets_go else branches["cond"]
             known = {**dict.fromkeys(missing, stand_in), **branches, "guided": guided}
-            guided, new = _apply_link(link, values, carried, known, omega, x, t, s, process)
+            guided, new = _apply_link(link, values, carried, known, omega, x, step, space)
             if link.rule.exact_at_zero and "omega" in link.rule.takes:
                 # A step without guidance leaves the state alone, made or left out.
                 new = tree_map(lambda a, b: jnp.where(expand(omega != 0, a), a, b), new, carried)
@@ -204,52 +368,78 @@ class Guidance:
         return guided.astype(dtype), tuple(after)
 
 
-def _apply_link(link, values, state, predictions, omega, x, t, s, process):
-    """One rule in its own space, back as a difference in x0.
+def _part(omega: dict[str, Array], part: str) -> Array:
+    if part not in omega:
+        raise ValueError(
+            f"omega is given for the parts {', '.join(omega)}; the state has a part {part!r}."
+        )
+    return omega[part]
+
+
+def _apply_link(link, values, state, predictions, omega, x, step, space):
+    """One rule in its own space, back as a difference in the space of the predictions.
 
     Only the difference from where the rule starts is converted: what a rule leaves alone comes
     back bit for bit, and nothing is divided by α where α = 0.
     """
     rule = link.rule
-    start = predictions["guided" if rule.refines else "cond"]
-    native = link.space in ("any", "x0", "log_prob")
+    start = "guided" if rule.refines else "cond"
+    native = link.space in ("any", space, "log_prob")
+    branches = predictions
+    if not native:
+        branches = {
+            name: None
+            if value is None
+            else convert(value, x, step.t, step.process, space, link.space)
+            for name, value in predictions.items()
+            if name in rule.takes or name == start
+        }
     known = {
-        **(
-            predictions
-            if native
-            else {
-                name: None if value is None else from_x0(value, x, t, process, link.space)
-                for name, value in predictions.items()
-                if name in rule.takes
-            }
-        ),
+        **branches,
         "omega": omega,
         "state": state,
         "x": x,
-        "t": t,
-        "s": s,
-        "process": process,
+        "t": step.t,
+        "s": step.s,
+        "process": step.process,
     }
+    for name in set(rule.takes) & set(CONTEXT):
+        if known[name] is None:
+            raise ValueError(f"{rule.name} needs {name}: give {name}=...")
     arguments = {name: known[name] for name in rule.takes}
-    result = rule.fn(**arguments, **values, **dict(link.options))
+    result = rule(**arguments, **values, **dict(link.options))
     result, state = result if rule.init is not None else (result, state)
     if native:
         return result, state
-    shift = result - known["guided" if rule.refines else "cond"]
-    return combine((1, x0_per_unit(process, t, link.space)), start, shift), state
+    shift = result - known[start]
+    factor = x0_per_unit(step.process, step.t, link.space)
+    return combine((1, factor), predictions[start], shift), state
+
+
+def following(times: Any, t: Any) -> Array:
+    """The grid's next time after t, in the direction that the grid runs; its last at its end."""
+    times, t = jnp.asarray(times), jnp.asarray(t)
+    falls = times[0] > times[-1]
+    gap = jnp.where(falls, t - times[:, None], times[:, None] - t)  # (times, batch)
+    ahead = jnp.where(gap > ROUNDING, gap, jnp.inf)
+    nearest = jnp.min(ahead, axis=0).reshape(t.shape)
+    nearest = jnp.where(jnp.isfinite(nearest), nearest, jnp.abs(t - times[-1]))
+    return jnp.where(falls, t - nearest, t + nearest)
 
 
 def chain(*rules: Any) -> tuple[Bound, ...]:
     """Rules one after another, as optax chains transformations: each refines the one before.
 
-    The first combines the branches; the others take its result as `guided`.
+    The first combines the branches; the others take its result as `guided`. Numbers of a rule are
+    bound by `rule.bind(...)`.
 
     Raises:
         ValueError: If it is empty or a rule but the first doesn't take `guided`.
 
     Example:
-        >>> [bound.rule.name for bound in chain(cfg)]
-        ['cfg']
+        >>> from guidejax.rules import rescale
+        >>> [bound.rule.name for bound in chain(cfg, rescale.bind(phi=0.5))]
+        ['cfg', 'rescale']
     """
     if not rules:
         raise ValueError("chain expects at least one rule.")
@@ -267,12 +457,14 @@ def chain(*rules: Any) -> tuple[Bound, ...]:
 
 def _bind(rule: Any, numbers: Mapping[str, Any], space: str | None = None) -> Bound:
     if isinstance(rule, Bound):
-        return Bound(rule.rule, rule.rule.check_numbers({**rule.numbers, **numbers}))
+        return rule.rule.bind(**{**rule.numbers, **numbers})
     if not isinstance(rule, Rule):
         if not callable(rule):
-            raise ValueError(f"expected a rule or a function, got {type(rule).__name__}.")
+            raise ValueError(
+                f"expected a rule, such as gj.cfg, or a function; got {type(rule).__name__}."
+            )
         rule = make_rule(rule, space=space or "x0", exact_at_zero=False)
-    return Bound(rule, rule.check_numbers(numbers))
+    return rule.bind(**numbers)
 
 
 def guidance(
@@ -283,18 +475,21 @@ def guidance(
     mask: Any = None,
     **numbers: Any,
 ) -> Guidance:
-    """Bind a rule, a weight and the space the rule is defined on.
+    """Bind a rule, its weights and the space the rule is defined on.
 
     Args:
-        rule: A rule, a rule with its numbers (`adg(max_angle=1.0)`), a `chain`, or any function
-            `fn(cond, uncond, omega)` on arrays.
-        omega: ω, the excess over the conditional model: a number, (batch,) numbers, a function
-            `(s, t, cond) -> ω`, or a `Weight`. 0 is the conditional model.
+        rule: A rule, a rule with its numbers (`adg.bind(max_angle=1.0)`), a `chain`, or any
+            function `fn(cond, uncond, omega)` on arrays.
+        omega: ω, the excess over the conditional model: a number, (batch,) numbers, an array that
+            broadcasts against the sample ((1, 1, 1, channels)), a function `(s, t, cond) -> ω`, or
+            a `Weight`; or, for a state that is a dict, a dict of these by the names of its parts.
+            0 is the conditional model.
         space: Where the rule works, if not where its paper defines it: "x0", "eps", "v",
             "velocity" or "score"; predictions are converted there and back.
         mask: 1 where to guide, 0 where to keep the conditional prediction; broadcasts against
-            (batch, ...), e.g. shape (channels,) for channels last.
-        **numbers: The rule's own numbers, each a number or a `Weight`.
+            (batch, ...), e.g. `jnp.arange(4) < 3` for the first three of four channels; or a dict
+            by parts of the state.
+        **numbers: The rule's own numbers, each a number or a `Weight`, or a tuple of these.
 
     Returns:
         A `Guidance`, a pytree of which every number is a traced leaf.
@@ -309,6 +504,12 @@ def guidance(
     """
     if space is not None and space not in SPACES:
         raise ValueError(f"unknown space {space!r}; expected one of {', '.join(SPACES)}.")
+    for name in ("scale", "guidance_scale", "w"):
+        if name in numbers:
+            raise ValueError(
+                f"guidance takes omega, the excess over the conditional model, and no {name}: for "
+                f"the common scale write omega=gj.from_scale({numbers[name]!r})."
+            )
     bound = rule if isinstance(rule, tuple) else (_bind(rule, {}, space),)
     first, *rest = bound
     bound = (_bind(first, numbers), *rest)
@@ -323,5 +524,16 @@ def guidance(
         for name, value in each.numbers.items():
             if not (name in options or callable(value)):
                 check_not_nan(f"{each.rule.name}'s {name}", value)
-        traced.append({n: as_weight(v) for n, v in each.numbers.items() if n not in options})
-    return Guidance(as_weight(omega), tuple(traced), mask, tuple(links))
+        traced.append({n: _weights(v) for n, v in each.numbers.items() if n not in options})
+    return Guidance(_weights(omega), tuple(traced), mask, tuple(links))
+
+
+def unguided() -> Guidance:
+    """The conditional model, which needs no other branch."""
+    return Guidance(as_weight(0.0), (), None, ())
+
+
+def _weights(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): as_weight(part) for name, part in value.items()}
+    return tuple(as_weight(v) for v in value) if isinstance(value, tuple) else as_weight(value)

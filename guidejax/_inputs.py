@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,60 +22,129 @@ from guidejax._arrays import (
     tree_map,
 )
 from guidejax._branches import Branches
-from guidejax._denoisers import Denoiser, as_denoiser
-from guidejax._guidance import Guidance
-from guidejax.processes import Process
+from guidejax._denoisers import Denoiser, check_denoiser, same_process
+from guidejax._guidance import Guidance, unguided
+from guidejax.processes.base import Process
+from guidejax.solvers.base import Solver
+from guidejax.solvers.ddim import ddim
 from guidejax.weights.base import Weight
 
+# Branches that only a network of their own can make differ from the conditional one.
+OWN_NETWORK = ("weak", "perturbed", "gradient")
 
-def check(
-    times: Times, noise: Tree, cond: Any, guided: Guidance, denoise: Denoiser, process: Process
-) -> None:
+
+def as_guidance(guide: Any) -> Guidance:
+    """`guide` itself, no guidance for None, or an error that says what to write."""
+    if guide is None:
+        return unguided()
+    if not isinstance(guide, Guidance):
+        hint = "gj.guidance(gj.cfg, omega=...)"
+        if isinstance(guide, (int, float)):
+            hint = f"gj.guidance(gj.cfg, omega=gj.from_scale({guide}))"
+        elif callable(guide):
+            hint = f"gj.guidance(gj.{getattr(guide, 'name', 'cfg')}, omega=...)"
+        raise ValueError(f"expected a guidance, such as {hint}; got {guide!r}.")
+    return guide
+
+
+def as_solver(solver: Any) -> Solver:
+    """`solver` itself, DDIM for None, or an error that says what to write."""
+    if solver is None:
+        return ddim()
+    if not isinstance(solver, Solver):
+        called = f": call it, {solver.__name__}()" if callable(solver) else ""
+        named = f": gj.solvers.{solver}()" if isinstance(solver, str) else ""
+        raise ValueError(f"expected a solver, such as gj.ddim(); got {solver!r}{called}{named}.")
+    return solver
+
+
+def check(times: Times, noise: Tree, cond: Any, guide: Guidance, denoise: Any, solver: Solver):
+    """Raise `ValueError` for whatever is known to be wrong with the arguments of `sample`."""
+    check_denoiser(denoise)
+    for leaf in jax.tree.leaves(noise):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(f"noise is {jnp.result_type(leaf)}; expected floating point numbers.")
     batch = batch_size(noise)
     if times.ndim not in (1, 2) or times.shape[0] < 2:
         raise ValueError(f"times must be (steps + 1,) with steps ≥ 1, got shape {times.shape}.")
     if times.ndim == 2 and times.shape[1] != batch:
         raise ValueError(f"times of shape {times.shape} don't fit a batch of {batch}.")
     if is_concrete(times):
-        grid = np.asarray(times)
-        if not np.all(np.isfinite(grid)) or grid.max() > 1 or grid.min() < 0:
-            raise ValueError(f"times must lie in [0, 1], 1 being noise; got {grid}.")
-        if not np.all(np.diff(grid, axis=0) < 0):
-            raise ValueError(
-                f"times must fall from noise to data, each below the last; got {grid}."
-            )
-        blind = denoise.prediction in ("eps", "score") and is_concrete(process)
-        with concretely():
-            blind = blind and bool(np.any(np.asarray(process.alpha(grid[0])) <= 0))
-        if blind:
-            raise ValueError(
-                f"at t = {grid[0]} α is 0, where {denoise.prediction!r} says nothing of x0; "
-                "start lower: uniform_times(steps, start=0.999)."
-            )
-    for leaf in jax.tree.leaves(cond):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
-            raise ValueError(
-                f"cond has shape {jnp.shape(leaf)}; expected a leading axis of {batch}, the batch "
-                "of `noise`."
-            )
-    check_not_nan("omega", guided.omega)
-    for link, numbers in zip(guided.links, guided.numbers, strict=True):
-        for name, number in numbers.items():
-            check_not_nan(f"{link.rule.name}'s {name}", number)
-    _check_mask(guided.mask, noise)
-    for weight in _weights(guided):
+        _check_times(np.asarray(times), denoise, solver)
+    _check_rows("cond", cond, batch, "noise")
+    for name, weight in guide.weights:
+        check_not_nan(name, weight.params)
+    _check_mask(guide, noise)
+    for weight in every_weight(guide):
         if hasattr(weight.fn, "check"):
             weight.fn.check(cond)
+    _warn_of_new_functions(denoise, guide)
 
 
-def _check_mask(mask: Any, noise: Tree) -> None:
-    """Masks broadcast against the state: one for every leaf, or one a leaf."""
-    masks, leaves = jax.tree.leaves(mask), jax.tree.leaves(noise)
-    if len(masks) not in (0, 1, len(leaves)):
+def _check_times(grid: np.ndarray, denoise: Denoiser, solver: Solver) -> None:
+    process = denoise.process
+    if not np.all(np.isfinite(grid)) or grid.max() > 1 or grid.min() < 0:
+        raise ValueError(f"times must lie in [0, 1], 1 being noise; got {grid}.")
+    falls, rises = (bool(np.all(sign * np.diff(grid, axis=0) > 0)) for sign in (-1, 1))
+    if not falls and not (rises and solver.both_ways):
+        raise ValueError(
+            "times must fall from noise to data, each below the last"
+            + (", with this solver" if rises else "")
+            + f"; got {grid}."
+        )
+    for time in (grid[0], grid[-1]):
+        if denoise.blind_at(time):
+            raise ValueError(
+                f"at t = {time} α is 0, where {denoise.prediction!r} says nothing of x0; "
+                "start lower: uniform_times(steps, start=0.999)."
+            )
+    if not is_concrete(process):
+        return
+    with concretely():
+        sigma = np.asarray(process.sigma(jnp.asarray(grid)))
+    if rises and np.any(sigma[0] <= 0):
+        raise ValueError(
+            "inversion can't start at t = 0, where there is no noise to scale; start a little "
+            "above: uniform_times(steps, stop=0.02)[::-1]."
+        )
+    lost = (grid > 0) & (np.abs(sigma) < np.finfo(np.float32).tiny)
+    if np.any(lost):
+        raise ValueError(
+            f"at t = {grid[lost].max():g} σ underflows to 0 in {sigma.dtype} on "
+            f"{type(process).__name__}; end at 0 itself, or take gj.karras_times."
+        )
+
+
+def _check_rows(name: str, cond: Any, batch: int, like: str) -> None:
+    for leaf in jax.tree.leaves(cond):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != batch:
+            listed = isinstance(cond, (list, tuple)) and not hasattr(leaf, "shape")
+            hint = (
+                f" {name} is a {type(cond).__name__} of numbers: give an array." if listed else ""
+            )
+            raise ValueError(
+                f"{name} has shape {jnp.shape(leaf)}; expected a leading axis of {batch}, the "
+                f"batch of `{like}`.{hint}"
+            )
+
+
+def _check_mask(guide: Guidance, noise: Tree) -> None:
+    """Masks broadcast against the state: one for every leaf, one a leaf, or one a part."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(noise)
+    leaves = [leaf for _, leaf in paths]
+    parts = [str(getattr(path[0], "key", "")) if path else "" for path, _ in paths]
+    for what, given in (("mask", guide.mask), ("omega", guide.omega)):
+        if isinstance(given, dict) and set(given) != set(parts):
+            raise ValueError(
+                f"{what} has the parts {', '.join(given)}; the state has "
+                f"{', '.join(dict.fromkeys(filter(None, parts))) or 'none'}."
+            )
+    masks = guide._masks(parts)
+    if len(masks) != len(leaves):
         raise ValueError(f"the mask has {len(masks)} arrays; the state has {len(leaves)}.")
-    for one, leaf in zip(masks * len(leaves) if len(masks) == 1 else masks, leaves, strict=False):
+    for one, leaf in zip(masks, leaves, strict=True):
         try:
-            fits = np.broadcast_shapes(np.shape(one), leaf.shape) == leaf.shape
+            fits = one is None or np.broadcast_shapes(np.shape(one), leaf.shape) == leaf.shape
         except ValueError:
             fits = False
         if not fits:
@@ -84,24 +154,29 @@ def _check_mask(mask: Any, noise: Tree) -> None:
             )
 
 
-def check_rows(rows: Tree, guided: Guidance, batch: int) -> None:
-    """A number of the guidance is one for the batch or one a sample."""
-    omegas, numbers = rows
-    named = {"omega": omegas}
-    for link, row in zip(guided.links, numbers, strict=True):
-        named |= {f"{link.rule.name}'s {name}": value for name, value in row.items()}
-    for name, value in named.items():
+def check_values(guide: Guidance, row: tuple[Any, ...], noise: Tree) -> None:
+    """A number of the guidance is one for the batch, one a sample, or broadcasts to a sample.
+
+    Args:
+        guide: The guidance.
+        row: Its values, each (evaluations, ...).
+        noise: The state.
+    """
+    batch = batch_size(noise)
+    ndims = {leaf.ndim for leaf in jax.tree.leaves(noise)}
+    for (name, _), value in zip(guide.weights, row, strict=True):
+        if isinstance(value, tuple):
+            continue
         shape = value.shape[1:]
-        # A table over the elements of a sample (`recfg`) leads with the batch, or with 1.
-        table = name != "omega" and len(shape) > 1 and shape[0] in (1, batch)
-        if shape not in ((), (batch,)) and not table:
+        whole = len(shape) in ndims and len(shape) > 1 and shape[0] in (1, batch)
+        if shape not in ((), (batch,)) and not whole:
             raise ValueError(
-                f"{name} has shape {shape} at a step; expected a scalar or ({batch},), "
-                "the batch of `noise`."
+                f"{name} has shape {shape} at a step; expected a scalar, ({batch},), the batch of "
+                "`noise`, or an array that broadcasts against the state with its batch axis."
             )
 
 
-def _weights(guided: Guidance) -> list[Weight]:
+def every_weight(guide: Guidance) -> list[Weight]:
     """Every weight of the guidance, those inside products and sums too."""
     found: list[Weight] = []
 
@@ -115,34 +190,87 @@ def _weights(guided: Guidance) -> list[Weight]:
         elif isinstance(node, dict):
             visit(list(node.values()))
 
-    visit([guided.omega, *guided.numbers])
+    visit([guide.omega, *guide.numbers])
     return found
+
+
+# For each place in the source that makes functions, the last one seen and how many were.
+_SEEN: dict[Any, tuple[Any, int]] = {}
+
+
+def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
+    """Say where a function is made anew at each call, so that each call compiles anew."""
+    network: Any = denoise.network
+    functions = [getattr(network, "fn", network), denoise.time]
+    functions += [getattr(weight.fn, "fn", weight.fn) for weight in every_weight(guide)]
+    for function in functions:
+        code = getattr(function, "__code__", None)
+        if code is None:
+            continue
+        last, count = _SEEN.get(code, (function, 0))
+        if last is not function:
+            count += 1
+            if count == 3:
+                warnings.warn(
+                    f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) is a new "
+                    "function at each call, so that each call compiles anew; define it once.",
+                    stacklevel=4,
+                )
+        _SEEN[code] = (function, count)
 
 
 def find_branches(
     names: Iterable[str],
-    process: Process,
+    denoise: Denoiser,
     cond: Any,
     uncond: Any,
     given: Mapping[str, Any],
+    who: str = "sample",
 ) -> Branches:
-    """The condition of each named branch, and its network where that isn't the sampler's own."""
+    """The condition of each named branch, and its network where that isn't the main one."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"conditions must be a mapping by branch, got {type(given).__name__}.")
     found: dict[str, tuple[Denoiser | None, Any]] = {}
     known = {**({} if uncond is None else {"uncond": uncond}), **given}
     for name in names:
         if name not in known:
             how = "uncond=..." if name == "uncond" else f"conditions={{{name!r}: ...}}"
-            raise ValueError(f"the guidance needs the branch {name!r}; give sample({how}).")
-        value = known[name]
-        network = None
-        if isinstance(value, tuple) and len(value) == 2 and callable(value[0]):
-            network, value = as_denoiser(value[0], process), value[1]
-        found[name] = (network, _like(value, cond, name))
+            raise ValueError(f"the guidance needs the branch {name!r}; give {who}({how}).")
+        network, value = as_branch(name, known[name], cond, denoise.process)
+        found[name] = (network, like_cond(value, cond, name))
     return found
 
 
-def _like(value: Any, cond: Any, name: str) -> Any:
-    """A branch's condition in the shape of `cond`: a null label or embedding is broadcast."""
+def as_branch(name: str, value: Any, cond: Any, process: Process) -> tuple[Denoiser | None, Any]:
+    """(network, condition) of what stands for a branch: a condition, a denoiser, or both."""
+    network = None
+    if isinstance(value, tuple) and len(value) == 2 and callable(value[0]):
+        network, value = value
+        value = cond if value is Ellipsis else value
+    elif isinstance(value, Denoiser) or (callable(value) and not hasattr(value, "shape")):
+        network, value = value, cond
+    if network is None:
+        if name in OWN_NETWORK or (value is cond and cond is not None):
+            raise ValueError(
+                f"the branch {name!r} is the main network under "
+                + ("the same condition" if value is cond else "another condition")
+                + f"; give it a network of its own: conditions={{{name!r}: (denoiser, condition)}}."
+            )
+        return None, value
+    check_denoiser(network)
+    if not same_process(network.process, process) and is_concrete(network.process, process):
+        raise ValueError(
+            f"the network of {name!r} is of another process than the main one: give "
+            f"denoiser.on(process) ({type(process).__name__})."
+        )
+    return network, value
+
+
+def like_cond(value: Any, cond: Any, name: str) -> Any:
+    """A branch's condition in the shape of `cond`: a null label or embedding is broadcast.
+
+    One that doesn't broadcast but has a row a sample, as a prompt of other length, stays as it is.
+    """
     if not same_structure(value, cond):
         return value
 
@@ -153,8 +281,13 @@ def _like(value: Any, cond: Any, name: str) -> Any:
         try:
             return shard_like(jnp.broadcast_to(value, cond.shape), cond)
         except ValueError:
+            if value.ndim == cond.ndim and value.shape[0] == cond.shape[0]:
+                return value
+            if value.ndim == cond.ndim and value.shape[0] == 1:
+                return jnp.broadcast_to(value, (cond.shape[0], *value.shape[1:]))
             raise ValueError(
-                f"{name} has shape {value.shape}, which doesn't broadcast to cond's {cond.shape}."
+                f"{name} has shape {value.shape}, which doesn't broadcast to cond's {cond.shape}; "
+                f"expected that, or ({cond.shape[0]}, ...) of its own shape."
             ) from None
 
     return tree_map(one, value, tree_map(jnp.asarray, cond))

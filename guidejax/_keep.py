@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, norm, tree_map, upcast
-from guidejax.metrics.guidance_scale import branch_angle, effective_omega
+from guidejax._arrays import Array, Tree, tree_map, upcast
+from guidejax._geometry import angle, effective_omega, length
+from guidejax._guidance import Guidance
+from guidejax.weights.base import Step
 
 Keep = Literal["final", "stats", "all"] | Sequence[int]
 
@@ -97,17 +99,26 @@ def put(room: Tree, value: Tree, slot: Array) -> Tree:
     )
 
 
-def measure(guided: Tree, predictions: Mapping[str, Tree], omega: Array) -> Stats:
-    """`Stats` of one step, (batch,) each."""
+def measure(
+    guided: Tree, predictions: Mapping[str, Tree], guide: Guidance, step: Step, row: Any
+) -> Stats:
+    """`Stats` of one evaluation, (batch,) each."""
     g, c = _flat(guided), _flat(predictions["cond"])
-    size = norm(c)
-    asked = jnp.broadcast_to(omega, size.shape).astype(size.dtype)
+    size = length(c)
+    asked = _asked(guide._values(predictions, step, row)[0], size)
     names = [name for name in predictions if name != "cond"]
     if not names:
         unknown = jnp.full_like(size, jnp.nan)
-        return Stats(asked, jnp.zeros_like(size), unknown, size, unknown, norm(g))
+        return Stats(asked, jnp.zeros_like(size), unknown, size, unknown, length(g))
     u = _flat(predictions["uncond" if "uncond" in names else names[0]])
-    return Stats(asked, effective_omega(g, c, u), branch_angle(c, u), size, norm(c - u), norm(g))
+    return Stats(asked, effective_omega(g, c, u), angle(c, u), size, length(c - u), length(g))
+
+
+def _asked(omega: Any, like: Array) -> Array:
+    """One ω a sample: the mean over the elements, or parts, of a state that has several."""
+    values = [jnp.asarray(value) for value in jax.tree.leaves(omega)]
+    means = [jnp.mean(v, axis=tuple(range(1, v.ndim))) for v in values]
+    return jnp.broadcast_to(sum(means) / len(means), like.shape).astype(like.dtype)
 
 
 def _flat(x: Tree) -> Array:

@@ -1,4 +1,4 @@
-"""The sampler: one `lax.scan` over the time grid, cut where guidance turns on and off."""
+"""The sampler: one `lax.scan` over the evaluations of a run, cut where guidance turns on and off."""
 
 from __future__ import annotations
 
@@ -12,27 +12,44 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, Times, Tree, batch_size, is_concrete, tree_map
-from guidejax._branches import Evaluation, check_evaluation, predict
-from guidejax._denoisers import as_denoiser
+from guidejax._branches import BranchMode, check_mode, predict
+from guidejax._denoisers import Denoiser, check_denoiser
 from guidejax._guidance import Guidance
-from guidejax._guidance import guidance as make_guidance
-from guidejax._inputs import check, check_rows, find_branches
+from guidejax._inputs import as_guidance, as_solver, check, check_values, find_branches
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
-from guidejax._scan import Remat, Segment, for_any, predictions, scan, segments
-from guidejax._times import uniform_times as uniform_times
-from guidejax.processes import Process
-from guidejax.solvers.base import Denoised, Solver, as_keys, fold_in
-from guidejax.solvers.ddim import ddim
+from guidejax._random import as_keys, fold_in
+from guidejax._scan import Evaluations, Remat, Segment, evaluations, for_any, places, scan, segments
+from guidejax.solvers._replay import Recorded, asked_times, finish, kinds, query, store
+from guidejax.solvers.base import Solver
+from guidejax.weights.base import Step
+
+
+class _Static(tuple):
+    """NumPy arrays that jit compares by value."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(tuple(a.tobytes() for a in self))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Static)
+            and len(self) == len(other)
+            and all(np.array_equal(a, b) for a, b in zip(self, other, strict=True))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is structure of a run."""
+    """Static configuration of one compiled run."""
 
+    where: _Static  # an `Evaluations`
+    usual: int
+    into_data: int | None
     segments: tuple[Segment, ...]
-    into_data: bool
-    evaluation: Evaluation
+    mode: BranchMode
     skip: bool
     keep: Keep
     progress: Progress
@@ -41,8 +58,7 @@ class _Plan:
 
 def sample(
     key: Array,
-    denoise: Any,
-    process: Process,
+    denoise: Denoiser,
     noise: Tree,
     *,
     times: Times,
@@ -51,39 +67,41 @@ def sample(
     conditions: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
     solver: Solver | None = None,
-    branches: Evaluation = "sequential",
+    branches: BranchMode = "sequential",
     skip: Literal["auto", "never"] = "auto",
     keep: Keep = "final",
     progress: Progress = False,
     remat: Remat = "none",
 ) -> Any:
-    """Draw samples: integrate from `noise` at times[0] down to times[-1] under guidance.
+    """Draw samples: integrate from `noise` at times[0] to times[-1] under guidance.
 
-    Each step t → s predicts x̂0 for every branch that the guidance needs, combines them, and lets
-    the solver take x_t to x_s. Steps whose ω is known to be 0 (`interval`, omega = 0) make the
-    conditional pass alone; so do, at run time, steps that a rule's state lets go (`adaptive`,
-    `cached_difference`). ω and every other number is traced: a new value doesn't recompile.
+    Each step t → s evaluates the network for every branch that the guidance needs, combines them,
+    and lets the solver take x_t to x_s. Where ω is known to be 0 (`interval`, omega = 0) the
+    conditional pass is made alone; so it is, at run time, where a rule's state lets the others go
+    (`adaptive`, `cached_difference`). ω and every other number is traced: a new value doesn't
+    recompile.
 
     Args:
         key: One key, or (batch,) keys, one a sample.
-        denoise: A `Denoiser`, or any `denoise(x, t, cond) -> x0`.
-        process: The noising process.
-        noise: x at times[0], (batch, ...), or a pytree of such arrays.
+        denoise: From `guidejax.denoiser`; it knows its process.
+        noise: x at times[0], (batch, ...), or a pytree of such arrays: σ(t) ε on its process
+            (`guidejax.processes.initial_noise`).
         times: Falling times in [0, 1], (steps + 1,), or (steps + 1, batch) one grid a sample.
+            Solvers of the ODE also take rising ones: inversion.
         cond: The conditioning c, handed to the network: class ids, embeddings, any pytree.
         uncond: The null condition, the shape of `cond` or broadcast to it; needed under guidance.
-        conditions: The condition of every other branch by name ("negative", ...), or a pair
-            (denoise, condition) for a branch with a network of its own ("weak", ...).
         guidance: From `guidejax.guidance`; None is the conditional model.
-        solver: From `guidejax.solvers`; DDIM without churn by default. The second prediction of a
-            two-stage step takes the ω of the next step and leaves the guidance's state alone.
-        branches: How the passes of a step are made, with the same samples: "sequential", one after
-            another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
+        solver: From `guidejax.solvers`; DDIM without churn by default. An evaluation within or at
+            the end of a step takes the ω of its own time, and leaves the guidance's state alone.
+
+    Other args:
+        conditions: What every other branch by name ("negative", "weak", ...) is made of: a
+            condition for the same network, a `Denoiser` for the same condition, or a pair of both.
+        branches: How the passes of an evaluation are made, with the same samples: "sequential", one
+            after another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
-            all-reduce a step.
-        skip: "never" makes every pass at every step, and costs it: the same samples, bit for bit
-            unless XLA compiles the network's own lines otherwise, as it may those that two passes
-            share, or within the run-time gate of `adaptive`; then to rounding.
+            all-reduce an evaluation.
+        skip: "never" makes every pass at every step, and costs it: the same samples to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
         progress: True for a line on stderr, or `progress(step, steps)`, called on the host as each
@@ -101,72 +119,82 @@ def sample(
             option is unknown, or a number is NaN; before anything compiles.
 
     Example:
-        >>> from guidejax.processes import rectified_flow
-        >>> denoise = lambda x, t, cond: jnp.broadcast_to(cond[:, None], x.shape)
-        >>> x = sample(jax.random.key(0), denoise, rectified_flow(), jnp.zeros((2, 3)),
-        ...            cond=jnp.array([1.0, 2.0]), times=uniform_times(4))
+        >>> import guidejax as gj
+        >>> process = gj.processes.rectified_flow()
+        >>> denoise = gj.denoiser(lambda x, t, c: jnp.broadcast_to(c[:, None], x.shape), process)
+        >>> x = sample(jax.random.key(0), denoise, jnp.zeros((2, 3)),
+        ...            cond=jnp.array([1.0, 2.0]), times=gj.uniform_times(4))
         >>> x.tolist()
         [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
     """
-    guided = make_guidance() if guidance is None else guidance
-    solver = ddim() if solver is None else solver
-    denoise = as_denoiser(denoise, process)
+    guide, solver = as_guidance(guidance), as_solver(solver)
+    check_denoiser(denoise)
     # NumPy where it is known: under jit JAX would trace it, and no step could be left out.
     times = (np if is_concrete(times) else jnp).asarray(times, jnp.result_type(float))
     key = as_keys(key)
-    if key.shape not in ((), (batch_size(noise),)):
-        raise ValueError(
-            f"expected one key or ({batch_size(noise)},) keys, one a sample; got {key.shape}."
-        )
+    batch = batch_size(noise)
+    if key.shape not in ((), (batch,)):
+        raise ValueError(f"expected one key or ({batch},) keys, one a sample; got {key.shape}.")
     for name, value, known in (
         ("skip", skip, ("auto", "never")),
         ("remat", remat, get_args(Remat)),
     ):
         if value not in known:
             raise ValueError(f"unknown {name}={value!r}; expected one of {', '.join(known)}.")
-    check(times, noise, cond, guided, denoise, process)
+    check(times, noise, cond, guide, denoise, solver)
     steps = times.shape[0] - 1
     keep = check_keep(keep, steps)
 
-    active = guided.active_branches(times, process)
+    made = functools.partial(kinds, solver, denoise.process, times.ndim == 2)
+    usual, final = made(into_data=False), ()
+    if is_concrete(times) and not np.any(times[-1]):
+        final = made(into_data=True)
+    where = evaluations(steps, len(usual), len(final) or None)
+    asked = asked_times(solver, denoise.process, times) if "between" in usual else ()
+    at = places(times, asked, usual + final, where)
+    count = len(where.step)
+
+    names = guide.branches[1:]
+    active = {n: guide.needed((n,), *at, denoise.process, times) for n in names}
     if skip == "never":
-        active = {name: np.ones(steps, bool) for name in active}
-    active |= {name: np.ones(steps, bool) for name in solver.branches}
-    into_data = is_concrete(times) and not np.any(times[-1])
-    parts = segments(active, predictions(steps, solver.stages, into_data)[1])
-    plan = _Plan(parts, into_data, branches, skip == "auto", keep, progress, remat)
-    used = {name for part in parts for name in (*part.gate.sure, *part.gate.maybe)}
-    names = [name for name in active if name in used]
-    others = find_branches(names, process, cond, uncond, conditions or {})
-    check_evaluation(branches, others)
-    x, trail = _run(
-        key, denoise, process, noise, times, cond, others, guided, solver, active, plan=plan
-    )
+        active = {name: np.ones(count, bool) for name in active}
+    active |= {name: np.ones(count, bool) for name in solver.branches}
+    parts = segments(active, count)
+    plan = _Plan(
+        _Static(where), len(usual), len(final) or None, parts,
+        branches, skip == "auto", keep, progress, remat,
+    )  # fmt: skip
+    used = {name for part in parts for name in (*part.needed.sure, *part.needed.maybe)}
+    names = tuple(name for name in active if name in used)
+    others = find_branches(names, denoise, cond, uncond, conditions or {})
+    check_mode(branches, others)
+    x, trail = _run(key, denoise, noise, times, at, cond, others, guide, solver, active, plan=plan)
     return x if keep == "final" else (x, trail)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",))
-def _run(key, denoise, process, noise, times, cond, others, guided, solver, active, *, plan):
-    steps = times.shape[0] - 1
-    rows = guided.rows(times, cond, process)
-    check_rows(rows, guided, batch_size(noise))
-
-    prepare = solver.prepare and functools.partial(solver.prepare, solver.numbers, process)
+def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *, plan):
+    process, steps = denoise.process, times.shape[0] - 1
+    where = Evaluations(*plan.where)
+    ends, begins = at
+    rows = jax.vmap(lambda s, t: guide.row(Step(s, t, cond, process, times)))(ends, begins)
+    check_values(guide, rows, noise)
 
     def evaluate(names, x, t, at, state):
         """Evaluate these branches and "cond" at (x, t), and guide."""
         chosen = {name: others[name] for name in names}
-        found = predict(plan.evaluation, denoise, cond, chosen, x, t)
-        x0, state = guided.apply(state, found, at["row"], x, t, at["to"], process)
-        stats = measure(x0, found, at["row"][0]) if plan.keep in ("stats", "all") else None
-        return Denoised(x0, {name: found[name] for name in solver.branches}), state, stats
+        found = predict(plan.mode, denoise, cond, chosen, x, t)
+        step = Step(at["s"], t, cond, process, times, x)
+        x0, state = guide.apply(state, found, step, at["row"])
+        stats = measure(x0, found, guide, step, at["row"]) if plan.keep in ("stats", "all") else ()
+        return (x0, {name: found[name] for name in solver.branches}), state, stats
 
-    def denoised(gate, x, t, at, state):
-        """As the gate says, and among what it is sure of as the guidance's state says."""
-        wanted = guided.wants(state) if plan.skip else {}
-        maybe = [n for n in gate.sure if n in wanted and n not in solver.branches]
-        sure = [n for n in gate.sure if n not in maybe]
-        maybe += gate.maybe
+    def guided(needed, x, t, at, state):
+        """The branches that are needed for sure, and the others where the flags say so."""
+        wanted = guide.wants(state) if plan.skip else {}
+        maybe = [n for n in needed.sure if n in wanted and n not in solver.branches]
+        sure = [n for n in needed.sure if n not in maybe]
+        maybe += needed.maybe
         if not maybe:
             return evaluate(sure, x, t, at, state)
         flags = [at["active"][name] & wanted.get(name, True) for name in maybe]
@@ -175,63 +203,111 @@ def _run(key, denoise, process, noise, times, cond, others, guided, solver, acti
             for_any(functools.reduce(jnp.logical_or, flags)), on, off, x, t, at, state
         )
 
-    def body(gate):
-        def step(carry, at):
-            x, state, memory, room = carry
-            t, s, again = at["t"], at["s"], at["again"]
-            report(plan.progress, at["index"], steps, ~again)
-            # A step's second prediction goes on from x as it is, at the end of the step.
-            if prepare is not None and solver.correct is None:
-                x, t = prepare(x, t, at["key"])
-            elif prepare is not None:
-                x, t = jax.lax.cond(again, lambda x, t, key: (x, t), prepare, x, t, at["key"])
-            here = t if solver.correct is None else jnp.where(again, s, t)
-            guess, after, stats = denoised(gate, x, here, at, state)
-            moved = solver.step(solver.numbers, guess, process, x, t, s, at["key"], memory)
-            if solver.correct is not None:
-                corrected = solver.correct(solver.numbers, guess, process, x, s, memory), memory
-                either = functools.partial(jnp.where, again)
-                moved, after = tree_map(either, (corrected, state), (moved, after))
-            x, memory = moved
+    def directly(needed, x, state, memory, answers, at):
+        """A step of one evaluation: the solver calls the network itself."""
+        seen = []
+
+        def answer(x, t):
+            seen.append(guided(needed, x, t, at, state))
+            return seen[0][0]
+
+        denoised = _Calling(answer)
+        x, memory = solver.step(
+            solver.numbers, denoised, process, x, at["from"], at["to"], at["key"], memory
+        )
+        (x0, _), state, stats = seen[0]
+        return x, state, memory, answers, x0, stats
+
+    def replayed(needed, x, state, memory, answers, at):
+        """One of a step's several evaluations; with the last of them x moves."""
+        here = (x, at["from"], at["to"], at["key"], memory)
+        data = (x, at["from"], np.zeros(at["from"].shape, at["from"].dtype), at["key"], memory)
+
+        def ask(number, where):
+            def run(answers):
+                x_asked, t = query(solver, process, answers[:number], *where)
+                return tree_map(lambda a, b: a.astype(b.dtype), x_asked, x), jnp.broadcast_to(
+                    t, at["t"].shape
+                )
+
+            return run
+
+        asks = [ask(j, here) for j in range(plan.usual)]
+        asks += [ask(j, data) for j in range(plan.into_data or 0)]
+        x_asked, t = jax.lax.switch(at["query"], asks, answers)
+        answer, after, stats = guided(needed, x_asked, t, at, state)
+        answers = store(answers, answer, at["number"])
+        ends = [
+            lambda answers: (x, memory),
+            lambda answers: finish(solver, process, answers, *here),
+        ]
+        if plan.into_data:
+            ends.append(lambda answers: finish(solver, process, answers, *data))
+        moved, memory = jax.lax.switch(at["finish"], ends, answers)
+        first = at["number"] == 0
+        state = tree_map(lambda a, b: jnp.where(first, a, b), after, state)
+        return moved, state, memory, answers, answer[0], stats
+
+    one = plan.usual == 1
+    advance = directly if one else replayed
+
+    def body(needed):
+        def run(carry, at):
+            x, state, memory, answers, room = carry
+            report(plan.progress, at["step"], steps, at["number"] == 0)
+            x, state, memory, answers, x0, stats = advance(needed, x, state, memory, answers, at)
             if room:
-                room = put(room[0], x, at["slot"]), put(room[1], guess.x0, at["slot_x0"])
-            seen = (x, guess.x0) if plan.keep == "all" else None
-            return (x, after, memory, room), (seen, stats)
+                room = put(room[0], x, at["slot"]), put(room[1], x0, at["slot_x0"])
+            seen = (x, x0) if plan.keep == "all" else ()
+            return (x, state, memory, answers, room), (seen, stats)
 
-        return step
+        return run
 
-    step, row = predictions(steps, solver.stages, plan.into_data)
-    first, last = (np.diff(step, **pad) > 0 for pad in ({"prepend": -1}, {"append": steps}))
-    # Ahead of the loop: hashing a key takes XLA a loop of its own.
-    keys = jax.vmap(lambda i: fold_in(key, i))(jnp.asarray(step))
-    t = times[step]
-    if prepare is not None:  # It may give each sample a time of its own.
-        shape = jax.eval_shape(prepare, noise, t[0], keys[0])[1].shape
-        t = jax.vmap(lambda t: jnp.broadcast_to(t, shape))(t)
+    step = where.step
     xs = {
-        "t": t,
-        "s": times[step + 1],
-        "to": times[row + 1],
-        "index": jnp.asarray(step),
-        "key": keys,
-        "again": jnp.asarray(~first),
-        "row": tree_map(lambda leaf: leaf[row], rows),
-        "active": tree_map(lambda leaf: jnp.asarray(leaf)[row], active),
+        "from": times[step],
+        "to": times[step + 1],
+        "t": begins,
+        "s": ends,
+        "step": jnp.asarray(step),
+        "number": jnp.asarray(where.number),
+        "query": jnp.asarray(where.query),
+        "finish": jnp.asarray(where.finish),
+        # Ahead of the loop: hashing a key takes XLA a loop of its own.
+        "key": jax.vmap(lambda i: fold_in(key, i))(jnp.asarray(step)),
+        "row": rows,
+        "active": tree_map(jnp.asarray, active),
         "slot": jnp.asarray(slots(plan.keep, step)),
-        "slot_x0": jnp.asarray(slots(plan.keep, step, first)),
+        "slot_x0": jnp.asarray(slots(plan.keep, step, where.first)),
     }
-    carry = (noise, guided.init(noise), solver.init(noise, t[0]), blank(plan.keep, noise))
+    blanks = () if one else ((noise, dict.fromkeys(solver.branches, noise)),) * plan.usual
+    memory = solver.init(noise, times[0])
+    carry = (noise, guide.init(noise), memory, blanks, blank(plan.keep, noise))
     kept = []
-    for start, stop, gate in plan.segments:
+    for start, stop, needed in plan.segments:
         part = tree_map(lambda leaf, a=start, b=stop: leaf[a:b], xs)
-        carry, ys = scan(body(gate), carry, part, plan.remat)
+        carry, ys = scan(body(needed), carry, part, plan.remat)
         kept.append(ys)
     seen, stats = tree_map(lambda *parts: jnp.concatenate(parts), *kept)
-    if solver.correct is not None:  # x after a step's last prediction, all else of its first.
+    if not one:  # x after a step's last evaluation, all else of its first
         pick = lambda which, tree: tree_map(lambda leaf: leaf[which], tree)  # noqa: E731
-        seen = seen and (pick(last, seen[0]), pick(first, seen[1]))
-        stats = pick(first, stats)
-    if carry[3]:
-        seen = tree_map(lambda leaf: leaf[:-1], carry[3])
+        seen = seen and (pick(where.last, seen[0]), pick(where.first, seen[1]))
+        stats = pick(where.first, stats)
+    if carry[4]:
+        seen = tree_map(lambda leaf: leaf[:-1], carry[4])
     x, x0 = seen or (None, None)
-    return carry[0], Trail(x, x0, stats)
+    return carry[0], Trail(x, x0, stats or None)
+
+
+class _Calling(Recorded):
+    """A denoiser whose answers are made as it is asked."""
+
+    def __init__(self, answer: Any):
+        super().__init__(())
+        self.answer = answer
+
+    def with_branches(self, x, t):
+        if self.asked:
+            raise ValueError("the solver's step called the denoiser more often than before.")
+        self.asked.append((x, t))
+        return self.answer(x, t)

@@ -1,4 +1,4 @@
-"""The loop: where it is cut, what a gate costs, and what its gradient remembers."""
+"""The loop: where it is cut, what is evaluated where, and what its gradient remembers."""
 
 from __future__ import annotations
 
@@ -10,60 +10,126 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, tree_map
+from guidejax._arrays import Array, Times, Tree, is_concrete, tree_map
 
 Remat = Literal["none", "step", "recursive"]
 
-# More runs of predictions than this and the program is one scan with a run-time gate: each segment
-# compiles a scan of its own.
+# More segments than this and the program is one scan with run-time choices: each segment compiles
+# a scan of its own.
 MAX_SEGMENTS = 8
 
 
-class Gate(NamedTuple):
-    """The branches of one prediction: evaluated for sure, or as a flag says at run time."""
+class Needed(NamedTuple):
+    """The branches of one evaluation: evaluated for sure, or where a flag says so at run time."""
 
     sure: tuple[str, ...]
     maybe: tuple[str, ...]
 
 
 class Segment(NamedTuple):
-    """Predictions with one gate: start ≤ i < stop."""
+    """Evaluations that need the same branches: start ≤ i < stop."""
 
     start: int
     stop: int
-    gate: Gate
+    needed: Needed
 
 
-def predictions(steps: int, stages: int, into_data: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of each prediction of a run, its step and the step whose guidance it takes.
+class Evaluations(NamedTuple):
+    """For each evaluation of a run, in order; static, in NumPy.
+
+    Attributes:
+        step: Its step.
+        number: Its number within the step.
+        query: Which of the step's queries places it: those of a usual step first, then those of a
+            last step into data.
+        finish: 0; 1 where a usual step ends with it, 2 where a last step into data does.
+    """
+
+    step: np.ndarray
+    number: np.ndarray
+    query: np.ndarray
+    finish: np.ndarray
+
+    @property
+    def first(self) -> np.ndarray:
+        """Whether it is the first of its step."""
+        return self.number == 0
+
+    @property
+    def last(self) -> np.ndarray:
+        """Whether it is the last of its step."""
+        return self.finish > 0
+
+
+def evaluations(steps: int, usual: int, into_data: int | None) -> Evaluations:
+    """The evaluations of a run.
 
     Args:
         steps: Steps of the run.
-        stages: Predictions a step; the second, at its end, takes the guidance of the next step.
-        into_data: Whether the last step is known to end at s = 0, where a second prediction has
-            nothing to predict.
+        usual: Evaluations a step.
+        into_data: Evaluations of a last step that is known to end at s = 0, if that is the case.
     """
-    step, stage = np.divmod(np.arange(stages * steps), stages)
-    count = len(step) - (1 if into_data and stages == 2 else 0)
-    return step[:count], np.minimum(step + stage, steps - 1)[:count]
+    counts = np.full(steps, usual)
+    if into_data is not None:
+        counts[-1] = into_data
+    step = np.repeat(np.arange(steps), counts)
+    number = np.concatenate([np.arange(count) for count in counts])
+    final = (step == steps - 1) & (into_data is not None)
+    last = number == counts[step] - 1
+    return Evaluations(step, number, number + usual * final, np.where(last, 1 + final, 0))
 
 
-def segments(active: Mapping[str, Any], rows: np.ndarray) -> tuple[Segment, ...]:
+def places(
+    times: Times, asked: tuple[Any, ...], kinds: tuple[str, ...], where: Evaluations
+) -> tuple[Any, Any]:
+    """(s, t) at which each evaluation takes its weights: (n,) or (n, batch) each.
+
+    t is the time it is made at, s the end of its step; one that is made at the end of its step is
+    of the next step, as its first evaluation is.
+
+    Args:
+        times: The grid.
+        asked: For each evaluation of a usual step, its times, where any is "between".
+        kinds: For each query, where it is: "start", "end" or "between".
+        where: The run.
+    """
+    lib = np if is_concrete(times, asked) else jnp
+    step, last = where.step, times.shape[0] - 2
+    kind = np.asarray(kinds)[where.query]
+    row = np.minimum(step + (kind == "end"), last)
+    grid = lib.asarray(times)
+    s, t = grid[row + 1], grid[row]
+    if "between" in kinds:
+        columns = [lib.asarray(column) for column in asked]
+        shape = np.broadcast_shapes(grid.shape[1:], *(c.shape[1:] for c in columns))
+        wide = (
+            lambda a: lib.broadcast_to(  # noqa: E731
+                a.reshape(a.shape[:1] + (1,) * (len(shape) + 1 - a.ndim) + a.shape[1:]),
+                (a.shape[0], *shape),
+            )
+        )
+        made = lib.stack([wide(c) for c in columns])[where.number, step]
+        keep = (kind == "between").reshape((-1,) + (1,) * len(shape))
+        s, t = wide(s), lib.where(keep, made, wide(t))
+    return s, t
+
+
+def segments(active: Mapping[str, Any], count: int) -> tuple[Segment, ...]:
     """Cut the run where branches turn on and off.
 
     Args:
-        active: For each branch, the steps it is needed on: NumPy, or traced.
-        rows: For each prediction of the run, the step whose guidance it takes.
+        active: For each branch, the evaluations it is needed at, (count,): NumPy, or traced.
+        count: Evaluations of the run.
     """
     known = {name: on for name, on in active.items() if isinstance(on, np.ndarray)}
 
-    def gate(row: int) -> Gate:
-        sure = [name for name, on in known.items() if on[row]]
-        return Gate(tuple(sure), tuple(name for name in active if name not in known))
+    def needed(i: int) -> Needed:
+        sure = [name for name, on in known.items() if on[i]]
+        return Needed(tuple(sure), tuple(name for name in active if name not in known))
 
     def runs() -> tuple[Segment, ...]:
         found, start = [], 0
-        for which, run in itertools.groupby(gate(row) for row in rows):
+        for which, run in itertools.groupby(needed(i) for i in range(count)):
             stop = start + len(list(run))
             found.append(Segment(start, stop, which))
             start = stop

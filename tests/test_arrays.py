@@ -3,33 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from guidejax._arrays import combine, rounded
+from guidejax._arrays import combine
 
 
 def _draw(seed):
     return np.random.default_rng(seed).normal(size=1000).astype(np.float32)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
-def test_rounded_is_the_identity(dtype):
-    with jax.enable_x64(dtype == "float64"):
-        special = [0.0, -0.0, 1.0, -2.5, 1e-40, jnp.inf, -jnp.inf]
-        x = jnp.asarray(special, dtype)
-        for run in (rounded, jax.jit(rounded), jax.vmap(rounded)):
-            assert run(x).dtype == dtype
-            assert run(x).tobytes() == x.tobytes()
-        assert np.all(np.isnan(rounded(jnp.full(3, jnp.nan, dtype))))
-        value, slope = jax.value_and_grad(lambda x: rounded(x) * 3)(jnp.ones((), dtype))
-        assert (value, slope) == (3, 3)
-
-
-def test_a_product_and_a_sum_are_rounded_twice():
-    """As NumPy rounds them, whatever XLA fuses; without `rounded` a CPU with FMA rounds once."""
-    a, b, c = (_draw(seed) for seed in range(3))
-    run = jax.jit(lambda a, b, c: rounded(a * b) + c)
-    np.testing.assert_array_equal(run(a, b, c), a * b + c)
 
 
 def test_combine_is_numpy_bit_for_bit():

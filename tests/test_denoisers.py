@@ -6,9 +6,8 @@ from flax import linen as nn
 from flax import nnx
 
 import guidejax as gj
-from guidejax._denoisers import as_denoiser
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 
 
 def _plain(x, t, cond):
@@ -28,7 +27,7 @@ def test_plain_function():
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v", "velocity", "score"])
 def test_predictions(prediction):
     x0 = jnp.array([[0.3, -1.0], [2.0, 0.1]])
-    network = lambda x, t, cond: gj.convert(x0, x, t, PROCESS, "x0", prediction)
+    network = lambda x, t, cond: gj.processes.convert(x0, x, t, PROCESS, "x0", prediction)
     denoise = gj.denoiser(network, PROCESS, prediction)
     np.testing.assert_allclose(denoise(X, T), x0, rtol=1e-5, atol=1e-6)
 
@@ -72,7 +71,9 @@ def test_linen():
     module = _Linen()
     variables = module.init(jax.random.key(0), X, T, C)
     dense = variables["params"]["Dense_0"]
-    want = gj.convert(_by_hand(dense["kernel"], dense["bias"]), X, T, PROCESS, "velocity", "x0")
+    want = gj.processes.convert(
+        _by_hand(dense["kernel"], dense["bias"]), X, T, PROCESS, "velocity", "x0"
+    )
     denoise = gj.denoiser(module, PROCESS, "velocity", params=variables)
     np.testing.assert_allclose(denoise(X, T, C), want, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="variables"):
@@ -110,12 +111,6 @@ def test_the_dtype_is_the_state_s(prediction):
     network = lambda x, t, cond: x.astype(jnp.float32)
     denoise = gj.denoiser(network, PROCESS, prediction)
     assert denoise(X.astype(jnp.bfloat16), T).dtype == jnp.bfloat16
-
-
-def test_as_denoiser():
-    denoise = gj.denoiser(_plain, PROCESS)
-    assert as_denoiser(denoise, PROCESS) is denoise
-    np.testing.assert_array_equal(as_denoiser(_plain, PROCESS)(X, T, C), denoise(X, T, C))
 
 
 @pytest.mark.parametrize(

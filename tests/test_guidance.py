@@ -8,10 +8,11 @@ import pytest
 
 import guidejax as gj
 from guidejax.processes import from_x0, to_x0
-from guidejax.rules import REGISTRY, make_rule
+from guidejax.rules import RULES, make_rule
+from guidejax.weights import Step
 
 SPACES = ("x0", "eps", "v", "velocity", "score")
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 T, S = np.array([0.8, 0.4]), np.array([0.6, 0.1])
 TIMES = gj.uniform_times(4)
 
@@ -26,12 +27,19 @@ def _branches(shape=(2, 3, 2), dtype=None):
 
 def _apply(guidance, x, branches, cond=None, process=PROCESS, t=T, s=S):
     """One step of a guidance by hand."""
-    times = jnp.stack([jnp.asarray(t), jnp.asarray(s)])
-    row = jax.tree.map(lambda leaf: leaf[0], guidance.rows(times, cond, process))
-    return guidance.apply(guidance.init(x), branches, row, x, t, s, process)[0]
+    step = Step(jnp.asarray(s), jnp.asarray(t), cond, process, x=x)
+    return guidance.apply(guidance.init(x), branches, step)[0]
 
 
-@pytest.mark.parametrize("process", [gj.rectified_flow(), gj.cosine(), gj.linear_vp(), gj.edm()])
+@pytest.mark.parametrize(
+    "process",
+    [
+        gj.processes.rectified_flow(),
+        gj.processes.cosine(),
+        gj.processes.linear_vp(),
+        gj.processes.edm(),
+    ],
+)
 @pytest.mark.parametrize("space", SPACES)
 def test_cfg_is_the_same_in_every_space(x64, space, process):
     x, branches = _branches()
@@ -107,11 +115,11 @@ def test_chain_refines():
 
     x, branches = _branches()
     c, u = branches.values()
-    chained = gj.guidance(gj.chain(gj.cfg, shrink(0.25)), omega=2.0)
+    chained = gj.guidance(gj.chain(gj.cfg, shrink.bind(by=0.25)), omega=2.0)
     assert chained.branches == ("cond", "uncond")
     np.testing.assert_allclose(_apply(chained, x, branches), c + 0.25 * 2 * (c - u), rtol=1e-5)
     # Numbers given to `guidance` are the first rule's.
-    capped = gj.guidance(gj.chain(gj.adg, shrink(by=1.0)), omega=2.0, max_angle=0.1)
+    capped = gj.guidance(gj.chain(gj.adg, shrink.bind(by=1.0)), omega=2.0, max_angle=0.1)
     want = gj.adg(c, u, 2.0, max_angle=0.1)
     np.testing.assert_allclose(_apply(capped, x, branches), want, rtol=1e-5)
 
@@ -122,20 +130,22 @@ def test_chained_numbers_may_be_schedules():
     c, u = branches.values()
     omega = np.array([1.5, 0.5])
     schedule = lambda s, t, cond: cond * t  # 0.8 · 0.5 and 0.4 · 1.5
-    chained = gj.chain(gj.adg(max_angle=lambda s, t, cond: t - s + 0.1), gj.rescale(schedule))
+    chained = gj.chain(
+        gj.adg.bind(max_angle=lambda s, t, cond: t - s + 0.1), gj.rescale.bind(phi=schedule)
+    )
     got = _apply(gj.guidance(chained, omega=omega), x, branches, cond=jnp.array([0.5, 1.5]))
     turned = gj.adg(c, u, omega, max_angle=T - S + 0.1)
     c_v, g_v = (from_x0(value, x, T, PROCESS, "v") for value in (c, turned))
     want = to_x0(gj.rescale(c_v, g_v, phi=T * np.array([0.5, 1.5])), x, T, PROCESS, "v")
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     # A `Weight` binds as a number does, by position too.
-    for phi in (0.7, gj.constant(0.7), lambda s, t, cond: 0.7):
-        links = (gj.chain(gj.adg, rescale) for rescale in (gj.rescale(phi), gj.rescale(phi=phi)))
+    for phi in (0.7, gj.weights.constant(0.7), lambda s, t, cond: 0.7):
+        links = (gj.chain(gj.adg, rescale) for rescale in (gj.rescale.bind(phi=phi),))
         one, other = (_apply(gj.guidance(link, omega=2.0), x, branches) for link in links)
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("rule", REGISTRY.values(), ids=REGISTRY)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_any_number_of_any_rule_may_be_a_schedule(rule):
     """The declaration decides which numbers are traced; each takes a function of (s, t, c)."""
     numbers = {
@@ -143,8 +153,7 @@ def test_any_number_of_any_rule_may_be_a_schedule(rule):
         for name, value in rule.defaults.items()
         if name not in rule.static and isinstance(value, float)
     }
-    assert not numbers or rule(*[gj.constant(v) for v in numbers.values()]).rule is rule
-    bound = rule(**{n: lambda s, t, cond, v=v: v + 0 * t for n, v in numbers.items()})
+    bound = rule.bind(**{n: lambda s, t, cond, v=v: v + 0 * t for n, v in numbers.items()})
     chained = gj.chain(gj.cfg, bound) if rule.refines else gj.chain(bound)
     times = jnp.asarray(TIMES)
     rows = gj.guidance(chained, omega=lambda s, t, cond: t).rows(times, None, PROCESS)
@@ -153,8 +162,9 @@ def test_any_number_of_any_rule_may_be_a_schedule(rule):
 
     def step(x):
         g = gj.guidance(chained, omega=lambda s, t, cond: t)
-        row = jax.tree.map(lambda leaf: leaf[0], g.rows(times, None, PROCESS))
-        return g.apply(g.init(x), dict.fromkeys(g.branches, x), row, x, T, S, PROCESS)[0]
+        return g.apply(g.init(x), dict.fromkeys(g.branches, x), Step(S, T, None, PROCESS, None, x))[
+            0
+        ]
 
     assert jax.eval_shape(step, x).shape == x.shape
 
@@ -163,10 +173,12 @@ def test_one_rule_twice_on_branches_of_two_names():
     x, branches = _branches()
     c, u = branches.values()
     skip, blur = 0.5 * u, u - 1
-    again = gj.add_perturbation.on(perturbed="skip")
-    assert again is gj.add_perturbation.on(perturbed="skip")
+    again = gj.rules.add_perturbation.on(perturbed="skip")
+    assert again is gj.rules.add_perturbation.on(perturbed="skip")
     assert (again.name, again.branches) == ("add_perturbation", ("cond", "skip"))
-    chained = gj.chain(gj.cfg, gj.add_perturbation(0.5), again(perturbed_omega=2.0))
+    chained = gj.chain(
+        gj.cfg, gj.rules.add_perturbation.bind(perturbed_omega=0.5), again.bind(perturbed_omega=2.0)
+    )
     guidance = gj.guidance(chained, omega=1.0)
     assert guidance.branches == ("cond", "uncond", "perturbed", "skip")
     got = _apply(guidance, x, {**branches, "perturbed": blur, "skip": skip})
@@ -178,12 +190,12 @@ def test_one_rule_twice_on_branches_of_two_names():
 
 def test_a_rule_with_state_and_a_space_under_other_names():
     x, branches = _branches()
-    renamed = gj.apg_momentum.on(uncond="null")
-    assert renamed.init is gj.apg_momentum.init
+    renamed = gj.rules.apg_momentum.on(uncond="null")
+    assert renamed.init is gj.rules.apg_momentum.init
     guided = _apply(gj.guidance(renamed, omega=2.0, eta=0.3), x, {
         "cond": branches["cond"], "null": branches["uncond"]
     })  # fmt: skip
-    want = _apply(gj.guidance(gj.apg_momentum, omega=2.0, eta=0.3), x, branches)
+    want = _apply(gj.guidance(gj.rules.apg_momentum, omega=2.0, eta=0.3), x, branches)
     np.testing.assert_array_equal(guided, want)
 
 
@@ -195,12 +207,12 @@ def test_state_is_carried_by_leaf_and_rule():
     guidance = gj.guidance(stateful, omega=1.0)
     x = {"a": jnp.ones((2, 1)), "b": jnp.ones((2, 3))}
     branches = {"cond": jax.tree.map(jnp.zeros_like, x), "uncond": x}
-    state, row = guidance.init(x), (jnp.asarray(1.0), ({},))
+    state, at = guidance.init(x), Step(S, T, None, PROCESS, None, x)
     for step in range(3):
-        x0, state = guidance.apply(state, branches, row, x, T, S, PROCESS)
+        x0, state = guidance.apply(state, branches, at)
         np.testing.assert_array_equal(x0["b"], np.full((2, 3), step))
     # A step that makes no unconditional pass leaves the state alone.
-    _, after = guidance.apply(state, {"cond": branches["cond"]}, row, x, T, S, PROCESS)
+    _, after = guidance.apply(state, {"cond": branches["cond"]}, at)
     assert float(after[0][0][0, 0]) == 3
 
 
@@ -321,48 +333,55 @@ def test_each_branch_matters_where_its_weight_does():
     on, off = [True] * 4, [False] * 4
     early, late = [True, True, False, False], [False, False, False, True]
 
-    assert steps(gj.guidance(gj.stacked, first, perturbed_omega=last)) == {
+    assert steps(gj.guidance(gj.rules.stacked, first, perturbed_omega=last)) == {
         "uncond": early, "perturbed": late
     }  # fmt: skip
-    assert steps(gj.guidance(gj.stack("skip"), 1.0, skip_omega=0.0)) == {"uncond": on, "skip": off}
-    assert steps(gj.guidance(gj.nested, 0.0, partial_omega=last)) == {
+    assert steps(gj.guidance(gj.rules.stack("skip"), 1.0, skip_omega=0.0)) == {
+        "uncond": on,
+        "skip": off,
+    }
+    assert steps(gj.guidance(gj.rules.nested, 0.0, partial_omega=last)) == {
         "partial": late, "uncond": late
     }  # fmt: skip
-    assert steps(gj.guidance(gj.timed_negative, 1.0, gate=first)) == {
+    assert steps(gj.guidance(gj.rules.timed_negative, 1.0, gate=first)) == {
         "negative": early, "uncond": on
     }  # fmt: skip
-    assert steps(gj.guidance(gj.mixed_autoguidance, first, mix=0.0)) == {
+    assert steps(gj.guidance(gj.rules.mixed_autoguidance, first, mix=0.0)) == {
         "uncond": early, "weak": off
     }  # fmt: skip
-    skip = gj.add_perturbation.on(perturbed="skip")
-    chained = gj.guidance(gj.chain(gj.adg, gj.add_perturbation(last), skip(0.0)), first)
+    skip = gj.rules.add_perturbation.on(perturbed="skip")
+    chained = gj.guidance(
+        gj.chain(gj.adg, gj.rules.add_perturbation.bind(perturbed_omega=last), skip(0.0)), first
+    )
     assert steps(chained) == {"uncond": early, "perturbed": late, "skip": off}
     assert chained.active(TIMES, PROCESS).tolist() == [True, True, False, True]
-    for rule in (gj.perp_neg, gj.compose_not):
+    for rule in (gj.rules.perp_neg, gj.rules.compose_not):
         assert steps(gj.guidance(rule, first, negative_weight=last)) == {
             "negative": late, "uncond": [True, True, False, True]
         }  # fmt: skip
-    both = gj.compose(and_=("hat",), not_=("beard",))
+    both = gj.rules.compose(and_=("hat",), not_=("beard",))
     assert steps(gj.guidance(both, 0.0, hat_weight=0.0, beard_weight=last)) == {
         "hat": off, "beard": late, "uncond": late
     }  # fmt: skip
     # A rule of which nothing is known needs all it names.
-    assert steps(gj.guidance(gj.beta_cfg, 0.0)) == {"uncond": on}
-    assert gj.guidance(gj.nested, 0.0, partial_omega=0.0).active(TIMES, PROCESS).tolist() == off
+    assert steps(gj.guidance(gj.rules.beta_cfg, 0.0)) == {"uncond": on}
+    assert (
+        gj.guidance(gj.rules.nested, 0.0, partial_omega=0.0).active(TIMES, PROCESS).tolist() == off
+    )
 
 
 @pytest.mark.parametrize(
     ("rule", "numbers", "spared"),
     [
-        (gj.stacked, {"perturbed_omega": 0.0}, "perturbed"),
-        (gj.stack("skip"), {"skip_omega": 0.0}, "skip"),
-        (gj.timed_negative, {"gate": 0.0}, "negative"),
-        (gj.mixed_autoguidance, {"mix": 0.0}, "weak"),
-        (gj.nested, {"partial_omega": 0.0}, "uncond"),
-        (gj.compose_and, {"other_weight": 0.0}, "other"),
-        (gj.compose_not, {"negative_weight": 0.0}, "negative"),
-        (gj.perp_neg, {"negative_weight": 0.0}, "negative"),
-        (gj.compose(not_=("beard",)), {"beard_weight": 0.0}, "beard"),
+        (gj.rules.stacked, {"perturbed_omega": 0.0}, "perturbed"),
+        (gj.rules.stack("skip"), {"skip_omega": 0.0}, "skip"),
+        (gj.rules.timed_negative, {"gate": 0.0}, "negative"),
+        (gj.rules.mixed_autoguidance, {"mix": 0.0}, "weak"),
+        (gj.rules.nested, {"partial_omega": 0.0}, "uncond"),
+        (gj.rules.compose_and, {"other_weight": 0.0}, "other"),
+        (gj.rules.compose_not, {"negative_weight": 0.0}, "negative"),
+        (gj.rules.perp_neg, {"negative_weight": 0.0}, "negative"),
+        (gj.rules.compose(not_=("beard",)), {"beard_weight": 0.0}, "beard"),
     ],
 )
 def test_a_branch_of_weight_zero_may_be_left_out(rule, numbers, spared):
@@ -389,7 +408,7 @@ def test_a_run_pays_for_each_branch_where_its_weight_is_not_zero():
 
     null = jnp.zeros(2)
     others = {"uncond": (network("uncond", 0.5), null), "perturbed": (network("k", -0.5), null)}
-    late = gj.add_perturbation(gj.interval(1.0, lo=0.0, hi=0.5))
+    late = gj.rules.add_perturbation.bind(perturbed_omega=gj.interval(1.0, lo=0.0, hi=0.5))
     run = functools.partial(
         gj.sample, jax.random.key(0), network("cond", 0.0), PROCESS, jnp.ones((2, 3)), cond=null,
         conditions=others, times=gj.uniform_times(8),
@@ -466,12 +485,15 @@ def test_adg_is_finite_in_value_and_gradient(case, omega, dtype):
         (lambda: gj.guidance(gj.cfg, omega=jnp.array([1.0, jnp.nan])), "NaN"),
         (lambda: gj.guidance(3.0), "float"),
         (lambda: gj.chain(), "at least one"),
-        (lambda: gj.add_perturbation.on(weak="skip"), "no branch weak to rename; it has perturbed"),
+        (
+            lambda: gj.rules.add_perturbation.on(weak="skip"),
+            "no branch weak to rename; it has perturbed",
+        ),
         (lambda: gj.cfg.on(cond="positive"), "no branch cond"),
         (lambda: gj.rescale.on(uncond="u"), "it has none"),
-        (lambda: gj.stacked.on(perturbed="uncond"), "'uncond' can't name this branch"),
-        (lambda: gj.stacked.on(perturbed="omega"), "'omega' can't name"),
-        (lambda: gj.stacked.on(perturbed="two words"), "'two words' can't name"),
+        (lambda: gj.rules.stacked.on(perturbed="uncond"), "'uncond' can't name this branch"),
+        (lambda: gj.rules.stacked.on(perturbed="omega"), "'omega' can't name"),
+        (lambda: gj.rules.stacked.on(perturbed="two words"), "'two words' can't name"),
         (lambda: gj.chain(gj.cfg, gj.adg), "adg combines branches"),
     ],
 )

@@ -3,16 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import guidejax as gj
 from guidejax._guidance import guidance
 from guidejax._sampling import sample
-from guidejax.processes import bridge, cosine, edm, linear_vp, rectified_flow
-from guidejax.rules import (
-    cfg,
+from guidejax.particles import (
     cfgpp_omega,
     effective_sample_size,
     fkc_log_weight,
     systematic_resample,
 )
+from guidejax.processes import bridge, cosine, edm, linear_vp, rectified_flow
+from guidejax.rules import cfg
 
 
 @pytest.mark.usefixtures("x64")
@@ -35,7 +36,7 @@ def test_cfgpp_is_a_weight():
     # λ/(1 − (0.1·0.5)/(0.5·0.9)) − 1 = 0.6 · 9/8 − 1, and λ − 1.
     np.testing.assert_allclose(g.rows(times, None, process)[0], [-0.325, -0.4], rtol=1e-5)
     x = sample(
-        jax.random.key(0), lambda x, t, cond: 0 * x + cond[:, None], process, jnp.ones((1, 2)),
+        jax.random.key(0), gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], gj.processes.rectified_flow()), jnp.ones((1, 2)),
         times=times, cond=jnp.array([1.0]), uncond=jnp.array([0.0]), guidance=g,
     )  # fmt: skip
     np.testing.assert_allclose(x, [[0.6, 0.6]], rtol=1e-5)

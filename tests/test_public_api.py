@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import guidejax as gj
-from guidejax.rules import REGISTRY
+from guidejax.rules import RULES
 from guidejax.schedules import SCHEDULES
 
 ROOT = pathlib.Path(gj.__file__).parent
@@ -47,11 +47,11 @@ def test_names_of_the_user_s_code():
 
 
 def test_every_rule_and_schedule_is_exported():
-    for name, rule in REGISTRY.items():
+    for name, rule in RULES.items():
         assert getattr(gj, name, None) is rule, name
     for name, schedule in SCHEDULES.items():
         assert getattr(gj, name, None) is schedule.make, name
-    assert len(REGISTRY) >= 30
+    assert len(RULES) >= 30
     assert len(SCHEDULES) >= 20
 
 
@@ -64,19 +64,15 @@ def test_the_user_s_code_runs():
     assert gj.adg(cond, uncond, omega, max_angle=jnp.pi / 3).shape == cond.shape
 
     network = lambda x, t, cond: x * t[:, None] - cond[:, None]
-    process = gj.rectified_flow()
+    process = gj.processes.rectified_flow()
     denoise = gj.denoiser(network, process, prediction="velocity")
     guidance = gj.guidance(gj.adg, omega=gj.interval(4.0, lo=0.2, hi=0.8))
     noise = jax.random.normal(key, (2, 3))
     common = {"cond": labels, "uncond": null, "solver": gj.ddim(churn=0.0)}
-    x0 = gj.sample(
-        key, denoise, process, noise, guidance=guidance, times=gj.uniform_times(50), **common
-    )
+    x0 = gj.sample(key, denoise, noise, guidance=guidance, times=gj.uniform_times(50), **common)
     net = gj.OmegaNet(num_classes=10)
     learned = gj.guidance(gj.cfg, omega=net.weight(net.init(key)))
-    other = gj.sample(
-        key, denoise, process, noise, guidance=learned, times=gj.uniform_times(50), **common
-    )
+    other = gj.sample(key, denoise, noise, guidance=learned, times=gj.uniform_times(50), **common)
     assert x0.shape == other.shape == noise.shape
     assert np.all(np.isfinite(x0) & np.isfinite(other))
     assert not np.allclose(x0, other)

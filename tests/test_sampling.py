@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec as P
 import guidejax as gj
 from guidejax import analytic
 from guidejax.rules import make_rule
+from tests.helpers import sample
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 TIMES = gj.uniform_times(8)
 KEY = jax.random.key(0)
 MODEL = analytic.by_class(analytic.mixture([[-2.0, 0.0], [2.0, 1.0]], stds=0.4), [0, 1])
@@ -27,7 +28,7 @@ LABELS = jnp.arange(BATCH) % 2
 def _sample(omega=1.0, *, key=KEY, denoise=EXACT, noise=NOISE, cond=LABELS, times=TIMES, **kwargs):
     kwargs.setdefault("guidance", gj.guidance(gj.cfg, omega=omega))
     kwargs.setdefault("uncond", MODEL.null)
-    return gj.sample(key, denoise, PROCESS, noise, cond=cond, times=times, **kwargs)
+    return sample(key, denoise, PROCESS, noise, cond=cond, times=times, **kwargs)
 
 
 def _by_hand(omega_of_step, rule=gj.cfg, noise=NOISE, times=TIMES, cond=LABELS):
@@ -90,7 +91,7 @@ def test_omega_of_each_sample():
 
 
 def test_omega_zero_is_the_conditional_model():
-    conditional = gj.sample(KEY, EXACT, PROCESS, NOISE, cond=LABELS, times=TIMES)
+    conditional = sample(KEY, EXACT, PROCESS, NOISE, cond=LABELS, times=TIMES)
     for omega in (0.0, jnp.zeros(BATCH), gj.interval(0.0, 0.1, 0.9)):
         np.testing.assert_array_equal(_sample(omega), conditional)
     # Traced, the program can't know, and the value is the same.
@@ -135,7 +136,7 @@ def test_pytrees_of_states(churn):
         )
 
     noise = {"image": jnp.ones((2, 3, 3, 1)), "text": jnp.full((2, 5), -1.0)}
-    run = lambda noise, guidance: gj.sample(
+    run = lambda noise, guidance: sample(
         KEY, network, PROCESS, noise, cond=jnp.array([0.5, 1.0]), uncond=0.0, times=TIMES,
         guidance=guidance, solver=gj.ddim(churn=churn),
     )  # fmt: skip
@@ -200,7 +201,7 @@ def test_a_branch_with_a_network_of_its_own():
         guidance=gj.guidance(weak, omega=0.5), uncond=None, conditions={"weak": (zero, LABELS)}
     )
     double = lambda x, t, cond: 1.5 * EXACT(x, t, cond)
-    want = gj.sample(KEY, double, PROCESS, NOISE, cond=LABELS, times=TIMES)
+    want = sample(KEY, double, PROCESS, NOISE, cond=LABELS, times=TIMES)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -210,12 +211,12 @@ def test_null_of_any_shape():
     np.testing.assert_array_equal(_sample(uncond=np.int64(MODEL.null)), want)
     embed = lambda x, t, cond: x * 0.1 + cond["a"]
     cond = {"a": jnp.ones((BATCH, 2))}
-    got = gj.sample(
+    got = sample(
         KEY, embed, PROCESS, NOISE, cond=cond, uncond={"a": jnp.zeros(2)}, times=TIMES,
         guidance=gj.guidance(gj.cfg, omega=1.0),
     )  # fmt: skip
     double = lambda x, t, cond: x * 0.1 + 2 * cond["a"]
-    want = gj.sample(KEY, double, PROCESS, NOISE, cond=cond, times=TIMES)
+    want = sample(KEY, double, PROCESS, NOISE, cond=cond, times=TIMES)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -293,7 +294,9 @@ def test_omega_zero_is_one_pass():
 
 def test_more_alternations_than_segments():
     on = lambda i: i % 2 == 0
-    omega = sum((gj.interval(1.0, i, i, unit="step") for i in range(0, 24, 2)), gj.constant(0.0))
+    omega = sum(
+        (gj.interval(1.0, i, i, unit="step") for i in range(0, 24, 2)), gj.schedules.constant(0.0)
+    )
     denoise, traces, calls = _counting()
     times = gj.uniform_times(24)
     got = _sample(omega, denoise=denoise, times=times)
@@ -312,7 +315,7 @@ def test_sweeping_an_interval_copies_no_parameters():
     noise = jax.random.normal(KEY, (2, width))
 
     def run(lo):
-        return gj.sample(
+        return sample(
             KEY, denoise, PROCESS, noise, cond=jnp.ones(2), uncond=0.5, times=TIMES,
             guidance=gj.guidance(gj.cfg, omega=gj.interval(1.0, lo, 0.9)),
         )  # fmt: skip
@@ -349,7 +352,7 @@ def test_gradient_through_an_interval_and_under_vmap():
 
 
 def test_gradient_in_parameters_held_by_a_closure():
-    total = lambda scale: gj.sample(
+    total = lambda scale: sample(
         KEY, lambda x, t, cond: scale * EXACT(x, t, cond), PROCESS, NOISE, cond=LABELS, times=TIMES
     ).sum()
     h = 1e-2
@@ -516,7 +519,9 @@ def test_wrong_input_under_jit():
 
 
 def test_infinite_ends_are_no_error():
-    weight = gj.constant(1.0).clip(hi=np.inf) * gj.interval(1.0, -np.inf, np.inf, unit="log_snr")
+    weight = gj.schedules.constant(1.0).clip(hi=np.inf) * gj.interval(
+        1.0, -np.inf, np.inf, unit="log_snr"
+    )
     np.testing.assert_array_equal(_sample(weight), _sample(lambda s, t, cond: 1.0))
 
 

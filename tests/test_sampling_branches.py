@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
 from guidejax.rules import make_rule
+from tests.helpers import sample
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
 BATCH = 8
 NOISE = jax.random.normal(jax.random.key(1), (BATCH, 4))
@@ -31,13 +32,11 @@ def _run(branches, noise=NOISE, cond=LABELS, denoise=_network, **kwargs):
         **kwargs,
     }
     key = kwargs.pop("key")
-    return gj.sample(
-        key, denoise, PROCESS, noise, cond=cond, uncond=-1.0, branches=branches, **kwargs
-    )
+    return sample(key, denoise, PROCESS, noise, cond=cond, uncond=-1.0, branches=branches, **kwargs)
 
 
 @pytest.mark.parametrize("branches", WAYS[1:])
-@pytest.mark.parametrize("solver", [gj.ddim(0.5), gj.heun(), gj.cfgpp(gj.ddim())])
+@pytest.mark.parametrize("solver", [gj.ddim(0.5), gj.heun(), gj.solvers.cfgpp(gj.ddim())])
 def test_same_samples(branches, solver):
     want = _run("sequential", solver=solver)
     np.testing.assert_allclose(_run(branches, solver=solver), want, rtol=1e-5, atol=1e-6)
@@ -76,7 +75,7 @@ def test_pytrees_and_many_branches(branches):
     other = lambda x, t, cond: jax.tree.map(jnp.zeros_like, x)
     cond = {"c": jnp.ones((BATCH, 3))}
     noise = {"image": jnp.ones((BATCH, 3, 2)), "text": jnp.ones((BATCH, 3))}
-    run = lambda branches: gj.sample(
+    run = lambda branches: sample(
         KEY, network, PROCESS, noise, cond=cond, uncond={"c": jnp.zeros(3)}, branches=branches,
         conditions={"negative": {"c": jnp.full((BATCH, 3), 2.0)}, "weak": (other, None)},
         guidance=gj.guidance(rule, 1.0), times=gj.uniform_times(3),

@@ -10,8 +10,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
+from tests.helpers import sample
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
 BATCH, STEPS = 8, 6
 NOISE = jax.random.normal(jax.random.key(1), (BATCH, 4))
@@ -25,7 +26,7 @@ def _network(x, t, cond):
 
 
 def _run(noise=NOISE, cond=LABELS, omega=INTERVAL, denoise=_network, rule=gj.cfg, **kwargs):
-    return gj.sample(
+    return sample(
         KEY, denoise, PROCESS, noise, cond=cond, uncond=-1.0,
         **{"times": TIMES, "guidance": gj.guidance(rule, omega=omega), **kwargs},
     )  # fmt: skip
@@ -79,7 +80,7 @@ def test_stats():
 
 
 def test_stats_of_a_rule_that_weakens():
-    stats = _run(keep="stats", rule=gj.mambo_g, omega=2.0)[1].stats
+    stats = _run(keep="stats", rule=gj.rules.mambo_g, omega=2.0)[1].stats
     assert np.all(stats.effective_omega < 2.0)
     assert np.all(stats.effective_omega > 0.0)
 
@@ -190,7 +191,7 @@ def _temporary(steps, remat, width=256, batch=128):
     noise = jnp.ones((batch, width))
 
     def total(omega, noise):
-        return gj.sample(
+        return sample(
             KEY, network, PROCESS, noise, cond=jnp.ones(batch), uncond=0.5, remat=remat,
             times=gj.uniform_times(steps), guidance=gj.guidance(gj.cfg, omega),
         ).sum()  # fmt: skip

@@ -12,8 +12,9 @@ from solvers.common import DETERMINISTIC, SOLVERS, TWO_STAGE
 
 import guidejax as gj
 from guidejax.rules import make_rule
+from tests.helpers import sample
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
 BATCH, STEPS = 8, 8
 NOISE = jax.random.normal(jax.random.key(1), (BATCH, 4))
@@ -40,7 +41,7 @@ def _counting(network=_network):
 def _run(omega=1.0, denoise=_network, rule=gj.cfg, noise=NOISE, cond=LABELS, **kwargs):
     kwargs.setdefault("times", gj.uniform_times(STEPS))
     guidance = gj.guidance(rule, omega=omega)
-    return gj.sample(
+    return sample(
         kwargs.pop("key", KEY), denoise, PROCESS, noise, cond=cond, uncond=-1.0,
         **{"guidance": guidance, **kwargs},
     )  # fmt: skip
@@ -89,7 +90,9 @@ EACH = gj.interval(jnp.linspace(0, 2, BATCH), 0.3, 0.8)
 @pytest.mark.parametrize(
     ("solver", "omega"), [("ddim", INTERVAL), ("ddim", EACH), ("heun", INTERVAL)]
 )
-@pytest.mark.parametrize("rule", [gj.adg, gj.apg, gj.rescale, gj.adaptive, gj.cached_difference])
+@pytest.mark.parametrize(
+    "rule", [gj.adg, gj.apg, gj.rescale, gj.rules.adaptive, gj.rules.cached_difference]
+)
 def test_skipped_is_unskipped_for_every_kind_of_rule(rule, omega, solver):
     rule = gj.chain(gj.cfg, rule) if "guided" in rule.takes else rule
     run = lambda skip: _run(
@@ -116,7 +119,7 @@ def test_passes_of_one_stage(name):
     assert _count(0.0, solver=solver) == (8, 0)
 
 
-@pytest.mark.parametrize("solver", [gj.heun(), gj.edm_heun(0.1)])
+@pytest.mark.parametrize("solver", [gj.heun(), gj.solvers.edm_heun(0.1)])
 def test_passes_of_two_stages(solver):
     """At steps 2 to 5, and at the ends of steps 1 to 4: by the ω of where it denoises from."""
     assert _count(INTERVAL, solver=solver) == (15, 8)
@@ -138,12 +141,12 @@ def test_run_time_gate_of_two_stages():
 
 
 def test_cached_difference_leaves_the_pass_out():
-    rule = gj.cached_difference(every=3)
+    rule = gj.rules.cached_difference(every=3)
     assert _count(1.0, rule=rule) == (8, 3)  # steps 0, 3, 6
     assert _count(INTERVAL, rule=rule) == (8, 2)  # steps 2, 5
     assert _count(1.0, rule=rule, skip="never") == (8, 8)
     np.testing.assert_allclose(
-        _run(1.0, rule=gj.cached_difference(every=1)), _run(1.0), rtol=1e-5, atol=1e-5
+        _run(1.0, rule=gj.rules.cached_difference(every=1)), _run(1.0), rtol=1e-5, atol=1e-5
     )
     x = NOISE
     for i, (t, s) in enumerate(zip(np.arange(8, 0, -1) / 8, np.arange(7, -1, -1) / 8, strict=True)):
@@ -158,14 +161,16 @@ def test_cached_difference_leaves_the_pass_out():
 def test_adaptive_switches_off_for_real():
     """Once every sample is past its threshold no unconditional pass is left."""
     grid = {"times": gj.uniform_times(8, 0.95)}
-    always = {"rule": gj.adaptive(threshold=-1.0)}
+    always = {"rule": gj.rules.adaptive(threshold=-1.0)}
     assert _count(1.0, **always) == (8, 2)  # t = 1, where ε says nothing, and the step that shuts
     assert _count(1.0, **always, **grid) == (8, 1)
-    assert _count(1.0, rule=gj.adaptive(threshold=2.0)) == (8, 8)
+    assert _count(1.0, rule=gj.rules.adaptive(threshold=2.0)) == (8, 8)
     run = lambda skip: _run(1.0, skip=skip, **always, **grid)
     np.testing.assert_allclose(run("auto"), run("never"), rtol=1e-5, atol=1e-6)
     # One sample that is not past it keeps the pass for all, and changes nothing for the others.
-    guidance = gj.guidance(gj.adaptive, 1.0, threshold=jnp.array([2.0] + [-1.0] * (BATCH - 1)))
+    guidance = gj.guidance(
+        gj.rules.adaptive, 1.0, threshold=jnp.array([2.0] + [-1.0] * (BATCH - 1))
+    )
     assert _count(guidance=guidance) == (8, 8)
     mixed = _run(guidance=guidance, **grid)
     np.testing.assert_allclose(mixed[1:], run("auto")[1:], rtol=1e-5, atol=1e-6)
@@ -173,7 +178,7 @@ def test_adaptive_switches_off_for_real():
 
 
 def test_adaptive_under_vmap_and_grad():
-    total = lambda omega: _run(omega, rule=gj.adaptive(threshold=-1.0)).sum()
+    total = lambda omega: _run(omega, rule=gj.rules.adaptive(threshold=-1.0)).sum()
     grads = jax.vmap(jax.grad(total))(jnp.array([0.5, 1.0]))
     want = [jax.grad(total)(omega) for omega in (0.5, 1.0)]
     np.testing.assert_allclose(grads, want, rtol=1e-4)
@@ -203,7 +208,7 @@ def test_each_branch_has_its_own_steps():
 def test_skipping_on_a_mesh(mesh):
     rows = NamedSharding(mesh, P("data"))
     noise, labels = jax.device_put((NOISE, LABELS), rows)
-    for rule, omega in ((gj.cfg, INTERVAL), (gj.adaptive(threshold=-1.0), 1.0)):
+    for rule, omega in ((gj.cfg, INTERVAL), (gj.rules.adaptive(threshold=-1.0), 1.0)):
         want = np.asarray(_run(omega, rule=rule))
         with jax.set_mesh(mesh):
             runs = [
@@ -247,7 +252,7 @@ def test_flops_are_those_of_the_passes():
 
     def sampler(omega, solver):
         def run(layers, x):
-            return gj.sample(
+            return sample(
                 KEY, gj.denoiser(network, PROCESS, params=layers), PROCESS, x,
                 times=gj.uniform_times(8, 1.0, 0.1), cond=cond, uncond=0.0,
                 guidance=gj.guidance(gj.cfg, omega), solver=solver,

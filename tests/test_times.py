@@ -7,7 +7,14 @@ import guidejax as gj
 
 
 @pytest.mark.parametrize(
-    "process", [gj.rectified_flow(), gj.cosine(), gj.linear_vp(), gj.edm(80.0, 7.0), gj.edm(90.0)]
+    "process",
+    [
+        gj.processes.rectified_flow(),
+        gj.processes.cosine(),
+        gj.processes.linear_vp(),
+        gj.processes.edm(80.0, 7.0),
+        gj.processes.edm(90.0),
+    ],
 )
 def test_karras_times_have_the_sigmas_of_the_paper(process):
     times = gj.karras_times(process, 10)
@@ -21,7 +28,7 @@ def test_karras_times_have_the_sigmas_of_the_paper(process):
 
 
 def test_karras_times_of_one_step():
-    assert gj.karras_times(gj.edm(80.0), 1).tolist() == [1.0, 0.0]
+    assert gj.karras_times(gj.processes.edm(80.0), 1).tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -30,9 +37,9 @@ def test_karras_times_of_one_step():
 )
 def test_wrong_karras_times(kwargs):
     with pytest.raises(ValueError, match="expected steps ≥ 1"):
-        gj.karras_times(gj.cosine(), **{"steps": 3, **kwargs})
+        gj.karras_times(gj.processes.cosine(), **{"steps": 3, **kwargs})
 
 
 def test_more_noise_than_the_process_has():
     with pytest.raises(ValueError, match="more noise over signal"):
-        gj.karras_times(gj.edm(20.0), 4)
+        gj.karras_times(gj.processes.edm(20.0), 4)

@@ -59,7 +59,7 @@ class Config:
 def programs(size: problem.Size, steps: int) -> dict[str, Any]:
     """The compiled sampler, and its compiled gradient in ω under each choice."""
     arrays = problem.make(size)
-    process, params = gj.rectified_flow(), jax.tree.map(jnp.asarray, arrays.params)
+    process, params = gj.processes.rectified_flow(), jax.tree.map(jnp.asarray, arrays.params)
     denoise = gj.denoiser(
         functools.partial(network.velocity, size), process, "velocity", params=params
     )
@@ -67,7 +67,7 @@ def programs(size: problem.Size, steps: int) -> dict[str, Any]:
 
     def run(remat: Remat, omega: jax.Array) -> jax.Array:
         x0 = gj.sample(
-            jax.random.key(0), denoise, process, noise, cond=labels, uncond=size.classes,
+            jax.random.key(0), denoise, noise, cond=labels, uncond=size.classes,
             guidance=gj.guidance(gj.cfg, omega), times=gj.uniform_times(steps), remat=remat,
         )  # fmt: skip
         return jnp.mean(x0**2)

@@ -37,8 +37,8 @@ class Config:
 def variants(params: dict[str, Any], x0: Any, group: int, steps: int) -> dict[str, Any]:
     """The objectives compared, by name."""
     seen: list[Any] = [networks.feature(n, params[n]) for n in networks.SEEN]
-    spread = [gj.unit_spread(f, x0) for f in [gj.pixels, *seen]]
-    moments = [gj.frechet_moments(f, x0) for f in [gj.pixels, *seen]]
+    spread = [gj.objectives.unit_spread(f, x0) for f in [gj.objectives.pixels, *seen]]
+    moments = [gj.objectives.frechet_moments(f, x0) for f in [gj.objectives.pixels, *seen]]
 
     def rollout(features: list[Any], beta: float, pooled: float) -> Any:
         return gj.rollout(features, group, steps, beta=beta, pooled=pooled)
@@ -84,7 +84,7 @@ def run(seed: int, config: Config, report: Callable[[str, dict[str, float]], Non
             data_dir=data_dir,
         )  # fmt: skip
         phi = gj.fit_omega(
-            keys[3], methods.NET, denoise, networks.PROCESS, batches, objective=objective,
+            keys[3], methods.NET, denoise, batches, objective=objective,
             optimizer=methods.optimizer(plan.rollout_steps), steps=plan.rollout_steps,
         )  # fmt: skip
         report(name, measure(gj.guidance(gj.cfg, methods.NET.weight(phi))))

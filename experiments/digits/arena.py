@@ -23,7 +23,7 @@ def generate(key: jax.Array, denoise: Any, guide: gj.Guidance, count: int, steps
     noise_key, run_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, (count, 8, 8, 1))
     return gj.sample(
-        run_key, denoise, networks.PROCESS, noise, cond=labels(count), uncond=NUM_CLASSES,
+        run_key, denoise, noise, cond=labels(count), uncond=NUM_CLASSES,
         guidance=guide, times=gj.uniform_times(steps),
     )  # fmt: skip
 

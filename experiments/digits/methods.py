@@ -34,9 +34,9 @@ def guide(method: str, numbers: dict[str, float]) -> gj.Guidance:
     if method == "interval":
         return gj.guidance(gj.cfg, gj.interval(n["omega"], lo=n["lo"], hi=n["hi"]))
     if method == "clamp-linear":
-        return gj.guidance(gj.cfg, gj.clamp_linear(n["mean"], floor=n["floor"]))
+        return gj.guidance(gj.cfg, gj.schedules.clamp_linear(n["mean"], floor=n["floor"]))
     if method == "triangular":
-        return gj.guidance(gj.cfg, gj.triangular(n["mean"]))
+        return gj.guidance(gj.cfg, gj.schedules.triangular(n["mean"]))
     if method == "adg":
         return gj.guidance(gj.adg, n["omega"], max_angle=n["max_angle"])
     raise ValueError(f"unknown method {method!r}.")
@@ -122,18 +122,20 @@ def learn(
     """φ of a learned method."""
     if method == "rollout":
         features: tuple[Any, ...] = (
-            gj.pixels,
+            gj.objectives.pixels,
             *(networks.feature(n, params[n]) for n in networks.SEEN),
         )
         objective: Any = gj.rollout(
-            [gj.frechet_moments(f, jnp.asarray(train["x0"])) for f in features],
+            [gj.objectives.frechet_moments(f, jnp.asarray(train["x0"])) for f in features],
             particles=plan.rollout_group,
             steps=plan.sampling_steps,
             pooled=0.97,
             beta=2.0,
         )
     else:
-        objective = gj.self_consistency(1.75, 4) if method == "self-consistency" else gj.l2(4)
+        objective = (
+            gj.self_consistency(1.75, 4) if method == "self-consistency" else gj.objectives.l2(4)
+        )
     steps = updates(method, plan)
     batches = gj.data.grouped(
         "digits", "train", groups=NUM_CLASSES, per_group=plan.rollout_group, seed=seed,
@@ -143,7 +145,6 @@ def learn(
         key,
         NET,
         denoise,
-        networks.PROCESS,
         batches,
         objective=objective,
         optimizer=optimizer(steps),

@@ -14,7 +14,7 @@ import guidejax as gj
 from experiments.digits.config import NUM_CLASSES, Plan
 from experiments.models import ConvClassifier, MLPClassifier, ResidualMLP
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 CONDITION_DROPOUT = 0.15
 
 # Features that objectives and tuning may see ...
@@ -59,7 +59,7 @@ def _denoiser_loss(net: ResidualMLP) -> Callable[..., jax.Array]:
         t = jax.random.uniform(when, label.shape)
         eps = jax.random.normal(what, x0.shape)
         null = jax.random.bernoulli(drop, CONDITION_DROPOUT, label.shape)
-        x_t = gj.noise_to(PROCESS, x0, t, eps)
+        x_t = gj.processes.noise_to(PROCESS, x0, t, eps)
         velocity = net.apply(params, x_t, t, jnp.where(null, NUM_CLASSES, label))
         return jnp.mean((velocity - (eps - x0)) ** 2)
 

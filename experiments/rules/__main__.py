@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.rules import page
 from experiments.rules.config import Config, setting, spatial
-from guidejax.rules import REGISTRY
+from guidejax.rules import RULES
 
 
 def main(config: Config) -> None:
     """Draw what is asked for and write the page."""
-    names = [*REGISTRY, "overview", "schedules"]
+    names = [*RULES, "overview", "schedules"]
     unknown = sorted(set(config.only) - set(names))
     if unknown:
         raise SystemExit(f"no rule {', '.join(unknown)}; expected {', '.join(names)}.")

@@ -10,13 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 import guidejax as gj
-from guidejax.rules import REGISTRY
+from guidejax.rules import RULES
 
 MIXTURE_STEPS, DIGITS_STEPS = 32, 16
 POINTS, PATHS = 600, 40
 DENOISER_STEPS, WEAK_STEPS = 800, 150
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Setting:
 
 
 def _feedback(steps: int) -> dict[str, Any]:
-    return gj.feedback_numbers(PROCESS, jnp.asarray(gj.uniform_times(steps)), pi=0.9) | {"pi": 0.9}
+    return gj.rules.feedback_numbers(PROCESS, jnp.asarray(gj.uniform_times(steps)), pi=0.9) | {
+        "pi": 0.9
+    }
 
 
 _FIRST = gj.interval(1.0, lo=0, hi=0, unit="step")
@@ -61,7 +63,7 @@ SETTINGS: dict[str, Setting] = {
         note="ω_k = 1 after `cfg` at ω.",
     ),
     "beta_cfg": Setting(
-        (-0.8, -0.5, -0.2), (0.0, 3.0, 9.0), schedule=lambda w: gj.beta_curve(w, on="total"),
+        (-0.8, -0.5, -0.2), (0.0, 3.0, 9.0), schedule=lambda w: gj.schedules.beta_curve(w, on="total"),
         note="ω + 1 follows `beta_curve`, as in the paper; the three are its means.",
     ),
     "compose_and": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
@@ -112,12 +114,12 @@ def setting(name: str) -> Setting:
 
 def spatial() -> list[str]:
     """Names of the rules on predictions of x0: all but those on log-probabilities."""
-    return [name for name, rule in REGISTRY.items() if rule.space != "log_prob"]
+    return [name for name, rule in RULES.items() if rule.space != "log_prob"]
 
 
 def guide(name: str, omega: Any, numbers: Mapping[str, Any]) -> gj.Guidance:
     """A rule with its numbers; one that refines another comes after `cfg`."""
-    bound = REGISTRY[name](**numbers)
+    bound = RULES[name](**numbers)
     schedule = setting(name).schedule
-    chained = gj.chain(gj.cfg, bound) if REGISTRY[name].refines else gj.chain(bound)
+    chained = gj.chain(gj.cfg, bound) if RULES[name].refines else gj.chain(bound)
     return gj.guidance(chained, omega=omega if schedule is None else schedule(omega))

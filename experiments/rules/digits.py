@@ -43,7 +43,7 @@ class Digits:
         self.skipped = dataclasses.replace(
             self.denoise, params=_without_last_block(self.denoise.params)
         )
-        self.gradient = gj.denoiser(gj.input_gradient(self.denoise), PROCESS)
+        self.gradient = gj.denoiser(gj.rules.input_gradient(self.denoise), PROCESS)
         self.noise = jax.random.normal(jax.random.key(3), (NUM_CLASSES, 8, 8, 1))
 
     @property
@@ -71,7 +71,7 @@ class Digits:
         guidance = guide(name, omega, numbers)
         return np.asarray(
             gj.sample(
-                jax.random.key(0), self.denoise, PROCESS, self.noise, cond=jnp.arange(NUM_CLASSES),
+                jax.random.key(0), self.denoise, self.noise, cond=jnp.arange(NUM_CLASSES),
                 uncond=NUM_CLASSES, guidance=guidance, conditions=self._conditions,
                 times=gj.uniform_times(DIGITS_STEPS),
             )
@@ -86,12 +86,12 @@ class Digits:
 
         @jax.jit
         def both(t):
-            x = gj.noise_to(PROCESS, x0, t, eps)
+            x = gj.processes.noise_to(PROCESS, x0, t, eps)
             found = [self.denoise(x, t, y) for y in (label, jnp.full_like(label, NUM_CLASSES))]
-            return [gj.convert(x0, x, t, PROCESS, "x0", "eps") for x0 in found]
+            return [gj.processes.convert(x0, x, t, PROCESS, "x0", "eps") for x0 in found]
 
         cond, uncond = (jnp.stack(each) for each in zip(*map(both, times), strict=True))
-        return gj.recfg_table(times, cond, uncond, estimator="code")
+        return gj.rules.recfg_table(times, cond, uncond, estimator="code")
 
 
 def _both(denoise: gj.Denoiser, x: jax.Array, t: jax.Array, label: jax.Array) -> jax.Array:

@@ -150,7 +150,9 @@ def logits(path: pathlib.Path) -> pathlib.Path:
     cond = jnp.log(jnp.array([[0.02, 0.10, 0.30, 0.25, 0.15, 0.10, 0.06, 0.02]]))
     uncond = jnp.log(jnp.array([[0.05, 0.12, 0.18, 0.35, 0.12, 0.08, 0.06, 0.04]]))
     shown = {"unconditional": uncond, "conditional, ω = 0": cond}
-    shown |= {f"ω = {omega:g}": gj.logits_cfg(cond, uncond, omega) for omega in (1.0, 3.0, 8.0)}
+    shown |= {
+        f"ω = {omega:g}": gj.rules.logits_cfg(cond, uncond, omega) for omega in (1.0, 3.0, 8.0)
+    }
     colors = ("#bbbbbb", "#f59e2c", *COLORS)
     figure, axis = plt.subplots(figsize=(11.2, 1.9))
     width = 0.8 / len(shown)

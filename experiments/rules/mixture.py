@@ -72,7 +72,7 @@ def noise() -> jax.Array:
 
 @functools.cache
 def _gradient() -> gj.Denoiser:
-    return gj.denoiser(gj.input_gradient(denoiser(model(), PROCESS)), PROCESS)
+    return gj.denoiser(gj.rules.input_gradient(denoiser(model(), PROCESS)), PROCESS)
 
 
 def run(name: str, omegas: Any = None) -> list[Drawn]:
@@ -89,7 +89,7 @@ def run(name: str, omegas: Any = None) -> list[Drawn]:
     for omega in chosen.mixture if omegas is None else omegas:
         guidance = guide(name, omega, numbers)
         _, trail = gj.sample(
-            jax.random.key(0), exact, PROCESS, noise(), cond=cond, uncond=uncond,
+            jax.random.key(0), exact, noise(), cond=cond, uncond=uncond,
             conditions=conditions, guidance=guidance, times=TIMES, keep="all",
         )  # fmt: skip
         drawn.append(Drawn(omega, np.concatenate([noise()[None], trail.x])))
@@ -106,12 +106,12 @@ def _ratio() -> gj.Weight:
 
     @jax.jit
     def both(t):
-        x = gj.noise_to(PROCESS, x0, t, eps)
+        x = gj.processes.noise_to(PROCESS, x0, t, eps)
         found = [denoiser(model(), PROCESS)(x, t, jnp.full(512, label)) for label in (0, 6)]
-        return [gj.convert(x0, x, t, PROCESS, "x0", "eps") for x0 in found]
+        return [gj.processes.convert(x0, x, t, PROCESS, "x0", "eps") for x0 in found]
 
     cond, uncond = (jnp.stack(each) for each in zip(*map(both, times), strict=True))
-    return gj.recfg_table(times, cond, uncond, estimator="code")
+    return gj.rules.recfg_table(times, cond, uncond, estimator="code")
 
 
 def truth() -> np.ndarray:

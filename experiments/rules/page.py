@@ -10,7 +10,7 @@ from typing import Any
 
 import guidejax as gj
 from experiments.rules.config import DENOISER_STEPS, WEAK_STEPS, setting
-from guidejax.rules import REGISTRY, Rule
+from guidejax.rules import RULES, Rule
 from guidejax.schedules import SCHEDULES, Schedule
 
 FAMILIES = {
@@ -51,8 +51,8 @@ guidance = gj.guidance(gj.apg, omega=4.0, eta=0.2)  # bound, for gj.sample
 guidance = gj.guidance(gj.chain(gj.cfg, gj.rescale(0.7)), omega=gj.interval(6.0, lo=0.2, hi=0.8))
 guidance = gj.guidance(gj.autoguidance, omega=1.0)  # a branch with a network of its own:
 x0 = gj.sample(..., guidance=guidance, conditions={"weak": (weak_denoise, labels)})
-skip = gj.add_perturbation.on(perturbed="skip")  # a branch under another name
-guidance = gj.guidance(gj.chain(gj.cfg, gj.add_perturbation(2.0), skip(1.0)), omega=3.0)
+skip = gj.rules.add_perturbation.on(perturbed="skip")  # a branch under another name
+guidance = gj.guidance(gj.chain(gj.cfg, gj.rules.add_perturbation(2.0), skip(1.0)), omega=3.0)
 ```
 """
 
@@ -160,7 +160,7 @@ def ordered() -> list[Rule]:
     """Every rule, family by family."""
     order = list(FAMILIES)
     place = lambda rule: order.index(family(rule)) if family(rule) in FAMILIES else len(order)  # noqa: E731
-    return sorted(REGISTRY.values(), key=place)
+    return sorted(RULES.values(), key=place)
 
 
 def family(rule: Rule) -> str:

@@ -12,4 +12,3 @@ from experiments.statistics.intervals import (
     paired_difference_interval as paired_difference_interval,
 )
 from experiments.statistics.intervals import paired_ratio_interval as paired_ratio_interval
-from experiments.statistics.intervals import t_quantile as t_quantile

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import safe_divide, safe_sqrt
+from guidejax._geometry import length, magnitude
 from guidejax.metrics._checks import real_array
 
 Array = jax.Array
@@ -23,7 +24,7 @@ def _check_range(value_range: tuple[float, float]) -> None:
 
 def _images(images: Any, channels: tuple[int, ...] | None = None) -> Array:
     images = real_array("images", images)
-    if images.ndim < 3 or images.size == 0:
+    if images.ndim < 3:
         raise ValueError(f"images has shape {images.shape}; expected (..., height, width, C).")
     if channels is not None and images.shape[-1] not in channels:
         raise ValueError(
@@ -51,24 +52,24 @@ def saturation(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)) -> A
     viewer would; 0 for a black pixel. Averaged over pixels.
 
     Args:
-      images: RGB (..., height, width, 3).
-      value_range: the (lo, hi) that stand for black and full colour.
+        images: RGB (..., height, width, 3).
+        value_range: The (lo, hi) that stand for black and full colour.
 
     Returns:
-      (...,) in [0, 1], float32 at least.
+        (...,) in [0, 1], float32 at least.
 
     Raises:
-      ValueError: not three channels last, an empty range, NaN or infinite pixels.
+        ValueError: Not three channels last, an empty range, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> pixels = jnp.array([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.5]]])
-      >>> float(saturation(pixels, value_range=(0.0, 1.0)))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> pixels = jnp.array([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.5]]])
+        >>> float(saturation(pixels, value_range=(0.0, 1.0)))
+        0.5
 
     References:
-      Smith, Color Gamut Transform Pairs, 1978; Sadat et al., Eliminating Oversaturation and
-      Artifacts of High Guidance Scales, 2024, for its use.
+        Smith, Color Gamut Transform Pairs, 1978; Sadat et al., Eliminating Oversaturation and
+        Artifacts of High Guidance Scales, 2024, for its use.
     """
     _check_range(value_range)
     return _saturation(_images(images, (3,)), value_range)
@@ -78,24 +79,24 @@ def clipped_fraction(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)
     """The share of each image's values outside of the range, which a viewer clips.
 
     Args:
-      images: (..., height, width, C).
-      value_range: (lo, hi), both within.
+        images: (..., height, width, C).
+        value_range: (lo, hi), both within.
 
     Returns:
-      (...,) in [0, 1], float32 at least; piecewise constant, with gradient 0.
+        (...,) in [0, 1], float32 at least; piecewise constant, with gradient 0.
 
     Raises:
-      ValueError: fewer than 3 axes, an empty range, NaN or infinite pixels.
+        ValueError: Fewer than 3 axes, an empty range, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(clipped_fraction(jnp.array([[[-2.0], [-1.0], [0.0], [1.5]]])))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> float(clipped_fraction(jnp.array([[[-2.0], [-1.0], [0.0], [1.5]]])))
+        0.5
     """
     _check_range(value_range)
     images = _images(images)
-    outside = (images < value_range[0]) | (images > value_range[1])
-    return jnp.mean(outside.astype(images.dtype), axis=(-3, -2, -1))
+    outside = ((images < value_range[0]) | (images > value_range[1])).astype(images.dtype)
+    return jnp.mean(jnp.where(jnp.isnan(images), jnp.nan, outside), axis=(-3, -2, -1))
 
 
 def rms_contrast(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)) -> Array:
@@ -105,22 +106,22 @@ def rms_contrast(images: Any, value_range: tuple[float, float] = (-1.0, 1.0)) ->
     one channel of a grey image.
 
     Args:
-      images: (..., height, width, 3) or (..., height, width, 1).
-      value_range: the (lo, hi) that stand for black and white.
+        images: (..., height, width, 3) or (..., height, width, 1).
+        value_range: The (lo, hi) that stand for black and white.
 
     Returns:
-      (...,) in [0, 1/2], float32 at least; gradient 0 for a flat image.
+        (...,) in [0, 1/2], float32 at least; gradient 0 for a flat image.
 
     Raises:
-      ValueError: neither 1 nor 3 channels last, an empty range, NaN or infinite pixels.
+        ValueError: Neither 1 nor 3 channels last, an empty range, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(rms_contrast(jnp.array([[[-1.0], [1.0]]])))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> float(rms_contrast(jnp.array([[[-1.0], [1.0]]])))
+        0.5
 
     References:
-      Peli, Contrast in complex images, 1990.
+        Peli, Contrast in complex images, 1990.
     """
     _check_range(value_range)
     return _contrast(_images(images, (1, 3)), value_range)
@@ -141,20 +142,20 @@ def channel_statistics(images: Any) -> tuple[Array, Array]:
     """The mean and the standard deviation (over N) of each channel of each image.
 
     Args:
-      images: (..., height, width, C), in any units.
+        images: (..., height, width, C), in any units.
 
     Returns:
-      Two arrays (..., C) in the images' units, float32 at least; the deviation's gradient is 0
-      where it is 0.
+        Two arrays (..., C) in the images' units, float32 at least; the deviation's gradient is 0
+        where it is 0.
 
     Raises:
-      ValueError: fewer than 3 axes, NaN or infinite pixels.
+        ValueError: Fewer than 3 axes, NaN or infinite pixels.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> mean, std = channel_statistics(jnp.array([[[1.0, 5.0], [3.0, 5.0]]]))
-      >>> mean.tolist(), std.tolist()
-      ([2.0, 5.0], [1.0, 0.0])
+        >>> import jax.numpy as jnp
+        >>> mean, std = channel_statistics(jnp.array([[[1.0, 5.0], [3.0, 5.0]]]))
+        >>> mean.tolist(), std.tolist()
+        ([2.0, 5.0], [1.0, 0.0])
     """
     return _channels(_images(images))
 
@@ -162,8 +163,17 @@ def channel_statistics(images: Any) -> tuple[Array, Array]:
 @jax.jit
 def _channels(images: Array) -> tuple[Array, Array]:
     mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
-    variance = jnp.mean(jnp.square(images - mean), axis=(-3, -2))
-    return mean[..., 0, 0, :], safe_sqrt(variance)
+    centred = images - mean
+    size = magnitude(centred, axis=(-3, -2))
+    variance = jnp.mean(jnp.square(centred / size[..., None, None, :]), axis=(-3, -2))
+    return mean[..., 0, 0, :], size * safe_sqrt(variance)
+
+
+def _samples(x: Any) -> Array:
+    x = real_array("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x has shape {x.shape}; expected (batch, d...).")
+    return x
 
 
 def sample_rms(x: Any) -> Array:
@@ -172,43 +182,38 @@ def sample_rms(x: Any) -> Array:
     1 for white noise of unit variance, whatever d: norms of different sizes compare.
 
     Args:
-      x: (batch, d...).
+        x: (batch, d...).
 
     Returns:
-      (batch,) in units of x, float32 at least; gradient 0 at x = 0.
+        (batch,) in units of x, float32 at least; gradient 0 at x = 0.
 
     Raises:
-      ValueError: no axis but the batch, NaN or infinite values.
+        ValueError: No axis but the batch, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> sample_rms(jnp.array([[3.0, -3.0], [0.0, 0.0]])).tolist()
-      [3.0, 0.0]
+        >>> import jax.numpy as jnp
+        >>> sample_rms(jnp.array([[3.0, -3.0], [0.0, 0.0]])).tolist()
+        [3.0, 0.0]
     """
-    x = real_array("x", x)
-    if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"x has shape {x.shape}; expected (batch, d...).")
-    return safe_sqrt(jnp.mean(jnp.square(x.reshape(x.shape[0], -1)), axis=-1))
+    x = _samples(x)
+    return length(x) / (x.size / x.shape[0]) ** 0.5
 
 
 def sample_norm(x: Any) -> Array:
     """The Euclidean norm of each sample.
 
     Args:
-      x: (batch, d...).
+        x: (batch, d...).
 
     Returns:
-      (batch,) in units of x, float32 at least; gradient 0 at x = 0.
+        (batch,) in units of x, float32 at least; gradient 0 at x = 0.
 
     Raises:
-      ValueError: no axis but the batch, NaN or infinite values.
+        ValueError: No axis but the batch, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> sample_norm(jnp.array([[3.0, -4.0], [0.0, 0.0]])).tolist()
-      [5.0, 0.0]
+        >>> import jax.numpy as jnp
+        >>> sample_norm(jnp.array([[3.0, -4.0], [0.0, 0.0]])).tolist()
+        [5.0, 0.0]
     """
-    x = real_array("x", x)
-    if x.ndim < 2 or x.size == 0:
-        raise ValueError(f"x has shape {x.shape}; expected (batch, d...).")
-    return safe_sqrt(jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=-1))
+    return length(_samples(x))

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 
 class Interval(NamedTuple):
@@ -14,49 +15,6 @@ class Interval(NamedTuple):
     estimate: Any
     low: Any
     high: Any
-
-
-def _t_mass(theta: float, df: int) -> float:
-    """P(|T| <= √df tan θ) for Student's t: the finite sums of Abramowitz and Stegun 26.7.3-4."""
-    sin, cos = math.sin(theta), math.cos(theta)
-    odd = df % 2
-    # Term j is the last one times (j - 1)/j cos²θ, j = 2, 4, ... (even df) or 3, 5, ... (odd).
-    j = np.arange(2 + odd, df - 1, 2, dtype=np.float64)
-    terms = np.cumprod(np.concatenate([[cos if odd else 1.0], (j - 1) / j * cos * cos]))
-    if not odd:
-        return sin * float(np.sum(terms))
-    return 2 / math.pi * (theta + (sin * float(np.sum(terms)) if df > 1 else 0.0))
-
-
-def t_quantile(confidence: float, df: int) -> float:
-    """The t with P(|T| <= t) = confidence, T of Student's distribution.
-
-    Args:
-      confidence: two-sided, in (0, 1).
-      df: degrees of freedom, a positive integer.
-
-    Returns:
-      A float, to a relative 1e-9 or so for confidence <= 0.999999.
-
-    Raises:
-      ValueError: a confidence outside of (0, 1), a df that isn't a positive integer.
-
-    Example:
-      >>> round(t_quantile(0.95, 4), 4)
-      2.7764
-
-    References:
-      Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected a number in (0, 1).")
-    if not isinstance(df, int | np.integer) or df < 1:
-        raise ValueError(f"df is {df!r}; expected a positive integer.")
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):  # θ is bounded where t is not; 80 halvings are more than float64 holds
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_mass(middle, int(df)) < confidence else (low, middle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
 
 
 def _values(what: str, values: Any) -> np.ndarray:
@@ -72,25 +30,27 @@ def mean_interval(values: Any, confidence: float = 0.95, axis: int = 0) -> Inter
     mean ± t_{n-1} s/√n, with s over n - 1.
 
     Args:
-      values: one result a seed along `axis`, n >= 2 of them.
-      confidence: two-sided, in (0, 1).
-      axis: the seeds' axis.
+        values: One result a seed along `axis`, n >= 2 of them.
+        confidence: Two-sided, in (0, 1).
+        axis: The seeds' axis.
 
     Returns:
-      `Interval(estimate, low, high)`, float64, `axis` reduced.
+        `Interval(estimate, low, high)`, float64, `axis` reduced.
 
     Raises:
-      ValueError: fewer than 2 seeds, no such axis, a confidence outside of (0, 1), NaN or infinite
-        values.
+        ValueError: Fewer than 2 seeds, no such axis, a confidence outside of (0, 1), NaN or
+            infinite values.
 
     Example:
-      >>> mean, low, high = mean_interval([1.0, 2.0, 3.0])
-      >>> round(float(mean), 3), round(float(low), 3), round(float(high), 3)
-      (2.0, -0.484, 4.484)
+        >>> mean, low, high = mean_interval([1.0, 2.0, 3.0])
+        >>> round(float(mean), 3), round(float(low), 3), round(float(high), 3)
+        (2.0, -0.484, 4.484)
 
     References:
-      Student, The probable error of a mean, 1908.
+        Student, The probable error of a mean, 1908.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; expected a number in (0, 1).")
     array = _values("values", values)
     if not -array.ndim <= axis < array.ndim:
         raise ValueError(f"values has shape {array.shape}; expected an axis {axis}.")
@@ -98,7 +58,8 @@ def mean_interval(values: Any, confidence: float = 0.95, axis: int = 0) -> Inter
     if n < 2:
         raise ValueError(f"values has {n} seed(s); expected at least 2 for an interval.")
     mean = array.mean(axis=axis)
-    half = t_quantile(confidence, n - 1) * array.std(axis=axis, ddof=1) / math.sqrt(n)
+    quantile = scipy.stats.t.ppf((1 + confidence) / 2, n - 1)
+    half = quantile * array.std(axis=axis, ddof=1) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -113,21 +74,21 @@ def paired_difference_interval(a: Any, b: Any, confidence: float = 0.95, axis: i
     """The mean of a - b over paired seeds and its Student-t interval.
 
     Args:
-      a: one result a seed along `axis`, n >= 2.
-      b: results of the same seeds, of the same shape.
-      confidence: two-sided, in (0, 1).
-      axis: the seeds' axis.
+        a: One result a seed along `axis`, n >= 2.
+        b: Results of the same seeds, of the same shape.
+        confidence: Two-sided, in (0, 1).
+        axis: The seeds' axis.
 
     Returns:
-      `Interval(estimate, low, high)`, float64; a and b differ where it leaves 0 out.
+        `Interval(estimate, low, high)`, float64; a and b differ where it leaves 0 out.
 
     Raises:
-      ValueError: shapes that differ, and as `mean_interval`.
+        ValueError: Shapes that differ, and as `mean_interval`.
 
     Example:
-      >>> interval = paired_difference_interval([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
-      >>> float(interval.low), float(interval.high)
-      (1.0, 1.0)
+        >>> interval = paired_difference_interval([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])
+        >>> float(interval.low), float(interval.high)
+        (1.0, 1.0)
     """
     a, b = _pair(a, b)
     return mean_interval(a - b, confidence, axis)
@@ -137,21 +98,21 @@ def paired_ratio_interval(a: Any, b: Any, confidence: float = 0.95, axis: int = 
     """The geometric mean of a / b over paired seeds and its interval, exp of that on log(a / b).
 
     Args:
-      a: positive results, one a seed along `axis`, n >= 2.
-      b: positive results of the same seeds, of the same shape.
-      confidence: two-sided, in (0, 1).
-      axis: the seeds' axis.
+        a: Positive results, one a seed along `axis`, n >= 2.
+        b: Positive results of the same seeds, of the same shape.
+        confidence: Two-sided, in (0, 1).
+        axis: The seeds' axis.
 
     Returns:
-      `Interval(estimate, low, high)`, float64; a and b differ where it leaves 1 out.
+        `Interval(estimate, low, high)`, float64; a and b differ where it leaves 1 out.
 
     Raises:
-      ValueError: values that aren't positive, shapes that differ, and as `mean_interval`.
+        ValueError: Values that aren't positive, shapes that differ, and as `mean_interval`.
 
     Example:
-      >>> ratio = paired_ratio_interval([2.0, 4.0, 6.0], [4.0, 8.0, 12.0])
-      >>> round(float(ratio.estimate), 4), round(float(ratio.low), 4), round(float(ratio.high), 4)
-      (0.5, 0.5, 0.5)
+        >>> ratio = paired_ratio_interval([2.0, 4.0, 6.0], [4.0, 8.0, 12.0])
+        >>> round(float(ratio.estimate), 4), round(float(ratio.low), 4), round(float(ratio.high), 4)
+        (0.5, 0.5, 0.5)
     """
     a, b = _pair(a, b)
     if not (np.all(a > 0) and np.all(b > 0)):

@@ -154,13 +154,13 @@ def denoiser(model: Mixture | ClassMixture, process: Process) -> Denoiser:
     Example:
         >>> import guidejax as gj
         >>> from guidejax.analytic import mixture
-        >>> process = gj.rectified_flow()
+        >>> process = gj.processes.rectified_flow()
         >>> model = by_class(mixture([[-2.0], [2.0]], stds=0.1), [0, 1])
-        >>> x = gj.sample(jax.random.key(0), denoiser(model, process), process,
+        >>> x = gj.sample(jax.random.key(0), denoiser(model, process),
         ...               jax.random.normal(jax.random.key(1), (4, 1)), cond=jnp.ones(4, int),
         ...               uncond=model.null, guidance=gj.guidance(gj.cfg, omega=1.0),
         ...               times=gj.uniform_times(20))
         >>> bool((jnp.abs(x - 2) < 0.5).all())
         True
     """
-    return Denoiser((model, process), process, _network, "x0")
+    return Denoiser((model, process), process, None, _network, "x0")

@@ -1,6 +1,9 @@
-"""Learning ω: objectives, the sharded train step, checkpoints."""
+"""Learning a guidance: the train step under jit, shard_map and pmap, the loop, checkpoints."""
 
+from guidejax.learning.checkpoints import load as load
 from guidejax.learning.checkpoints import load_omega as load_omega
+from guidejax.learning.training import TrainState as TrainState
+from guidejax.learning.training import fit as fit
 from guidejax.learning.training import fit_omega as fit_omega
 from guidejax.learning.training import init_state as init_state
-from guidejax.learning.training import omega_step as omega_step
+from guidejax.learning.training import train_step as train_step

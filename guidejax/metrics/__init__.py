@@ -2,6 +2,8 @@
 
 Metrics of bfloat16 or float16 input come back in float32; those of float64 in float64.
 Metrics of whole sets gather samples that an explicit mesh has spread over devices.
+NaN or infinite input raises `ValueError` where its values are known; under `jax.jit`, where they
+aren't, every result that a NaN enters is NaN.
 """
 
 from guidejax.metrics.diversity import class_diversity as class_diversity

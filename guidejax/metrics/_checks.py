@@ -15,12 +15,20 @@ Array = jax.Array
 
 
 def real_array(what: str, x: Any) -> Array:
-    """`x` as a real, finite array of float32 at least."""
+    """`x` as a real, finite array of float32 at least, not an empty one."""
     x = jnp.asarray(x)
+    if x.size == 0:
+        raise ValueError(f"{what} has shape {x.shape} and is empty; expected at least one sample.")
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"{what} has dtype {x.dtype}; expected real numbers.")
     check_finite(what, x)
     return upcast(x)
+
+
+def unless_nan(value: Array, *inputs: Array) -> Array:
+    """`value`, NaN where an input holds a NaN: what a decomposition makes of one is anything."""
+    broken = [jnp.any(jnp.isnan(a)) for a in inputs]
+    return jnp.where(jnp.any(jnp.stack(broken)), jnp.nan, value)
 
 
 def gathered(x: Array) -> Array:
@@ -39,7 +47,7 @@ def point_set(what: str, x: Any, at_least: int = 1) -> Array:
     x = real_array(what, x)
     if x.ndim < 2:
         raise ValueError(f"{what} has shape {x.shape}; expected (n, d...) with a batch axis first.")
-    if x.shape[0] < at_least or x.size == 0:
+    if x.shape[0] < at_least:
         raise ValueError(f"{what} has shape {x.shape}; expected at least {at_least} sample(s).")
     return gathered(x).reshape(x.shape[0], -1)
 

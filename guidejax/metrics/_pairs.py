@@ -9,7 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import is_concrete
+from guidejax._arrays import expand, is_concrete
+from guidejax._geometry import magnitude
 from guidejax.metrics._checks import positive_int
 
 Array = jax.Array
@@ -50,7 +51,9 @@ def transpose(a: Array) -> Array:
 
 def _center(x: Array, y: Array) -> tuple[Array, Array]:
     # Distances don't move with the origin; products of large offsets lose the digits of small ones.
-    center = jax.lax.stop_gradient(jnp.mean(y, axis=-2, keepdims=True))
+    # One NaN sample leaves the others' alone.
+    known = jax.lax.stop_gradient(jnp.where(jnp.isfinite(y), y, 0))
+    center = jnp.mean(known, axis=-2, keepdims=True)
     return x - center, y - center
 
 
@@ -66,7 +69,7 @@ def _square_distances(x: Array, y: Array, method: str) -> Array:
     yy = jnp.sum(y * y, axis=-1)[..., None, :]
     square = xx + yy - 2 * matmul(x, transpose(y))
     # Below the rounding of the three terms a difference is noise, whose power's slope would be too.
-    return jnp.where(square > 32 * jnp.finfo(x.dtype).eps * (xx + yy), square, 0)
+    return jnp.where(square <= 32 * jnp.finfo(x.dtype).eps * (xx + yy), 0, square)
 
 
 @_square_distances.defjvp
@@ -95,8 +98,24 @@ def power(square: Array, beta: Any) -> Array:
     if isinstance(beta, int | float) and beta == 2:
         return square
     # The inner where keeps the power's infinite slope at 0 out of the gradient's 0 · ∞.
-    apart = square >= jnp.finfo(square.dtype).tiny
+    apart = jnp.logical_not(square < jnp.finfo(square.dtype).tiny)
     return jnp.where(apart, jnp.where(apart, square, 1) ** (beta / 2), 0)
+
+
+def at_unit_scale(fn: Callable[..., Array], beta: Any, *sets: Array) -> Array:
+    """fn(*sets) of sets (..., n, d), for an fn homogeneous of degree `beta`.
+
+    It is called on sets of magnitude 1: a distance that has its place in the dtype comes out,
+    though its square be out of range.
+    """
+    if isinstance(beta, int | float) and beta == 2:
+        return fn(*sets)  # the square is what was asked for
+    size = magnitude(*sets, axis=(-2, -1))
+    value = fn(*(a / size[..., None, None] for a in sets))
+    if isinstance(beta, int | float) and beta == 1:
+        return value * expand(size, value)
+    root = expand(size ** (jnp.asarray(beta, size.dtype) / 2), value)
+    return value * root * root  # size^β by itself may be out of range where the product isn't
 
 
 def over_rows(fn: Callable[[Any], Array], rows: Any, chunk: int | None) -> Array:

@@ -8,10 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import is_concrete, safe_divide, safe_sqrt
-from guidejax.metrics._checks import class_labels, gathered, point_set, positive_int, real_array
+from guidejax._arrays import expand, is_concrete, norm, safe_divide
+from guidejax._geometry import unit_scale
+from guidejax.metrics._checks import (
+    class_labels,
+    gathered,
+    point_set,
+    positive_int,
+    real_array,
+    unless_nan,
+)
 from guidejax.metrics._pairs import (
     Method,
+    at_unit_scale,
     check_beta,
     check_options,
     matmul,
@@ -26,9 +35,8 @@ Array = jax.Array
 
 @partial(jax.jit, static_argnames=("method", "chunk"))
 def _mean_pairwise(x: Array, beta: Any, method: str, chunk: int | None) -> Array:
-    return jnp.mean(
-        row_means(lambda square: power(square, beta), x, x, same=True, method=method, chunk=chunk)
-    )
+    means = partial(row_means, lambda square: power(square, beta), method=method, chunk=chunk)
+    return at_unit_scale(lambda x: jnp.mean(means(x, x, same=True)), beta, x)
 
 
 def mean_pairwise_distance(
@@ -39,21 +47,21 @@ def mean_pairwise_distance(
     At β = 2 it is twice the trace of the (n - 1) covariance. Guidance lowers it.
 
     Args:
-      x: samples (n, d...), n >= 2.
-      beta: the power, 0 < beta <= 2.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all.
+        x: Samples (n, d...), n >= 2.
+        beta: The power, 0 < beta <= 2.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all.
 
     Returns:
-      A scalar in units of ‖x‖^β, float32 at least; the gradient is 0 through coincident pairs.
+        A scalar in units of ‖x‖^β, float32 at least; the gradient is 0 through coincident pairs.
 
     Raises:
-      ValueError: fewer than 2 samples, a wrong shape or beta, NaN or infinite samples.
+        ValueError: Fewer than 2 samples, a wrong shape or beta, NaN or infinite samples.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(mean_pairwise_distance(jnp.array([[0.0], [1.0], [2.0]]), beta=2.0))
-      2.0
+        >>> import jax.numpy as jnp
+        >>> float(mean_pairwise_distance(jnp.array([[0.0], [1.0], [2.0]]), beta=2.0))
+        2.0
     """
     x = point_set("x", x, at_least=2)
     check_beta(beta)
@@ -68,8 +76,12 @@ def _class_diversity(
     n = class_sizes(labels, num_classes, x.dtype)
     enough = n >= 2
     n = jnp.where(enough, n, 2)
-    sums = class_pair_sums(x, labels, x, labels, num_classes, beta, method, chunk)
-    return jnp.where(enough, sums / (n * (n - 1)), jnp.nan)
+
+    def values(x: Array) -> Array:
+        sums = class_pair_sums(x, labels, x, labels, num_classes, beta, method, chunk)
+        return sums / (n * (n - 1))
+
+    return jnp.where(enough, at_unit_scale(values, beta, x), jnp.nan)
 
 
 def class_diversity(
@@ -84,24 +96,24 @@ def class_diversity(
     """`mean_pairwise_distance` within each class, un-reduced.
 
     Args:
-      x: samples (n, d...).
-      cond: integer labels (n,) in [0, num_classes).
-      num_classes: how many classes.
-      beta: the power, 0 < beta <= 2.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all.
+        x: Samples (n, d...).
+        cond: Integer labels (n,) in [0, num_classes).
+        num_classes: How many classes.
+        beta: The power, 0 < beta <= 2.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all.
 
     Returns:
-      (num_classes,), float32 at least; NaN for a class with fewer than 2 samples.
+        (num_classes,), float32 at least; NaN for a class with fewer than 2 samples.
 
     Raises:
-      ValueError: as `mean_pairwise_distance`, and labels of a wrong shape, dtype or range.
+        ValueError: As `mean_pairwise_distance`, and labels of a wrong shape, dtype or range.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x, labels = jnp.array([[0.0], [1.0], [5.0], [9.0]]), jnp.array([0, 0, 1, 1])
-      >>> class_diversity(x, labels, 2).tolist()
-      [1.0, 4.0]
+        >>> import jax.numpy as jnp
+        >>> x, labels = jnp.array([[0.0], [1.0], [5.0], [9.0]]), jnp.array([0, 0, 1, 1])
+        >>> class_diversity(x, labels, 2).tolist()
+        [1.0, 4.0]
     """
     x = point_set("x", x)
     positive_int("num_classes", num_classes)
@@ -134,68 +146,73 @@ def _entropy_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return -jnp.sum(values * logs), jnp.sum(slope * tangents[0])
 
 
+def _vendi_of(matrix: Array) -> Array:
+    return unless_nan(jnp.exp(_entropy(matrix)), matrix)
+
+
 def vendi_from_kernel(kernel: Any) -> Array:
     """The Vendi score of a similarity matrix: exp of the entropy of the eigenvalues of K/n.
 
     Args:
-      kernel: similarities (n, n), symmetric, positive semi-definite, with 1 on the diagonal.
+        kernel: Similarities (n, n), symmetric, positive semi-definite, with 1 on the diagonal.
 
     Returns:
-      A scalar in [1, n], the effective number of distinct samples, float32 at least.
+        A scalar in [1, n], the effective number of distinct samples, float32 at least.
 
     Raises:
-      ValueError: a matrix that isn't square, symmetric, or 1 on the diagonal; NaN or infinite.
+        ValueError: A matrix that isn't square, symmetric, or 1 on the diagonal; NaN or infinite.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> round(float(vendi_from_kernel(jnp.eye(3))), 4)
-      3.0
+        >>> import jax.numpy as jnp
+        >>> round(float(vendi_from_kernel(jnp.eye(3))), 4)
+        3.0
 
     References:
-      Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
+        Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
     """
     kernel = gathered(real_array("kernel", kernel))
-    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.size == 0:
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"kernel has shape {kernel.shape}; expected (n, n).")
     if is_concrete(kernel):
         if not bool(jnp.all(jnp.abs(kernel - kernel.T) < 1e-3)):
             raise ValueError("kernel isn't symmetric; expected a similarity matrix.")
         if not bool(jnp.all(jnp.abs(jnp.diagonal(kernel) - 1) < 1e-3)):
             raise ValueError("kernel isn't 1 on its diagonal; expected normalised similarities.")
-    return jnp.exp(_entropy((kernel + kernel.T) / 2 / kernel.shape[0]))
+    return _vendi_of((kernel + kernel.T) / 2 / kernel.shape[0])
 
 
 @jax.jit
 def _vendi(x: Array) -> Array:
-    norm = safe_sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+    x = unit_scale(x)
+    size = expand(norm(x), x)
     # A zero vector is similar to nothing, which would break K_ii = 1; give it an axis of its own.
-    x = jnp.concatenate([safe_divide(x, norm), (norm == 0).astype(x.dtype)], axis=-1)
+    x = jnp.concatenate([safe_divide(x, size), (size == 0).astype(x.dtype)], axis=-1)
     x = x / x.shape[0] ** 0.5
     # K/n and the d x d matrix have the same eigenvalues but for zeros, which add nothing.
     small = matmul(transpose(x), x) if x.shape[1] < x.shape[0] else matmul(x, transpose(x))
-    return jnp.exp(_entropy(small))
+    return _vendi_of(small)
 
 
 def vendi_score(x: Any) -> Array:
     """The Vendi score of features, with cosine similarity.
 
     Args:
-      x: features (n, d...), flattened to (n, d).
+        x: Features (n, d...), flattened to (n, d).
 
     Returns:
-      A scalar in [1, min(n, d)], the effective number of distinct samples, float32 at least. It
-      grows with n: compare only values of one n. Zero features count as one sample more.
+        A scalar in [1, min(n, d)], the effective number of distinct samples, float32 at least. It
+        grows with n: compare only values of one n. Zero features count as one sample more.
 
     Raises:
-      ValueError: a wrong shape, NaN or infinite features.
+        ValueError: A wrong shape, NaN or infinite features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
-      >>> round(float(vendi_score(x)), 4)
-      2.0
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> round(float(vendi_score(x)), 4)
+        2.0
 
     References:
-      Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
+        Friedman and Dieng, The Vendi Score, 2023, Definition 3.1.
     """
     return _vendi(point_set("x", x))

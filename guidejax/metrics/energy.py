@@ -12,6 +12,7 @@ from guidejax._arrays import is_concrete
 from guidejax.metrics._checks import class_labels, point_sets, positive_int, real_array
 from guidejax.metrics._pairs import (
     Method,
+    at_unit_scale,
     check_beta,
     check_method,
     check_options,
@@ -41,23 +42,23 @@ def pairwise_distance_power(x: Any, y: Any, beta: Any = 1.0, *, method: Method =
     eps·(spread of the points)/(distance of the pair).
 
     Args:
-      x: points (..., n, d).
-      y: points (..., m, d); the leading axes broadcast against those of x.
-      beta: the power, 0 < beta <= 2; may be traced.
-      method: "direct" or "gram".
+        x: Points (..., n, d).
+        y: Points (..., m, d); the leading axes broadcast against those of x.
+        beta: The power, 0 < beta <= 2; may be traced.
+        method: "direct" or "gram".
 
     Returns:
-      (..., n, m), float32 at least. The gradient is 0 where xᵢ = yⱼ, where that of the power has
-      no value for beta < 2.
+        (..., n, m), float32 at least. The gradient is 0 where xᵢ = yⱼ, where that of the power has
+        no value for beta < 2.
 
     Raises:
-      ValueError: shapes that don't pair, a beta outside of (0, 2], NaN or infinite points.
+        ValueError: Shapes that don't pair, a beta outside of (0, 2], NaN or infinite points.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x, y = jnp.array([[0.0, 0.0], [3.0, 4.0]]), jnp.zeros((1, 2))
-      >>> pairwise_distance_power(x, y, beta=1.0).ravel().tolist()
-      [0.0, 5.0]
+        >>> import jax.numpy as jnp
+        >>> x, y = jnp.array([[0.0, 0.0], [3.0, 4.0]]), jnp.zeros((1, 2))
+        >>> pairwise_distance_power(x, y, beta=1.0).ravel().tolist()
+        [0.0, 5.0]
     """
     x, y = real_array("x", x), real_array("y", y)
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1]:
@@ -73,7 +74,17 @@ def pairwise_distance_power(x: Any, y: Any, beta: Any = 1.0, *, method: Method =
     check_beta(beta)
     check_method(method)
     dtype = jnp.promote_types(x.dtype, y.dtype)
-    return power(square_distances(x.astype(dtype), y.astype(dtype), method), beta)
+
+    def powers(x: Array, y: Array) -> Array:
+        return power(square_distances(x, y, method), beta)
+
+    return at_unit_scale(powers, beta, *_aligned(x.astype(dtype), y.astype(dtype)))
+
+
+def _aligned(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both with as many leading axes."""
+    axes = max(x.ndim, y.ndim)
+    return tuple(jax.lax.expand_dims(a, range(axes - a.ndim)) for a in (x, y))
 
 
 @partial(jax.jit, static_argnames=("unbiased", "selves", "method", "chunk"))
@@ -81,11 +92,15 @@ def _energy(
     x: Array, y: Array, beta: Any, lam: Any, unbiased: bool, selves: bool, method: str, chunk: Any
 ) -> Array:
     means = partial(row_means, lambda square: power(square, beta), method=method, chunk=chunk)
-    cross = jnp.mean(means(x, y, same=False))
-    if not selves:
-        return cross
-    own = jnp.mean(means(x, x, same=unbiased)) + jnp.mean(means(y, y, same=unbiased))
-    return cross - jnp.asarray(lam, cross.dtype) / 2 * own
+
+    def value(x: Array, y: Array) -> Array:
+        cross = jnp.mean(means(x, y, same=False))
+        if not selves:
+            return cross
+        own = jnp.mean(means(x, x, same=unbiased)) + jnp.mean(means(y, y, same=unbiased))
+        return cross - jnp.asarray(lam, cross.dtype) / 2 * own
+
+    return at_unit_scale(value, beta, x, y)
 
 
 def energy_distance(
@@ -105,32 +120,33 @@ def energy_distance(
     squared distance of the means; at λ < 1 it is no distance, but trades diversity away.
 
     Args:
-      x: samples (n, d...), flattened to (n, d).
-      y: samples (m, d...).
-      beta: the power, 0 < beta <= 2; may be traced.
-      lam: the weight of the terms within a set, 0 <= lam <= 1; may be traced. A plain 0 skips them.
-      unbiased: leave a sample's zero distance to itself out of the means within a set
-        (U-statistic: unbiased, may be negative); otherwise V-statistic: >= 0 at lam <= 1, and 0
-        for equal sets at lam = 1.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all n·m.
+        x: Samples (n, d...), flattened to (n, d).
+        y: Samples (m, d...).
+        beta: The power, 0 < beta <= 2; may be traced.
+        lam: The weight of the terms within a set, 0 <= lam <= 1; may be traced. A plain 0
+            skips them.
+        unbiased: Leave a sample's zero distance to itself out of the means within a set
+            (U-statistic: unbiased, may be negative); otherwise V-statistic: >= 0 at lam <= 1, and 0
+            for equal sets at lam = 1.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all n·m.
 
     Returns:
-      A scalar in units of ‖x‖^β, float32 at least. For groups (g, n, d) use `jax.vmap`.
+        A scalar in units of ‖x‖^β, float32 at least. For groups (g, n, d) use `jax.vmap`.
 
     Raises:
-      ValueError: shapes that don't pair, fewer than 2 samples where unbiased, a beta or lam out of
-        range, NaN or infinite samples.
+        ValueError: Shapes that don't pair, fewer than 2 samples where unbiased, a beta or lam out
+            of range, NaN or infinite samples.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x = jnp.array([[0.0], [1.0]])
-      >>> float(energy_distance(x, x + 2.0, unbiased=False))
-      1.5
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0], [1.0]])
+        >>> float(energy_distance(x, x + 2.0, unbiased=False))
+        1.5
 
     References:
-      Galashov et al., Learn to Guide Your Diffusion Model, Eq. (9); Szekely and Rizzo, Energy
-      statistics, 2013, for λ = 1.
+        Galashov et al., Learn to Guide Your Diffusion Model, Eq. (9); Szekely and Rizzo, Energy
+        statistics, 2013, for λ = 1.
     """
     check_beta(beta)
     _check_lam(lam)
@@ -185,10 +201,13 @@ def _grouped(
     less = 1 if unbiased else 0
     enough = (n > less) & (m > less)
     n, m = jnp.where(enough, n, 2), jnp.where(enough, m, 2)
-    own = sums(x, labels_x, x, labels_x) / (n * (n - less))
-    own += sums(y, labels_y, y, labels_y) / (m * (m - less))
-    value = sums(x, labels_x, y, labels_y) / (n * m) - jnp.asarray(lam, x.dtype) / 2 * own
-    return jnp.where(enough, value, jnp.nan)
+
+    def values(x: Array, y: Array) -> Array:
+        own = sums(x, labels_x, x, labels_x) / (n * (n - less))
+        own += sums(y, labels_y, y, labels_y) / (m * (m - less))
+        return sums(x, labels_x, y, labels_y) / (n * m) - jnp.asarray(lam, x.dtype) / 2 * own
+
+    return jnp.where(enough, at_unit_scale(values, beta, x, y), jnp.nan)
 
 
 def grouped_energy_distance(
@@ -209,33 +228,33 @@ def grouped_energy_distance(
     All n·m distances are computed and those across classes dropped, so that labels may be traced.
 
     Args:
-      x: samples (n, d...).
-      cond_x: integer labels (n,) in [0, num_classes).
-      y: samples (m, d...).
-      cond_y: integer labels (m,).
-      num_classes: how many classes.
-      beta: as in `energy_distance`.
-      lam: as in `energy_distance`.
-      unbiased: as in `energy_distance`.
-      method: as in `energy_distance`.
-      chunk: as in `energy_distance`.
+        x: Samples (n, d...).
+        cond_x: Integer labels (n,) in [0, num_classes).
+        y: Samples (m, d...).
+        cond_y: Integer labels (m,).
+        num_classes: How many classes.
+        beta: As in `energy_distance`.
+        lam: As in `energy_distance`.
+        unbiased: As in `energy_distance`.
+        method: As in `energy_distance`.
+        chunk: As in `energy_distance`.
 
     Returns:
-      (num_classes,), float32 at least; NaN for a class with too few samples in x or y (2 where
-      unbiased, else 1), which `jnp.nanmean` leaves out.
+        (num_classes,), float32 at least; NaN for a class with too few samples in x or y (2 where
+        unbiased, else 1), which `jnp.nanmean` leaves out.
 
     Raises:
-      ValueError: as `energy_distance`, and labels of a wrong shape, dtype or range.
+        ValueError: As `energy_distance`, and labels of a wrong shape, dtype or range.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x, labels = jnp.array([[0.0], [1.0], [0.0], [0.0]]), jnp.array([0, 0, 1, 1])
-      >>> y = x + jnp.array([[2.0], [2.0], [5.0], [5.0]])
-      >>> grouped_energy_distance(x, labels, y, labels, 2, unbiased=False).tolist()
-      [1.5, 5.0]
+        >>> import jax.numpy as jnp
+        >>> x, labels = jnp.array([[0.0], [1.0], [0.0], [0.0]]), jnp.array([0, 0, 1, 1])
+        >>> y = x + jnp.array([[2.0], [2.0], [5.0], [5.0]])
+        >>> grouped_energy_distance(x, labels, y, labels, 2, unbiased=False).tolist()
+        [1.5, 5.0]
 
     References:
-      Galashov et al., Learn to Guide Your Diffusion Model, Eq. (9), for each class.
+        Galashov et al., Learn to Guide Your Diffusion Model, Eq. (9), for each class.
     """
     check_beta(beta)
     _check_lam(lam)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import is_concrete
-from guidejax.metrics._checks import gathered, point_set, point_sets, real_array
+from guidejax.metrics._checks import gathered, point_set, point_sets, real_array, unless_nan
 from guidejax.metrics._pairs import matmul, transpose
 
 Array = jax.Array
@@ -79,19 +79,19 @@ def moments(x: Any) -> tuple[Array, Array]:
     """The mean and the covariance (over n - 1) of samples.
 
     Args:
-      x: features (n, d...), flattened to (n, d), n >= 2.
+        x: Features (n, d...), flattened to (n, d), n >= 2.
 
     Returns:
-      The mean (d,) and the covariance (d, d), float32 at least.
+        The mean (d,) and the covariance (d, d), float32 at least.
 
     Raises:
-      ValueError: fewer than 2 samples, a wrong shape, NaN or infinite features.
+        ValueError: Fewer than 2 samples, a wrong shape, NaN or infinite features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> mean, cov = moments(jnp.array([[0.0], [2.0]]))
-      >>> mean.tolist(), cov.tolist()
-      ([1.0], [[2.0]])
+        >>> import jax.numpy as jnp
+        >>> mean, cov = moments(jnp.array([[0.0], [2.0]]))
+        >>> mean.tolist(), cov.tolist()
+        ([1.0], [[2.0]])
     """
     x = point_set("x", x, at_least=2)
     mean = jnp.mean(x, axis=0)
@@ -103,7 +103,8 @@ def moments(x: Any) -> tuple[Array, Array]:
 def _from_moments(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> Array:
     cov1, cov2 = ((c + transpose(c)) / 2 for c in (cov1, cov2))
     traces = jnp.trace(cov1) + jnp.trace(cov2)
-    return jnp.sum(jnp.square(mu1 - mu2)) + traces - 2 * _cov_term(cov1, cov2)
+    roots = unless_nan(_cov_term(cov1, cov2), cov1, cov2)
+    return jnp.sum(jnp.square(mu1 - mu2)) + traces - 2 * roots
 
 
 def frechet_from_moments(mu1: Any, cov1: Any, mu2: Any, cov2: Any) -> Array:
@@ -114,27 +115,28 @@ def frechet_from_moments(mu1: Any, cov1: Any, mu2: Any, cov2: Any) -> Array:
     this one is that along it.
 
     Args:
-      mu1: mean (d,).
-      cov1: covariance (d, d), symmetric, positive semi-definite.
-      mu2: mean (d,).
-      cov2: covariance (d, d).
+        mu1: Mean (d,).
+        cov1: Covariance (d, d), symmetric, positive semi-definite.
+        mu2: Mean (d,).
+        cov2: Covariance (d, d).
 
     Returns:
-      A scalar in squared units of the features, float32 at least; equal moments give 0 to rounding,
-      of either sign.
+        A scalar in squared units of the features, float32 at least; equal moments give 0 to
+        rounding, of either sign.
 
     Raises:
-      ValueError: shapes that don't pair, a covariance that isn't symmetric, NaN or infinite values.
+        ValueError: Shapes that don't pair, a covariance that isn't symmetric, NaN or infinite
+            values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> eye = jnp.eye(2)
-      >>> round(float(frechet_from_moments(jnp.zeros(2), eye, jnp.ones(2), 4 * eye)), 4)
-      4.0
+        >>> import jax.numpy as jnp
+        >>> eye = jnp.eye(2)
+        >>> round(float(frechet_from_moments(jnp.zeros(2), eye, jnp.ones(2), 4 * eye)), 4)
+        4.0
 
     References:
-      Dowson and Landau, The Frechet distance between multivariate normal distributions, 1982;
-      Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, Eq. (6).
+        Dowson and Landau, The Frechet distance between multivariate normal distributions, 1982;
+        Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, Eq. (6).
     """
     given = {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}
     arrays = [gathered(real_array(name, value)) for name, value in given.items()]
@@ -170,23 +172,23 @@ def frechet_distance(x: Any, y: Any) -> Array:
     covariances singular, which the code handles and the bias then rules.
 
     Args:
-      x: features (n, d...), flattened to (n, d), n >= 2.
-      y: features (m, d...), m >= 2.
+        x: Features (n, d...), flattened to (n, d), n >= 2.
+        y: Features (m, d...), m >= 2.
 
     Returns:
-      A scalar in squared units of the features, float32 at least; differentiable to first order.
+        A scalar in squared units of the features, float32 at least; differentiable to first order.
 
     Raises:
-      ValueError: shapes that don't pair, fewer than 2 samples, NaN or infinite features.
+        ValueError: Shapes that don't pair, fewer than 2 samples, NaN or infinite features.
 
     Example:
-      >>> import jax
-      >>> x = jax.random.normal(jax.random.key(0), (100, 3))
-      >>> round(float(frechet_distance(x, x + 1.0)), 3)
-      3.0
+        >>> import jax
+        >>> x = jax.random.normal(jax.random.key(0), (100, 3))
+        >>> round(float(frechet_distance(x, x + 1.0)), 3)
+        3.0
 
     References:
-      Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, Eq. (6); Chong and Forsyth,
-      Effectively Unbiased FID and Inception Score, 2020, for the bias.
+        Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017, Eq. (6); Chong and
+        Forsyth, Effectively Unbiased FID and Inception Score, 2020, for the bias.
     """
     return _from_samples(*point_sets(x, y, at_least=2))

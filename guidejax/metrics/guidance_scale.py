@@ -7,43 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from guidejax import _geometry
 from guidejax._arrays import dot, expand, norm, safe_divide
+from guidejax._geometry import unit_scale
 from guidejax.metrics._checks import same_shapes
 
 Array = jax.Array
 
 
-def _size(v: Array) -> Array:
-    """max|v| of each sample, a constant; 1 where it is 0. Over it, ‖v‖² can't underflow."""
-    size = jnp.max(jnp.abs(v), axis=tuple(range(1, v.ndim)), initial=0.0)
-    size = jnp.where(size >= jnp.finfo(v.dtype).tiny, size, 1)
-    return jax.lax.stop_gradient(expand(size, v))
-
-
-@jax.jit
-def _omega(guided: Array, cond: Array, uncond: Array) -> Array:
-    size = _size(cond - uncond)
-    shift, delta = (guided - cond) / size, (cond - uncond) / size
-    return safe_divide(dot(shift, delta), dot(delta, delta))
-
-
 @jax.jit
 def _off_line(guided: Array, cond: Array, uncond: Array) -> Array:
-    shift, delta = guided - cond, cond - uncond
-    shift, delta = shift / _size(shift), delta / _size(delta)
+    shift, delta = unit_scale(guided - cond), unit_scale(cond - uncond)
     omega = safe_divide(dot(shift, delta), dot(delta, delta))
     residual = norm(shift - expand(omega, delta) * delta)
     return jnp.minimum(safe_divide(residual, norm(shift)), 1)
-
-
-@jax.jit
-def _angle(cond: Array, uncond: Array) -> Array:
-    cond, uncond = cond / _size(cond), uncond / _size(uncond)
-    sizes = [norm(cond), norm(uncond)]
-    a, b = (safe_divide(v, expand(s, v)) for v, s in zip((cond, uncond), sizes, strict=True))
-    apart, along = norm(a - b), norm(a + b)
-    real = (sizes[0] > 0) & (sizes[1] > 0)
-    return jnp.where(real, 2 * jnp.arctan2(apart, along), 0)
 
 
 def effective_omega(guided: Any, cond: Any, uncond: Any) -> Array:
@@ -53,23 +30,23 @@ def effective_omega(guided: Any, cond: Any, uncond: Any) -> Array:
     cond, as everywhere in guidejax: other people's guidance scale is this plus 1.
 
     Args:
-      guided: what a rule returned, (batch, ...).
-      cond: the conditional prediction, of the same shape and space.
-      uncond: the unconditional one.
+        guided: What a rule returned, (batch, ...).
+        cond: The conditional prediction, of the same shape and space.
+        uncond: The unconditional one.
 
     Returns:
-      (batch,) without units, float32 at least; 0, with gradient 0, where cond = uncond.
+        (batch,) without units, float32 at least; 0, with gradient 0, where cond = uncond.
 
     Raises:
-      ValueError: shapes that differ, no batch axis, NaN or infinite values.
+        ValueError: Shapes that differ, no batch axis, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> cond, uncond = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0]])
-      >>> effective_omega(cond + 3.0 * (cond - uncond), cond, uncond).tolist()
-      [3.0]
+        >>> import jax.numpy as jnp
+        >>> cond, uncond = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0]])
+        >>> effective_omega(cond + 3.0 * (cond - uncond), cond, uncond).tolist()
+        [3.0]
     """
-    return _omega(*same_shapes(guided=guided, cond=cond, uncond=uncond))
+    return _geometry.effective_omega(*same_shapes(guided=guided, cond=cond, uncond=uncond))
 
 
 def off_line_fraction(guided: Any, cond: Any, uncond: Any) -> Array:
@@ -79,21 +56,21 @@ def off_line_fraction(guided: Any, cond: Any, uncond: Any) -> Array:
     a rule that moves along δ only (plain guidance, schedules, intervals), 1 for a move across it.
 
     Args:
-      guided: what a rule returned, (batch, ...).
-      cond: the conditional prediction, of the same shape and space.
-      uncond: the unconditional one.
+        guided: What a rule returned, (batch, ...).
+        cond: The conditional prediction, of the same shape and space.
+        uncond: The unconditional one.
 
     Returns:
-      (batch,) in [0, 1], float32 at least; 0 where guided = cond, 1 where only δ is 0.
+        (batch,) in [0, 1], float32 at least; 0 where guided = cond, 1 where only δ is 0.
 
     Raises:
-      ValueError: shapes that differ, no batch axis, NaN or infinite values.
+        ValueError: Shapes that differ, no batch axis, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> cond, uncond = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0]])
-      >>> round(float(off_line_fraction(cond + 1.0, cond, uncond)[0]), 4)
-      0.7071
+        >>> import jax.numpy as jnp
+        >>> cond, uncond = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0]])
+        >>> round(float(off_line_fraction(cond + 1.0, cond, uncond)[0]), 4)
+        0.7071
     """
     return _off_line(*same_shapes(guided=guided, cond=cond, uncond=uncond))
 
@@ -105,22 +82,22 @@ def branch_angle(cond: Any, uncond: Any) -> Array:
     cosine of ⟨a, b⟩ has lost its digits and its gradient is infinite.
 
     Args:
-      cond: the conditional prediction, (batch, ...).
-      uncond: the unconditional one, of the same shape.
+        cond: The conditional prediction, (batch, ...).
+        uncond: The unconditional one, of the same shape.
 
     Returns:
-      (batch,) in radians, [0, π], float32 at least; 0, with gradient 0, where either is 0.
+        (batch,) in radians, [0, π], float32 at least; 0, with gradient 0, where either is 0.
 
     Raises:
-      ValueError: shapes that differ, no batch axis, NaN or infinite values.
+        ValueError: Shapes that differ, no batch axis, NaN or infinite values.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
-      >>> round(float(branch_angle(a, b)[0]), 4)
-      1.5708
+        >>> import jax.numpy as jnp
+        >>> a, b = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
+        >>> round(float(branch_angle(a, b)[0]), 4)
+        1.5708
 
     References:
-      Kahan, How Futile are Mindless Assessments of Roundoff, 2006, section 12.
+        Kahan, How Futile are Mindless Assessments of Roundoff, 2006, section 12.
     """
-    return _angle(*same_shapes(cond=cond, uncond=uncond))
+    return _geometry.angle(*same_shapes(cond=cond, uncond=uncond))

@@ -11,8 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from guidejax._geometry import magnitude
 from guidejax.metrics._checks import point_set, point_sets, positive_int
-from guidejax.metrics._pairs import Method, check_options, over_rows, square_distances
+from guidejax.metrics._pairs import (
+    Method,
+    at_unit_scale,
+    check_options,
+    over_rows,
+    square_distances,
+)
 
 Array = jax.Array
 
@@ -34,9 +41,17 @@ def _radii(x: Array, k: int, method: str, chunk: int | None) -> Array:
         points, index = rows
         square = square_distances(points, x, method)
         square = jnp.where(index[:, None] == columns, jnp.inf, square)
-        return -jax.lax.top_k(-square, k)[0][:, -1]
+        radii = -jax.lax.top_k(-square, k)[0][:, -1]
+        # A NaN has no rank: whichever neighbour it is, the k-th isn't known.
+        return jnp.where(jnp.any(jnp.isnan(square), axis=-1), jnp.nan, radii)
 
     return jax.lax.stop_gradient(over_rows(block, (x, columns), chunk))
+
+
+def _inside(square: Array, radii: Array) -> Array:
+    """1 where a squared distance is within the squared radius, 0 where not, NaN where unknown."""
+    unknown = jnp.isnan(square + radii)
+    return jnp.where(unknown, jnp.nan, (square <= radii).astype(square.dtype))
 
 
 @partial(jax.jit, static_argnames=("method", "chunk"))
@@ -44,20 +59,27 @@ def _balls_around(x: Array, y: Array, radii: Array, method: str, chunk: int | No
     """In how many balls about y each x lies: (n,)."""
 
     def block(points: Array) -> Array:
-        return jnp.sum(square_distances(points, y, method) <= radii, axis=-1)
+        return jnp.sum(_inside(square_distances(points, y, method), radii), axis=-1)
 
     return over_rows(block, jax.lax.stop_gradient(x), chunk)
 
 
 @partial(jax.jit, static_argnames=("method", "chunk"))
 def _occupied(y: Array, x: Array, radii: Array, method: str, chunk: int | None) -> Array:
-    """Whether the ball about each y holds an x: (m,)."""
+    """1 where the ball about y holds an x, else 0: (m,)."""
 
     def block(rows: tuple[Array, Array]) -> Array:
         points, radius = rows
-        return jnp.any(square_distances(points, x, method) <= radius[:, None], axis=-1)
+        return jnp.max(_inside(square_distances(points, x, method), radius[:, None]), axis=-1)
 
     return over_rows(block, (jax.lax.stop_gradient(y), radii), chunk)
+
+
+def _sets(real: Any, fake: Any) -> tuple[Array, Array]:
+    """Both (n, d), over their common magnitude: what lies in which ball doesn't change with it."""
+    real, fake = point_sets(real, fake, names=("real", "fake"))
+    size = magnitude(real, fake, axis=(-2, -1))
+    return real / size, fake / size
 
 
 def _check(k: int, samples: int, method: str, chunk: int | None) -> None:
@@ -69,25 +91,25 @@ def knn_radii(x: Any, k: int = 5, *, method: Method = "direct", chunk: int | Non
     """The distance of each sample to its k-th nearest other sample.
 
     Args:
-      x: features (n, d...), n > k.
-      k: which neighbour, from 1.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrix to hold at a time; None holds all.
+        x: Features (n, d...), n > k.
+        k: Which neighbour, from 1.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrix to hold at a time; None holds all.
 
     Returns:
-      (n,) in units of x, float32 at least.
+        (n,) in units of x, float32 at least.
 
     Raises:
-      ValueError: a wrong shape, a k outside of [1, n - 1], NaN or infinite features.
+        ValueError: A wrong shape, a k outside of [1, n - 1], NaN or infinite features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> knn_radii(jnp.array([[0.0], [1.0], [3.0]]), k=1).tolist()
-      [1.0, 1.0, 2.0]
+        >>> import jax.numpy as jnp
+        >>> knn_radii(jnp.array([[0.0], [1.0], [3.0]]), k=1).tolist()
+        [1.0, 1.0, 2.0]
     """
     x = point_set("x", x)
     _check(k, x.shape[0], method, chunk)
-    return jnp.sqrt(_radii(x, int(k), method, chunk))
+    return at_unit_scale(lambda x: jnp.sqrt(_radii(x, int(k), method, chunk)), 1, x)
 
 
 def manifold_scores(
@@ -107,43 +129,43 @@ def manifold_scores(
     of 1[B_k(real) holds a fake].
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...), m > k.
-      k: which neighbour sets a radius.
-      per_sample: return the terms of the means: (m,) for precision and density, (n,) for recall
-        and coverage.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrices to hold at a time; None holds all.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...), m > k.
+        k: Which neighbour sets a radius.
+        per_sample: Return the terms of the means: (m,) for precision and density, (n,) for recall
+            and coverage.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrices to hold at a time; None holds all.
 
     Returns:
-      `ManifoldScores`, float32 at least; in [0, 1] but for density, which may exceed 1. All
-      depend on n, m and k: compare only values of one choice.
+        `ManifoldScores`, float32 at least; in [0, 1] but for density, which may exceed 1. All
+        depend on n, m and k: compare only values of one choice.
 
     Raises:
-      ValueError: shapes that don't pair, a k outside of [1, min(n, m) - 1], NaN or infinite
-        features.
+        ValueError: Shapes that don't pair, a k outside of [1, min(n, m) - 1], NaN or infinite
+            features.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> real, fake = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.5], [9.0]])
-      >>> scores = manifold_scores(real, fake, k=1)
-      >>> [round(float(score), 2) for score in scores]
-      [0.5, 1.0, 1.0, 0.67]
+        >>> import jax.numpy as jnp
+        >>> real, fake = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.5], [9.0]])
+        >>> scores = manifold_scores(real, fake, k=1)
+        >>> [round(float(score), 2) for score in scores]
+        [0.5, 1.0, 1.0, 0.67]
 
     References:
-      Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2), whose k is 3;
-      Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3, whose k is 5.
+        Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2), whose k is 3;
+        Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3, whose k is 5.
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
+    real, fake = _sets(real, fake)
     _check(k, min(real.shape[0], fake.shape[0]), method, chunk)
-    k, dtype = int(k), real.dtype
+    k = int(k)
     real_radii, fake_radii = (_radii(a, k, method, chunk) for a in (real, fake))
     holding = _balls_around(fake, real, real_radii, method, chunk)
     scores = ManifoldScores(
-        precision=(holding > 0).astype(dtype),
-        recall=(_balls_around(real, fake, fake_radii, method, chunk) > 0).astype(dtype),
-        density=holding.astype(dtype) / k,
-        coverage=_occupied(real, fake, real_radii, method, chunk).astype(dtype),
+        precision=jnp.minimum(holding, 1),
+        recall=jnp.minimum(_balls_around(real, fake, fake_radii, method, chunk), 1),
+        density=holding / k,
+        coverage=_occupied(real, fake, real_radii, method, chunk),
     )
     return scores if per_sample else jax.tree.map(jnp.mean, scores)
 
@@ -152,54 +174,53 @@ def precision(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     """The share of fakes within the reals' manifold; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...).
-      k: which neighbour sets a radius.
-      **options: `method` and `chunk` of `manifold_scores`.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...).
+        k: Which neighbour sets a radius.
+        **options: `method` and `chunk` of `manifold_scores`.
 
     Returns:
-      A scalar in [0, 1].
+        A scalar in [0, 1].
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> real = jnp.arange(4.0)[:, None]
-      >>> float(precision(real, real + 9.0, k=1))
-      0.0
+        >>> import jax.numpy as jnp
+        >>> real = jnp.arange(4.0)[:, None]
+        >>> float(precision(real, real + 9.0, k=1))
+        0.0
 
     References:
-      Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
+        Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
-    holding = _counts(real, fake, k, **options)
-    return jnp.mean((holding > 0).astype(real.dtype))
+    holding = _counts(*_sets(real, fake), k, **options)
+    return jnp.mean(jnp.minimum(holding, 1))
 
 
 def recall(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     """The share of reals within the fakes' manifold; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...).
-      fake: features of samples (m, d...), m > k.
-      k: which neighbour sets a radius.
-      **options: `method` and `chunk` of `manifold_scores`.
+        real: Features of data (n, d...).
+        fake: Features of samples (m, d...), m > k.
+        k: Which neighbour sets a radius.
+        **options: `method` and `chunk` of `manifold_scores`.
 
     Returns:
-      A scalar in [0, 1].
+        A scalar in [0, 1].
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> real = jnp.arange(4.0)[:, None]
-      >>> float(recall(real, real[:2], k=1))  # 0 and 1 reach 2, and no further
-      0.75
+        >>> import jax.numpy as jnp
+        >>> real = jnp.arange(4.0)[:, None]
+        >>> float(recall(real, real[:2], k=1))  # 0 and 1 reach 2, and no further
+        0.75
 
     References:
-      Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
+        Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
     return precision(fake, real, k, **options)
 
@@ -208,27 +229,26 @@ def density(real: Any, fake: Any, k: int = 5, **options: Any) -> Array:
     """The mean number of reals' balls about a fake, over k; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...).
-      k: which neighbour sets a radius.
-      **options: `method` and `chunk` of `manifold_scores`.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...).
+        k: Which neighbour sets a radius.
+        **options: `method` and `chunk` of `manifold_scores`.
 
     Returns:
-      A scalar >= 0; its expectation is 1 where real and fake are distributed alike.
+        A scalar >= 0; its expectation is 1 where real and fake are distributed alike.
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(density(jnp.array([[0.0], [1.0]]), jnp.array([[0.5]]), k=1))
-      2.0
+        >>> import jax.numpy as jnp
+        >>> float(density(jnp.array([[0.0], [1.0]]), jnp.array([[0.5]]), k=1))
+        2.0
 
     References:
-      Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
+        Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
-    return jnp.mean(_counts(real, fake, k, **options).astype(real.dtype)) / k
+    return jnp.mean(_counts(*_sets(real, fake), k, **options)) / k
 
 
 def coverage(
@@ -242,31 +262,31 @@ def coverage(
     """The share of reals whose ball holds a fake; see `manifold_scores`.
 
     Args:
-      real: features of data (n, d...), n > k.
-      fake: features of samples (m, d...).
-      k: which neighbour sets a radius.
-      method: how to compute distances, see `pairwise_distance_power`.
-      chunk: rows of the distance matrices to hold at a time; None holds all.
+        real: Features of data (n, d...), n > k.
+        fake: Features of samples (m, d...).
+        k: Which neighbour sets a radius.
+        method: How to compute distances, see `pairwise_distance_power`.
+        chunk: Rows of the distance matrices to hold at a time; None holds all.
 
     Returns:
-      A scalar in [0, 1]; its expectation is 1 - 1/2^k about, where real and fake are distributed
-      alike and n = m.
+        A scalar in [0, 1]; its expectation is 1 - 1/2^k about, where real and fake are distributed
+        alike and n = m.
 
     Raises:
-      ValueError: as `manifold_scores`.
+        ValueError: As `manifold_scores`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(coverage(jnp.array([[0.0], [1.0], [5.0], [6.0]]), jnp.array([[0.5]]), k=1))
-      0.5
+        >>> import jax.numpy as jnp
+        >>> float(coverage(jnp.array([[0.0], [1.0], [5.0], [6.0]]), jnp.array([[0.5]]), k=1))
+        0.5
 
     References:
-      Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
+        Naeem et al., Reliable Fidelity and Diversity Metrics, 2020, section 3.
     """
-    real, fake = point_sets(real, fake, names=("real", "fake"))
+    real, fake = _sets(real, fake)
     _check(k, real.shape[0], method, chunk)
     radii = _radii(real, int(k), method, chunk)
-    return jnp.mean(_occupied(real, fake, radii, method, chunk).astype(real.dtype))
+    return jnp.mean(_occupied(real, fake, radii, method, chunk))
 
 
 def _counts(

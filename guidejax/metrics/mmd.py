@@ -13,8 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import is_concrete, safe_sqrt
+from guidejax._geometry import magnitude
 from guidejax.metrics._checks import point_sets, positive_int, real_array
-from guidejax.metrics._pairs import matmul, over_rows, row_means, square_distances, transpose
+from guidejax.metrics._pairs import (
+    at_unit_scale,
+    matmul,
+    over_rows,
+    row_means,
+    square_distances,
+    transpose,
+)
 
 Array = jax.Array
 
@@ -24,30 +32,34 @@ def _median(x: Array, y: Array, points: int) -> Array:
     # Evenly strided rows of each set: the median needs no more, and sorting N² distances is slow.
     pooled = jnp.concatenate([a[:: -(-a.shape[0] // points)] for a in (x, y)])
     rows, columns = jnp.triu_indices(pooled.shape[0], k=1)
-    return jnp.median(safe_sqrt(square_distances(pooled, pooled)[rows, columns]))
+
+    def median(pooled: Array) -> Array:
+        return jnp.median(safe_sqrt(square_distances(pooled, pooled)[rows, columns]))
+
+    return at_unit_scale(median, 1, pooled)
 
 
 def median_bandwidth(x: Any, y: Any, points: int = 1000) -> Array:
     """The median distance of two points of the pooled sets.
 
     Args:
-      x: samples (n, d...).
-      y: samples (m, d...).
-      points: how many samples of each set it looks at, evenly strided over the set.
+        x: Samples (n, d...).
+        y: Samples (m, d...).
+        points: How many samples of each set it looks at, evenly strided over the set.
 
     Returns:
-      A scalar in units of x, float32 at least; 0 if over half of the pairs coincide.
+        A scalar in units of x, float32 at least; 0 if over half of the pairs coincide.
 
     Raises:
-      ValueError: shapes that don't pair, NaN or infinite samples.
+        ValueError: Shapes that don't pair, NaN or infinite samples.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(median_bandwidth(jnp.array([[0.0], [1.0]]), jnp.array([[3.0]])))
-      2.0
+        >>> import jax.numpy as jnp
+        >>> float(median_bandwidth(jnp.array([[0.0], [1.0]]), jnp.array([[3.0]])))
+        2.0
 
     References:
-      Gretton et al., A Kernel Two-Sample Test, 2012, section 8.
+        Gretton et al., A Kernel Two-Sample Test, 2012, section 8.
     """
     x, y = point_sets(x, y)
     positive_int("points", points)
@@ -57,7 +69,11 @@ def median_bandwidth(x: Any, y: Any, points: int = 1000) -> Array:
 @partial(jax.jit, static_argnames=("unbiased", "chunk"))
 def _rbf(x: Array, y: Array, bandwidths: Array, unbiased: bool, chunk: int | None) -> Array:
     # A bandwidth of 0 (every point the same) would be 0/0; any bandwidth gives the same 0 there.
-    widths = jnp.where(bandwidths > 0, bandwidths, 1)
+    widths = jnp.where(bandwidths <= 0, 1, bandwidths)
+    # In units of the points their squares are in range. Below √tiny the kernel is 0 but at 0.
+    size = magnitude(x, y, axis=(-2, -1))
+    x, y = x / size, y / size
+    widths = jnp.maximum(widths / size, jnp.finfo(x.dtype).tiny ** 0.5)
 
     def kernel(square: Array) -> Array:
         return jnp.mean(jnp.exp(-square[..., None] / (2 * widths**2)), axis=-1)
@@ -73,28 +89,28 @@ def mmd_rbf(
     """The squared MMD of the kernel mean_b exp(-‖x - y‖² / 2b²).
 
     Args:
-      x: samples (n, d...).
-      y: samples (m, d...).
-      bandwidths: a positive scalar or (k,) of them, in units of x; None takes `median_bandwidth`,
-        as a constant (no gradient passes through the choice of the kernel).
-      unbiased: leave k(xᵢ, xᵢ) out of the means (may be negative); otherwise >= 0.
-      chunk: rows of the kernel matrix to hold at a time; None holds all.
+        x: Samples (n, d...).
+        y: Samples (m, d...).
+        bandwidths: A positive scalar or (k,) of them, in units of x; None takes `median_bandwidth`,
+            as a constant (no gradient passes through the choice of the kernel).
+        unbiased: Leave k(xᵢ, xᵢ) out of the means (may be negative); otherwise >= 0.
+        chunk: Rows of the kernel matrix to hold at a time; None holds all.
 
     Returns:
-      A scalar in [-2, 2] without units, float32 at least. Compare only values of one bandwidth.
+        A scalar in [-2, 2] without units, float32 at least. Compare only values of one bandwidth.
 
     Raises:
-      ValueError: shapes that don't pair, fewer than 2 samples where unbiased, a bandwidth that
-        isn't positive, NaN or infinite samples.
+        ValueError: Shapes that don't pair, fewer than 2 samples where unbiased, a bandwidth that
+            isn't positive, NaN or infinite samples.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x = jnp.zeros((3, 2))
-      >>> round(float(mmd_rbf(x, x + 1.0, bandwidths=1.0)), 4)  # 2 - 2/e
-      1.2642
+        >>> import jax.numpy as jnp
+        >>> x = jnp.zeros((3, 2))
+        >>> round(float(mmd_rbf(x, x + 1.0, bandwidths=1.0)), 4)  # 2 - 2/e
+        1.2642
 
     References:
-      Gretton et al., A Kernel Two-Sample Test, 2012, Eq. (3) (unbiased) and (5) (biased).
+        Gretton et al., A Kernel Two-Sample Test, 2012, Eq. (3) (unbiased) and (5) (biased).
     """
     x, y = point_sets(x, y, at_least=2 if unbiased else 1)
     if chunk is not None:
@@ -148,29 +164,29 @@ def mmd_polynomial(
     """The squared MMD of the kernel (γ⟨x, y⟩ + c₀)^degree.
 
     Args:
-      x: samples (n, d...).
-      y: samples (m, d...).
-      degree: a positive integer; the metric sees moments up to this order.
-      gamma: γ; None is 1/d.
-      coef0: c₀.
-      unbiased: leave k(xᵢ, xᵢ) out of the means (may be negative).
-      chunk: rows of the kernel matrix to hold at a time; None holds all.
+        x: Samples (n, d...).
+        y: Samples (m, d...).
+        degree: A positive integer; the metric sees moments up to this order.
+        gamma: γ; None is 1/d.
+        coef0: c₀.
+        unbiased: Leave k(xᵢ, xᵢ) out of the means (may be negative).
+        chunk: Rows of the kernel matrix to hold at a time; None holds all.
 
     Returns:
-      A scalar without units, float32 at least.
+        A scalar without units, float32 at least.
 
     Raises:
-      ValueError: shapes that don't pair, fewer than 2 samples where unbiased, a degree that isn't
-        a positive integer, NaN or infinite samples.
+        ValueError: Shapes that don't pair, fewer than 2 samples where unbiased, a degree that isn't
+            a positive integer, NaN or infinite samples.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> x = jnp.ones((2, 1))
-      >>> float(mmd_polynomial(x, 0.0 * x))  # 8 + 1 - 2
-      7.0
+        >>> import jax.numpy as jnp
+        >>> x = jnp.ones((2, 1))
+        >>> float(mmd_polynomial(x, 0.0 * x))  # 8 + 1 - 2
+        7.0
 
     References:
-      Binkowski et al., Demystifying MMD GANs, 2018, section 4, at the defaults.
+        Binkowski et al., Demystifying MMD GANs, 2018, section 4, at the defaults.
     """
     x, y = point_sets(x, y, at_least=2 if unbiased else 1)
     positive_int("degree", degree)
@@ -186,28 +202,28 @@ def kernel_inception_distance(
     """The kernel inception distance: unbiased `mmd_polynomial` of random subsets, un-reduced.
 
     Args:
-      key: a random key, for the subsets (drawn without replacement).
-      x: features (n, d).
-      y: features (m, d).
-      subset_size: samples of each set in a subset, 2 to min(n, m).
-      subsets: how many subsets.
+        key: A random key, for the subsets (drawn without replacement).
+        x: Features (n, d).
+        y: Features (m, d).
+        subset_size: Samples of each set in a subset, 2 to min(n, m).
+        subsets: How many subsets.
 
     Returns:
-      (subsets,), float32 at least. KID is the mean; the deviation over subsets that share samples
-      is smaller than the standard error of that mean suggests, so make intervals over seeds.
+        (subsets,), float32 at least. KID is the mean; the deviation over subsets that share samples
+        is smaller than the standard error of that mean suggests, so make intervals over seeds.
 
     Raises:
-      ValueError: shapes that don't pair, a subset_size below 2 or above the number of samples,
-        NaN or infinite features.
+        ValueError: Shapes that don't pair, a subset_size below 2 or above the number of samples,
+            NaN or infinite features.
 
     Example:
-      >>> import jax
-      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
-      >>> kernel_inception_distance(jax.random.key(1), x, x + 1.0, 32, subsets=5).shape
-      (5,)
+        >>> import jax
+        >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+        >>> kernel_inception_distance(jax.random.key(1), x, x + 1.0, 32, subsets=5).shape
+        (5,)
 
     References:
-      Binkowski et al., Demystifying MMD GANs, 2018, section 4.
+        Binkowski et al., Demystifying MMD GANs, 2018, section 4.
     """
     x, y = point_sets(x, y, at_least=2)
     positive_int("subsets", subsets)

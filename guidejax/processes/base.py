@@ -1,218 +1,178 @@
-"""Noising processes: x_t = α(t) x0 + σ(t) ε with t = 0 data and t = 1 noise, ε ~ N(0, I).
+"""What a noising process is, and what a network predicts of one.
 
-A process is a pytree whose numbers are traced leaves. What a network predicts converts
-from and to x0 by one affine map for each kind of prediction.
+x_t = α(t) x0 + σ(t) ε with ε ~ N(0, I): t = 0 is data, t = 1 is noise. Each kind of prediction
+converts from and to x0 by one affine map.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args
+from typing import Any, Literal, dataclass_transform, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from guidejax._arrays import Array, Tree, combine, is_concrete, safe_sqrt
+from guidejax._arrays import Array, Tree, combine, concretely, is_concrete, safe_sqrt
+from guidejax._random import normal_like
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+# Halvings of [0, 1]: as many as tell two floats apart near t = 0 too.
+_HALVINGS = 60
 
 
+@dataclass_transform(frozen_default=True, eq_default=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Process:
-    """α, σ and the log-SNR of a Gaussian noising process; see `rectified_flow` and its peers."""
+    """α(t) and σ(t) of a Gaussian noising process; subclass it to write your own.
 
-    def alpha(self, t: Array) -> Array:
+    A subclass becomes a frozen dataclass and a pytree by itself: its fields are traced leaves, so
+    that new values don't recompile, except those declared with `metadata={"static": True}`. It
+    must define `alpha` and `sigma`, on times of any shape, in JAX; everything else has a default
+    made of the two. Don't decorate it. `guidejax.processes.check` tests one.
+
+    Example:
+        >>> class Power(Process):
+        ...     exponent: float
+        ...     def alpha(self, t):
+        ...         return 1 - jnp.asarray(t) ** self.exponent
+        ...     def sigma(self, t):
+        ...         return jnp.asarray(t) ** self.exponent
+        >>> process = Power(2.0)
+        >>> float(jax.jit(lambda process: process.sigma(0.5))(process))
+        0.25
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, eq=False)(cls)
+        fields = dataclasses.fields(cls)
+        static = tuple(f.name for f in fields if f.metadata.get("static"))
+        traced = tuple(f.name for f in fields if f.name not in static)
+        keys = tuple(jax.tree_util.GetAttrKey(name) for name in traced)
+
+        # The class is part of the structure. `register_dataclass` leaves it out: two processes
+        # with as many leaves compare equal there, and jit may run one with the other's program.
+        def flatten(process: Any) -> tuple[tuple[Any, ...], Any]:
+            values = tuple(getattr(process, name) for name in static)
+            return tuple(getattr(process, name) for name in traced), (cls, values)
+
+        def flatten_with_keys(process: Any) -> Any:
+            leaves, structure = flatten(process)
+            return tuple(zip(keys, leaves, strict=True)), structure
+
+        def unflatten(structure: Any, leaves: Any) -> Any:
+            # Not by __init__: JAX also unflattens with leaves that are no numbers.
+            process = object.__new__(cls)
+            for name, value in (
+                *zip(traced, leaves, strict=True),
+                *zip(static, structure[1], strict=True),
+            ):
+                object.__setattr__(process, name, value)
+            return process
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+    def alpha(self, t: Any) -> Array:
         """Signal coefficient α(t), with α(0) = 1."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define alpha(t).")
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: Any) -> Array:
         """Noise coefficient σ(t), with σ(0) = 0."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define sigma(t).")
 
-    def log_snr(self, t: Array) -> Array:
+    def log_snr(self, t: Any) -> Array:
         """λ(t) = log(α²/σ²), falling in t; +∞ at t = 0 and, where α(1) = 0, −∞ at t = 1."""
-        raise NotImplementedError
-
-    def inverse_log_snr(self, log_snr: Array) -> Array:
-        """The t at which λ(t) = `log_snr`."""
-        raise NotImplementedError
-
-
-_T = TypeVar("_T")
-
-
-@dataclass_transform(frozen_default=True)
-def _process(cls: type[_T]) -> type[_T]:
-    made: Any = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(made)]
-    keys = [jax.tree_util.GetAttrKey(name) for name in names]
-
-    def flatten(process):
-        return [getattr(process, name) for name in names], made
-
-    def flatten_with_keys(process):
-        return list(zip(keys, flatten(process)[0], strict=True)), made
-
-    # Not `register_dataclass`: two dataclasses with as many numbers compare equal there, and one
-    # in thirty calls, by chance of the hashes, jit would run rectified flow's program for cosine.
-    jax.tree_util.register_pytree_with_keys(
-        made, flatten_with_keys, lambda cls, numbers: cls(*numbers), flatten
-    )
-    return made
-
-
-@_process
-class RectifiedFlow(Process):
-    """α = 1 − t, σ = t."""
-
-    def alpha(self, t):
-        return 1 - jnp.asarray(t)
-
-    def sigma(self, t):
-        return jnp.asarray(t)
-
-    def log_snr(self, t):
-        return 2 * (jnp.log1p(-jnp.asarray(t)) - jnp.log(t))
-
-    def inverse_log_snr(self, log_snr):
-        return jax.nn.sigmoid(-jnp.asarray(log_snr) / 2)
-
-
-@_process
-class Cosine(Process):
-    """α = cos(πt/2), σ = sin(πt/2)."""
-
-    def alpha(self, t):
-        # sin(π(1−t)/2) is exactly 0 at t = 1, where cos(πt/2) rounds to −4e-8.
-        return jnp.sin(jnp.pi / 2 * (1 - jnp.asarray(t)))
-
-    def sigma(self, t):
-        return jnp.sin(jnp.pi / 2 * jnp.asarray(t))
-
-    def log_snr(self, t):
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
-    def inverse_log_snr(self, log_snr):
-        return 2 / jnp.pi * jnp.arctan(jnp.exp(-jnp.asarray(log_snr) / 2))
+    def inverse_log_snr(self, log_snr: Any) -> Array:
+        """The t in [0, 1] at which λ(t) = `log_snr`; the nearer end where there is none.
+
+        By bisection unless a subclass knows better, differentiable once.
+        """
+        wanted = jnp.asarray(log_snr, jnp.result_type(float))
+
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = (low + high) / 2
+            later = self.log_snr(middle) > wanted
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        ends = (jnp.zeros_like(wanted), jnp.ones_like(wanted))
+        low, high = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
+        top = self.log_snr(jnp.ones_like(wanted))
+        found = jnp.where(wanted <= top, 1, jnp.where(wanted == jnp.inf, 0, (low + high) / 2))
+        found = jax.lax.stop_gradient(found)
+        # One step of Newton's method, 0 long but for rounding, carries the gradient.
+        inside = (found > 0) & (found < 1)
+        safe = jnp.where(inside, found, 0.5)
+        value, slope = jax.jvp(self.log_snr, (safe,), (jnp.ones_like(safe),))
+        step = (jnp.where(inside, wanted, value) - value) / jax.lax.stop_gradient(slope)
+        return jnp.where(jnp.isnan(wanted), jnp.nan, jnp.clip(found + step, 0, 1))
+
+    def derivatives(self, t: Any) -> tuple[Array, Array]:
+        """(dα/dt, dσ/dt); by forward differentiation unless a subclass knows better."""
+        t = jnp.asarray(t, jnp.result_type(float, t))
+        one = jnp.ones_like(t)
+        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[1]
 
 
-@_process
-class LinearVP(Process):
-    """α² = exp(−B(t)), σ² = 1 − α², B(t) = β_min t + (β_max − β_min) t²/2."""
+def check(process: Process) -> None:
+    """Raise `ValueError` where a process breaks its promises, saying which and where.
 
-    beta_min: Any
-    beta_max: Any
-
-    def _integral(self, t):
-        t = jnp.asarray(t)
-        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
-
-    def alpha(self, t):
-        return jnp.exp(-self._integral(t) / 2)
-
-    def sigma(self, t):
-        return jnp.sqrt(-jnp.expm1(-self._integral(t)))
-
-    def log_snr(self, t):
-        return -jnp.log(jnp.expm1(self._integral(t)))
-
-    def inverse_log_snr(self, log_snr):
-        # B = softplus(−λ), then the positive root of the quadratic in t, written so that it
-        # doesn't cancel where B is small.
-        b = jax.nn.softplus(-jnp.asarray(log_snr))
-        root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
-        return 2 * b / (self.beta_min + root)
-
-
-@_process
-class EDM(Process):
-    """α = 1, σ = σ_max t^ρ."""
-
-    sigma_max: Any
-    rho: Any
-
-    def alpha(self, t):
-        return jnp.ones_like(jnp.asarray(t, jnp.result_type(float, t)))
-
-    def sigma(self, t):
-        return self.sigma_max * jnp.asarray(t) ** self.rho
-
-    def log_snr(self, t):
-        return -2 * (jnp.log(self.sigma_max) + self.rho * jnp.log(t))
-
-    def inverse_log_snr(self, log_snr):
-        return jnp.exp(-(jnp.asarray(log_snr) / 2 + jnp.log(self.sigma_max)) / self.rho)
-
-
-def rectified_flow() -> Process:
-    """Rectified flow: α(t) = 1 − t, σ(t) = t (Liu et al. 2209.03003; Lipman et al. 2210.02747).
+    α(0) = 1 and σ(0) = 0; both finite and not negative on [0, 1]; λ falling; `inverse_log_snr` the
+    inverse of `log_snr`. For tests of a process of one's own.
 
     Example:
-        >>> process = rectified_flow()
-        >>> float(process.alpha(0.25)), float(process.sigma(0.25))
-        (0.75, 0.25)
+        >>> from guidejax.processes import rectified_flow
+        >>> check(rectified_flow())
     """
-    return RectifiedFlow()
+    who, t = type(process).__name__, np.linspace(0, 1, 101)
+    with concretely():
+        alpha, sigma = (np.asarray(f(jnp.asarray(t))) for f in (process.alpha, process.sigma))
+        log_snr = np.asarray(process.log_snr(jnp.asarray(t)))
+        back = np.asarray(process.inverse_log_snr(jnp.asarray(log_snr)))
+    for name, value in (("alpha", alpha), ("sigma", sigma)):
+        if value.shape != t.shape:
+            raise ValueError(f"{who}.{name}(t) has shape {value.shape} for t of shape {t.shape}.")
+        if not (np.all(np.isfinite(value)) and np.all(value >= 0)):
+            bad = t[~(np.isfinite(value) & (value >= 0))][0]
+            raise ValueError(f"{who}.{name}({bad:g}) is negative or not finite.")
+    if abs(alpha[0] - 1) > 1e-4 or abs(sigma[0]) > 1e-4:
+        raise ValueError(f"{who}: α(0) = {alpha[0]}, σ(0) = {sigma[0]}; expected 1 and 0.")
+    if not np.all(np.diff(log_snr) < 0):
+        bad = t[:-1][~(np.diff(log_snr) < 0)][0]
+        raise ValueError(f"{who}.log_snr doesn't fall at t = {bad:g}.")
+    if np.max(np.abs(back - t)) > 1e-3:
+        bad = int(np.argmax(np.abs(back - t)))
+        raise ValueError(f"{who}.inverse_log_snr(log_snr({t[bad]:g})) is {back[bad]:g}.")
 
 
-def cosine() -> Process:
-    """Cosine process: α(t) = cos(πt/2), σ(t) = sin(πt/2) (Nichol & Dhariwal 2102.09672, no offset).
+def initial_noise(key: Array, process: Process, shape: Any, t: float = 1.0) -> Array:
+    """What `sample` starts from: σ(t) ε, ε ~ N(0, I), float32.
 
-    Example:
-        >>> round(float(cosine().log_snr(0.5)), 6)
-        0.0
-    """
-    return Cosine()
-
-
-def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """Variance-preserving process with linear β(t) (Ho et al. 2006.11239; Song et al. 2011.13456).
-
-    α(t)² = exp(−∫₀ᵗ β), β(t) = β_min + t (β_max − β_min), σ² = 1 − α².
+    On rectified flow and variance-preserving processes σ(1) is 1, or nearly; on EDM's it is 80.
 
     Args:
-        beta_min: β at t = 0, positive.
-        beta_max: β at t = 1, at least β_min.
-
-    Raises:
-        ValueError: If not 0 < beta_min ≤ beta_max.
-
-    Example:
-        >>> process = linear_vp()
-        >>> round(float(process.alpha(1.0)), 4)
-        0.0066
-    """
-    if is_concrete(beta_min, beta_max) and not 0 < float(beta_min) <= float(beta_max):
-        raise ValueError(f"expected 0 < beta_min ≤ beta_max, got {beta_min} and {beta_max}.")
-    return LinearVP(beta_min, beta_max)
-
-
-def edm(sigma_max: float = 80.0, rho: float = 7.0) -> Process:
-    """Variance-exploding process of EDM: α(t) = 1, σ(t) = σ_max t^ρ (Karras et al. 2206.00364).
-
-    A uniform grid in t is the ρ-spaced grid of EDM's Eq. (5) with σ_min = 0, so that t = 0 is
-    data exactly; `karras_times` gives the grid of that equation for a positive σ_min.
-
-    Args:
-        sigma_max: Noise level at t = 1, positive.
-        rho: Exponent of the spacing, positive.
-
-    Raises:
-        ValueError: If either number is not positive.
+        key: A random key, or (batch,) keys.
+        process: The noising process.
+        shape: (batch, ...).
+        t: The first time of the run.
 
     Example:
-        >>> float(edm(rho=1.0).sigma(0.5))
-        40.0
+        >>> from guidejax.processes import edm
+        >>> initial_noise(jax.random.key(0), edm(), (2, 8, 8, 3)).shape
+        (2, 8, 8, 3)
     """
-    if is_concrete(sigma_max, rho) and not (float(sigma_max) > 0 and float(rho) > 0):
-        raise ValueError(f"expected positive sigma_max and rho, got {sigma_max} and {rho}.")
-    return EDM(sigma_max, rho)
+    return process.sigma(t) * normal_like(key, jnp.zeros(shape, jnp.float32))
 
 
 def noise_to(process: Process, x0: Tree, t: Array, eps: Tree) -> Tree:
     """x_t = α(t) x0 + σ(t) ε, with `t` a scalar or (batch,).
 
     Example:
+        >>> from guidejax.processes import rectified_flow
         >>> noise_to(rectified_flow(), jnp.ones((1, 2)), 0.25, jnp.zeros((1, 2))).tolist()
         [[0.75, 0.75]]
     """
@@ -226,20 +186,21 @@ def _coefficients(process: Process, t: Array, kind: str) -> tuple[Array, Array]:
     alpha, sigma = process.alpha(t), process.sigma(t)
     if kind == "x0":
         return jnp.zeros_like(alpha), jnp.ones_like(alpha)
-    if kind == "eps":
-        return 1 / alpha, -sigma / alpha
     if kind == "v":
         return alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2)
     if kind == "velocity":
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
-    return 1 / alpha, sigma**2 / alpha
+    live = alpha > 0
+    inverse = jnp.where(live, 1 / jnp.where(live, alpha, 1), 0)
+    return inverse, (-sigma if kind == "eps" else sigma**2) * inverse
 
 
 def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> Tree:
     """The clean image that a network's output means.
 
     ε̂: (x − σε̂)/α;  v̂ = αε − σx0: (αx − σv̂)/(α²+σ²);  velocity û = ε − x0: (x − σû)/(α+σ);
-    score ∇log p_t: (x + σ²·score)/α. From "eps" and "score" x0 is not defined where α = 0.
+    score ∇log p_t: (x + σ²·score)/α. "eps" and "score" say nothing of x0 where α = 0: there x0
+    comes back as 0, the mean of centred data.
 
     Args:
         value: The network's output, the shape of `x`.
@@ -255,6 +216,7 @@ def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> 
         ValueError: If `prediction` is none of these.
 
     Example:
+        >>> from guidejax.processes import rectified_flow
         >>> x = jnp.ones((1, 2))
         >>> to_x0(jnp.zeros((1, 2)), x, 0.5, rectified_flow(), "eps").tolist()
         [[2.0, 2.0]]
@@ -268,6 +230,7 @@ def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> T
     """The inverse of `to_x0`: what a network of that kind would have output; needs σ(t) > 0.
 
     Example:
+        >>> from guidejax.processes import rectified_flow
         >>> x = jnp.ones((1, 2))
         >>> from_x0(2 * x, x, 0.5, rectified_flow(), "velocity").tolist()
         [[-2.0, -2.0]]
@@ -294,7 +257,11 @@ def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> T
 def convert(value: Tree, x: Tree, t: Array, process: Process, source: str, target: str) -> Tree:
     """A prediction of one kind, `source`, as another, `target`.
 
+    "velocity" is ε − x0 on every process. It is dx/dt on rectified flow alone: for an ODE solver
+    take `gj.guided(...).drift`.
+
     Example:
+        >>> from guidejax.processes import rectified_flow
         >>> x, eps = jnp.ones((1, 2)), jnp.zeros((1, 2))
         >>> convert(eps, x, 0.5, rectified_flow(), "eps", "velocity").tolist()
         [[-2.0, -2.0]]
@@ -310,11 +277,6 @@ def x0_per_unit(process: Process, t: Array, space: str) -> Array:
     At α = 0 an "eps" or "score" difference is 0/0; the factor is 0 there, so that a guided
     prediction falls back on the conditional one.
     """
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    if space in ("eps", "score"):
-        live = alpha > 0
-        scale = -sigma if space == "eps" else sigma**2
-        return jnp.where(live, scale / jnp.where(live, alpha, 1), 0)
     return _coefficients(process, t, space)[1]
 
 
@@ -333,6 +295,7 @@ def bridge(process: Process, s: Array, t: Array, churn: Array) -> tuple[Array, A
         churn: e in [0, 1].
 
     Example:
+        >>> from guidejax.processes import rectified_flow
         >>> a, b, c = bridge(rectified_flow(), 0.3, 0.7, 0.0)
         >>> [round(float(v), 4) for v in (a, b, c)]
         [0.4286, 0.5714, 0.0]
@@ -340,10 +303,11 @@ def bridge(process: Process, s: Array, t: Array, churn: Array) -> tuple[Array, A
     e2 = jnp.asarray(churn) ** 2
     alpha_s, sigma_s = process.alpha(s), process.sigma(s)
     r01 = sigma_s / process.sigma(t)
-    r11 = process.alpha(t) / alpha_s * r01
+    # α_s = 0 only where the times rise, and there is no churn then.
+    r11 = process.alpha(t) / jnp.where(alpha_s > 0, alpha_s, 1) * r01
     keep = e2 * r11 + (1 - e2)
     a = r01 * keep
-    b = alpha_s * (1 - r11 * keep)
+    b = alpha_s - process.alpha(t) * a
     # 1 − keep² factored: no cancellation to a small negative number at churn = 0.
     c = sigma_s * safe_sqrt(e2 * (1 - r11) * (1 + keep))
     return a, b, c

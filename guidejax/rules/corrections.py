@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, expand, restore, safe_divide, upcast
+from guidejax._arrays import Array, Tree, expand, restore, safe_divide, upcast
+from guidejax._denoisers import Denoiser
 from guidejax.processes import Process
 from guidejax.rules.base import rule
 from guidejax.weights.base import Step, Weight
@@ -49,20 +49,22 @@ def reg(
     return restore(c + weight.astype(c.dtype) * (c - upcast(uncond)), cond)
 
 
-def input_gradient(denoise: Callable[..., Any]) -> Callable[..., Any]:
-    """(x, t, cond) ↦ ∇ₓ Σ x̂0(x, t, cond), sample by sample: the `gradient` of `reg`.
+def input_gradient(denoise: Denoiser) -> Denoiser:
+    """(x, t, cond) ↦ ∇ₓ Σ x̂0(x, t, cond), sample by sample: the `gradient` branch of `reg`.
 
     Example:
-        >>> gradient = input_gradient(lambda x, t, cond: cond * x**2)
-        >>> gradient(jnp.array([[1.0, 2.0]]), 0.5, 3.0).tolist()
+        >>> import guidejax as gj
+        >>> process = gj.processes.rectified_flow()
+        >>> square = gj.denoiser(lambda x, t, cond: cond[:, None] * x**2, process)
+        >>> input_gradient(square)(jnp.array([[1.0, 2.0]]), 0.5, jnp.array([3.0])).tolist()
         [[6.0, 12.0]]
     """
+    return Denoiser(denoise, denoise.process, None, _input_gradient, "x0")
 
-    def gradient(x: Array, t: Array, cond: Any = None) -> Array:
-        x0, pull = jax.vjp(lambda x: denoise(x, t, cond), x)
-        return pull(jax.tree.map(jnp.ones_like, x0))[0]
 
-    return gradient
+def _input_gradient(denoise: Denoiser, x: Tree, t: Array, cond: Any) -> Tree:
+    x0, pull = jax.vjp(lambda x: denoise(x, t, cond), x)
+    return pull(jax.tree.map(jnp.ones_like, x0))[0]
 
 
 @rule(space="eps", paper="Xia et al. (ReCFG), arXiv 2410.18737, §3.3")

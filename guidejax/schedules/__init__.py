@@ -2,15 +2,11 @@
 
 from guidejax.schedules.base import SCHEDULES as SCHEDULES
 from guidejax.schedules.base import Schedule as Schedule
+from guidejax.schedules.base import curve as curve
 from guidejax.schedules.base import schedule as schedule
 from guidejax.schedules.budgets import compress as compress
 from guidejax.schedules.budgets import dg_cfg as dg_cfg
 from guidejax.schedules.budgets import with_mean as with_mean
-from guidejax.schedules.gates import cads_gate as cads_gate
-from guidejax.schedules.gates import cutoff as cutoff
-from guidejax.schedules.gates import interval as interval
-from guidejax.schedules.gates import step_down as step_down
-from guidejax.schedules.gates import step_up as step_up
 from guidejax.schedules.ramps import beta_curve as beta_curve
 from guidejax.schedules.ramps import c2fg as c2fg
 from guidejax.schedules.ramps import clamp_cosine as clamp_cosine
@@ -32,3 +28,9 @@ from guidejax.schedules.tables import load_table as load_table
 from guidejax.schedules.tables import save_table as save_table
 from guidejax.schedules.tables import table as table
 from guidejax.schedules.tables import to_table as to_table
+from guidejax.schedules.windows import cads_gate as cads_gate
+from guidejax.schedules.windows import cutoff as cutoff
+from guidejax.schedules.windows import interval as interval
+from guidejax.schedules.windows import step_down as step_down
+from guidejax.schedules.windows import step_up as step_up
+from guidejax.weights.base import constant as constant

@@ -87,12 +87,12 @@ class _Curve:
     options: tuple[tuple[str, Any], ...]
 
     def __call__(self, numbers: Any, step: Step) -> Any:
-        return _evaluate(self, numbers, step.s, step.t, step.cond, step.process, step.times)
+        return _evaluate(self, numbers, step)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Where(_Curve):
-    """The same for a mask; a number that is a `Weight` may depend on what a mask can't know."""
+    """The same for a support; a number that is a `Weight` may depend on what no support knows."""
 
     def __call__(self, numbers: Any, step: Step) -> Any:
         if any(isinstance(number, Weight) for number in numbers.values()):
@@ -100,15 +100,12 @@ class _Where(_Curve):
         return super().__call__(numbers, step)
 
 
-# Compiled, for whoever asks outside of jit: the sampler for its masks, step by step, and a loop
-# in Python. Inside, it is inlined.
+# Compiled, for whoever asks outside of jit: the sampler for its supports, and a loop in Python.
+# Inside, it is inlined.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _evaluate(curve: _Curve, numbers: Any, *where: Any) -> Any:
-    step = Step(*where)
+def _evaluate(curve: _Curve, numbers: Any, step: Step) -> Any:
     now = {
-        name: jnp.asarray(number(*where[:3], process=step.process, times=step.times))
-        if isinstance(number, Weight)
-        else jnp.asarray(number)
+        name: jnp.asarray(number.at(step) if isinstance(number, Weight) else number)
         for name, number in numbers.items()
     }
     return curve.fn(step, **now, **dict(curve.options))
@@ -120,7 +117,7 @@ def curve(
     options: Mapping[str, Any] | None = None,
     where: Callable[..., Any] | None = None,
 ) -> Weight:
-    """A `Weight` of a function `fn(step, **numbers, **options)`.
+    """A schedule of your own: a `Weight` of a function `fn(step, **numbers, **options)`.
 
     Args:
         fn: A function of the module: it is structure, compared by identity.
@@ -130,12 +127,20 @@ def curve(
 
     Raises:
         ValueError: If a number is NaN.
+
+    Example:
+        >>> def falling(step, rate):
+        ...     return jnp.exp(-rate * (1 - step.t))
+        >>> weight = 3.0 * curve(falling, {"rate": 0.5})
+        >>> float(weight(s=0.9, t=1.0))
+        3.0
     """
     for name, number in (numbers or {}).items():
         check_not_nan(f"{fn.__name__.strip('_')}'s {name}", number)
     fixed = tuple(sorted((options or {}).items()))
-    mask = None if where is None else _Where(where, fixed)
-    return Weight(dict(numbers or {}), _Curve(fn, fixed), mask)
+    support = None if where is None else _Where(where, fixed)
+    sees = any(isinstance(n, Weight) and n.sees_state for n in (numbers or {}).values())
+    return Weight(dict(numbers or {}), _Curve(fn, fixed), support, sees)
 
 
 def scaled(value: Any, shape: Weight, on: str = "excess") -> Weight:

@@ -35,7 +35,7 @@ def _mean(weight: Weight, times: Array, cond: Any, process: Any) -> Array:
     return jnp.sum(rows * share, axis=0)
 
 
-def _over_mean_mask(weight: Weight, step: Step) -> Any:
+def _over_mean_support(weight: Weight, step: Step) -> Any:
     return weight.active(step.s, step.t, process=step.process, times=step.times)
 
 
@@ -52,12 +52,12 @@ def with_mean(weight: Any, mean: Any) -> Weight:
         mean: Mean of ω over time: a number, (batch,) numbers or any `Weight`.
 
     Example:
-        >>> from guidejax import interval
+        >>> from guidejax.schedules import interval
         >>> weight = with_mean(interval(1.0, lo=0.4, hi=0.6), mean=2.0)
         >>> weight.table(jnp.array([1.0, 0.5, 0.25, 0.0])).tolist()
         [0.0, 8.0, 0.0]
     """
-    return as_weight(mean) * Weight(as_weight(weight), _over_mean, _over_mean_mask)
+    return as_weight(mean) * Weight(as_weight(weight), _over_mean, _over_mean_support)
 
 
 def _dg(step: Step) -> Array:

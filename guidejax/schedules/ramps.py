@@ -65,7 +65,7 @@ def _ramp_up(step: Step, full: Array) -> Array:
 
 
 def _linear_sigma(step: Step, start: Array, end: Array, sigma_max: Array, sigma_min: Array) -> Any:
-    sigma = jnp.clip(step.at("sigma"), sigma_min, sigma_max)  # first: it may be infinite
+    sigma = jnp.clip(step.position("sigma"), sigma_min, sigma_max)  # first: it may be infinite
     return start + (end - start) * (sigma_max - sigma) / (sigma_max - sigma_min)
 
 

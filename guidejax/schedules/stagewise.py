@@ -117,7 +117,7 @@ def _least(step: Step, std: Array, peak: Array) -> Array:
     return peak * jnp.clip(left / row_of(share, step), 0, 1)
 
 
-def _least_mask(step: Step, std: Array, peak: Array) -> Array:
+def _least_support(step: Step, std: Array, peak: Array) -> Array:
     # Rounding may order steps of nearly the same K otherwise: then they count as guided.
     rates, share = _rates(step, std, "least_contraction")
     slack = 1e-3 * jnp.max(jnp.abs(rates), axis=0)
@@ -164,7 +164,7 @@ def least_contraction(mean: Any, std: Any = 0.3, peak: Any = 2.0) -> Weight:
     """
     _check_std("least_contraction", std)
     require("least_contraction", "peak ≥ 1", lambda p: p >= 1, peak)
-    return as_weight(mean) * curve(_least, {"std": std, "peak": peak}, where=_least_mask)
+    return as_weight(mean) * curve(_least, {"std": std, "peak": peak}, where=_least_support)
 
 
 def _level(rates: Array, share: Array, penalty: Array) -> Array:
@@ -194,7 +194,7 @@ def _low(step: Step, std: Array, penalty: Array) -> Array:
     return jnp.maximum(level - rate, 0) / penalty
 
 
-def _low_mask(step: Step, std: Array, penalty: Array) -> Array:
+def _low_support(step: Step, std: Array, penalty: Array) -> Array:
     rate, level = _water(step, std, penalty)
     return rate < level + 1e-3 * (1 + level)
 
@@ -233,4 +233,4 @@ def low_contraction(mean: Any, std: Any = 0.3, penalty: Any = 1.0) -> Weight:
     """
     _check_std("low_contraction", std)
     require("low_contraction", "penalty > 0", lambda p: p > 0, penalty)
-    return as_weight(mean) * curve(_low, {"std": std, "penalty": penalty}, where=_low_mask)
+    return as_weight(mean) * curve(_low, {"std": std, "penalty": penalty}, where=_low_support)

@@ -72,7 +72,7 @@ def _segment(times: Array, t: Array) -> tuple[Array, Array]:
     return low, jnp.clip((t - times[low]) / (times[low + 1] - times[low]), 0, 1)
 
 
-def _table_mask(params: Any, step: Step) -> Any:
+def _table_support(params: Any, step: Step) -> Any:
     if not is_concrete(params):
         return True
     values = jnp.asarray(params["values"])
@@ -132,7 +132,7 @@ def table(values: Any, times: Any = None) -> Weight:
         order = jnp.argsort(times)
         times, values = times[order], jnp.asarray(values)[order]
     classes = shape[1] if len(shape) == 2 else None
-    return Weight({"values": values, "times": times}, _Table(classes), _table_mask)
+    return Weight({"values": values, "times": times}, _Table(classes), _table_support)
 
 
 def to_table(
@@ -171,7 +171,7 @@ def to_table(
             if not np.array_equal(labels, np.arange(len(labels))):
                 raise ValueError(f"to_table expects class ids 0 to C − 1 in order, got {labels}.")
             return table(values)
-    return Weight({"values": values, "times": None}, _Table(None), _table_mask)
+    return Weight({"values": values, "times": None}, _Table(None), _table_support)
 
 
 def save_table(path: Any, weight: Any, times: Any, conditions: Any = None, **kwargs: Any) -> None:

@@ -1,8 +1,10 @@
 """Solvers, one a file: each takes x_t to x_s from the guided x0."""
 
 from guidejax.solvers.ancestral import ancestral as ancestral
-from guidejax.solvers.base import Denoised as Denoised
+from guidejax.solvers.base import Evaluate as Evaluate
 from guidejax.solvers.base import Solver as Solver
+from guidejax.solvers.base import at_data as at_data
+from guidejax.solvers.base import slope as slope
 from guidejax.solvers.cfgpp import cfgpp as cfgpp
 from guidejax.solvers.ddim import ddim as ddim
 from guidejax.solvers.dpm import dpmpp_2m as dpmpp_2m

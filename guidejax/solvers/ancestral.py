@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from guidejax._arrays import combine, safe_sqrt
-from guidejax.solvers.base import Solver, check_range, noise_left, normal_like, toward
+from guidejax._random import normal_like
+from guidejax.solvers.base import Solver, check_range, noise_left, toward
 
 
-def _step(numbers, denoised, process, x, t, s, key, memory):
+def _step(numbers, denoise, process, x, t, s, key, memory):
     fresh = jnp.asarray(numbers["eta"]) * safe_sqrt(1 - noise_left(process, s, t) ** 2)
     a, b, c = toward(process, s, t, safe_sqrt(1 - fresh**2))
-    return combine((a, b, c), x, denoised.x0, normal_like(key, x)), memory
+    return combine((a, b, c), x, denoise(x, t), normal_like(key, x)), memory
 
 
 def ancestral(eta: Any = 1.0) -> Solver:

@@ -1,25 +1,29 @@
-"""What a solver is: one step x_t → x_s from the guided x0."""
+"""What a solver is: one step x_t → x_s, calling the denoiser where and as often as it needs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, is_concrete, safe_sqrt
-from guidejax.processes import Process
+from guidejax._arrays import Array, Tree, combine, is_concrete, safe_sqrt
+from guidejax.processes.base import Process
 
 STATIC = {"static": True}
 
 
-class Denoised(NamedTuple):
-    """What was predicted at (x, t): the guided x0, and by name the branches that a solver needs."""
+class Evaluate(Protocol):
+    """The guided denoiser, as a solver's step calls it."""
 
-    x0: Tree
-    branches: Mapping[str, Tree]
+    def __call__(self, x: Tree, t: Array) -> Tree:
+        """The guided x̂0 at (x, t)."""
+
+    def with_branches(self, x: Tree, t: Array) -> tuple[Tree, Mapping[str, Tree]]:
+        """The same, and x̂0 of each of the solver's `branches` by name."""
 
 
 @jax.tree_util.register_dataclass
@@ -29,16 +33,12 @@ class Solver:
 
     Attributes:
         numbers: Its numbers, traced.
-        step: `step(numbers, denoised, process, x, t, s, key, memory) -> (x_s, memory)`, with
-            `denoised` predicted at (x, t).
+        step: `step(numbers, denoise, process, x, t, s, key, memory) -> (x_s, memory)`, a function
+            of the module, with `denoise(x, t) -> x0` an `Evaluate`. How often it calls it, and
+            where, may depend on s being the end of the run (`at_data`), and on nothing else.
         init: `init(x, t) -> memory` for the first step, t the time that it denoises from.
-        prepare: `prepare(numbers, process, x, t, key) -> (x, t)`, the point to denoise from, for
-            solvers that add noise before the network looks; None is (x, t) itself.
-        correct: `correct(numbers, denoised, process, x, s, memory) -> x_s` for solvers of two
-            predictions a step: `denoised` was predicted at the end of the step, with the ω of the
-            step that starts there. Not called on a last step that is known to end at s = 0,
-            where nothing is left to predict.
         branches: Names of the branches that it needs beside the guided x0, at every step.
+        both_ways: Whether the times may also rise, from data to noise (inversion).
     """
 
     numbers: Mapping[str, Any]
@@ -46,55 +46,24 @@ class Solver:
     init: Callable[[Tree, Array], Tree] = dataclasses.field(
         default=lambda x, t: (), metadata=STATIC
     )
-    prepare: Callable[..., tuple[Tree, Array]] | None = dataclasses.field(
-        default=None, metadata=STATIC
-    )
-    correct: Callable[..., Tree] | None = dataclasses.field(default=None, metadata=STATIC)
     branches: tuple[str, ...] = dataclasses.field(default=(), metadata=STATIC)
-
-    @property
-    def stages(self) -> int:
-        """Predictions a step."""
-        return 1 if self.correct is None else 2
+    both_ways: bool = dataclasses.field(default=False, metadata=STATIC)
 
 
-def normal_like(key: Array, x: Tree) -> Tree:
-    """ε ~ N(0, I) in the shape and dtype of `x`.
+def at_data(s: Any) -> bool:
+    """Whether a step is known to end at s = 0, where there is nothing left to evaluate."""
+    return is_concrete(s) and not np.any(np.asarray(s))
 
-    `key` is one key for the batch, or (batch,) keys, one a sample: then a sample's noise is the
-    same however the batch is cut up.
+
+def slope(process: Process, x: Tree, x0: Tree, t: Array) -> Tree:
+    """dx/dt = α̇ x̂0 + σ̇ ε̂ of the probability-flow ODE (Song et al. 2011.13456, Eq. (13)).
+
+    ε̂ = (x − α x̂0)/σ; where σ = 0 it is taken as 0, which is its limit on smooth data.
     """
-    leaves, treedef = jax.tree.flatten(x)
-
-    def draw(key: Array, shape: tuple[int, ...], index: int, dtype: Any) -> Array:
-        # A single array draws from the key itself.
-        key = jax.random.fold_in(key, index) if len(leaves) > 1 else key
-        return jax.random.normal(key, shape, dtype)
-
-    noise = []
-    for index, leaf in enumerate(leaves):
-        if key.ndim:
-            one = lambda k, shape=leaf.shape[1:], i=index, d=leaf.dtype: draw(k, shape, i, d)  # noqa: E731
-            noise.append(jax.vmap(one)(key))
-        else:
-            noise.append(draw(key, leaf.shape, index, leaf.dtype))
-    return jax.tree.unflatten(treedef, noise)
-
-
-def as_keys(key: Array) -> Array:
-    """Typed keys of `key`: `jax.random.key`, or a raw `PRNGKey` (2,), or (batch, 2) of them."""
-    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(key)
-
-
-def fold_in(key: Array, data: Any) -> Array:
-    """`jax.random.fold_in` for one key or (batch,) keys."""
-    return (
-        jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
-        if key.ndim
-        else (jax.random.fold_in(key, data))
-    )
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    alpha_dot, sigma_dot = process.derivatives(t)
+    growth = jnp.where(sigma > 0, sigma_dot / jnp.where(sigma > 0, sigma, 1), 0)
+    return combine((alpha_dot - alpha * growth, growth), x0, x)
 
 
 def toward(process: Process, s: Array, t: Array, keep: Array) -> tuple[Array, Array, Array]:

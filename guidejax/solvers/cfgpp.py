@@ -9,31 +9,23 @@ from typing import Any
 import jax.numpy as jnp
 
 from guidejax._arrays import combine
-from guidejax.solvers.base import Denoised, Solver, check_range
+from guidejax.solvers._replay import evaluations
+from guidejax.solvers.base import Solver, check_range
 
 
 @dataclasses.dataclass(frozen=True)
 class _Renoised:
     step: Callable[..., Any]
 
-    def __call__(self, numbers, denoised, process, x, t, s, key, memory):
-        uncond, lam = denoised.branches["uncond"], jnp.asarray(numbers["lam"])
-        x0 = combine((1 - lam, lam), uncond, denoised.x0)
+    def __call__(self, numbers, denoise, process, x, t, s, key, memory):
+        guided, branches = denoise.with_branches(x, t)
+        uncond, lam = branches["uncond"], jnp.asarray(numbers["lam"])
+        x0 = combine((1 - lam, lam), uncond, guided)
         # α x̂0 + σ ε̂_u: where the guided x0 would have the noise that the unconditional model saw.
         alpha = process.alpha(t)
         x = combine((1, alpha, -alpha), x, x0, uncond)
-        guided = Denoised(x0, denoised.branches)
-        return self.step(numbers["solver"], guided, process, x, t, s, key, memory)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Inner:
-    """A function of the inner solver's numbers."""
-
-    fn: Callable[..., Any]
-
-    def __call__(self, numbers, *args):
-        return self.fn(numbers["solver"], *args)
+        known = lambda x, t: x0  # noqa: E731
+        return self.step(numbers["solver"], known, process, x, t, s, key, memory)
 
 
 def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
@@ -49,11 +41,11 @@ def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
     `sample`. The unconditional pass is made at every step.
 
     Args:
-        solver: A solver of one prediction a step.
+        solver: A solver of one evaluation a step.
         lam: λ in [0, 1], which is no ω: a number or (batch,); 0 is the unconditional model.
 
     Raises:
-        ValueError: If λ is not in [0, 1] or the solver has two stages.
+        ValueError: If λ is not in [0, 1] or the solver has more evaluations a step.
 
     Example:
         >>> from guidejax.solvers.ddim import ddim
@@ -61,12 +53,15 @@ def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
         ('uncond',)
     """
     check_range("cfgpp", "lam", lam)
-    if solver.stages != 1:
-        raise ValueError("cfgpp expects a solver of one prediction a step; this one has two.")
+    if evaluations(solver) != 1:
+        raise ValueError(
+            "cfgpp expects a solver of one evaluation a step, at (x_t, t); this one has "
+            f"{evaluations(solver)}."
+        )
     return dataclasses.replace(
         solver,
         numbers={"lam": lam, "solver": solver.numbers},
         step=_Renoised(solver.step),
-        prepare=None if solver.prepare is None else _Inner(solver.prepare),
         branches=("uncond", *solver.branches),
+        both_ways=False,
     )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, Tree, combine, is_concrete, safe_divide, tree_map
-from guidejax.processes import bridge
-from guidejax.solvers.base import Solver, check_range, noise_left, normal_like
+from guidejax._random import normal_like
+from guidejax.processes.base import bridge
+from guidejax.solvers.base import Solver, check_range, noise_left
 
 
 class Multistep(NamedTuple):
@@ -23,14 +24,15 @@ def _start(x: Tree, t: Array) -> Multistep:
     return Multistep(tree_map(jnp.zeros_like, x), jnp.zeros_like(t))
 
 
-def _step(numbers, denoised, process, x, t, s, key, memory):
+def _step(numbers, denoise, process, x, t, s, key, memory):
     a, b, c = bridge(process, s, t, numbers.get("churn", 0.0))
     left = noise_left(process, s, t)
     # λ_s − λ_t, infinite from pure noise and into data: there x̂0 is taken as it is.
     length = jnp.where(left > 0, -jnp.log(jnp.where(left > 0, left, 1)), 0)
     lean = safe_divide(length, 2 * memory.length)
-    midway = combine((1 + lean, -lean), denoised.x0, memory.x0)
-    after = Multistep(denoised.x0, length.astype(memory.length.dtype))
+    x0 = denoise(x, t)
+    midway = combine((1 + lean, -lean), x0, memory.x0)
+    after = Multistep(x0, length.astype(memory.length.dtype))
     if "churn" not in numbers:
         return combine((a, b), x, midway), after
     return combine((a, b, c), x, midway, normal_like(key, x)), after

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import combine, is_concrete, safe_sqrt
-from guidejax.solvers.base import Solver, check_range, normal_like
-from guidejax.solvers.heun import begin, correct, predict
+from guidejax._arrays import Array, Tree, combine, is_concrete, safe_divide, safe_sqrt
+from guidejax._random import normal_like
+from guidejax.processes.base import Process
+from guidejax.solvers.base import Solver, at_data, check_range, toward
 
 
 def _raise_noise(numbers, process, x, t, key):
-    """EDM's Algorithm 2, lines 4 to 6: up to σ̂ = (1 + γ) σ, where σ is in its range."""
+    """Algorithm 2, lines 4 to 6: up to σ̂ = (1 + γ) σ, where σ is in its range."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     level = jnp.where(alpha > 0, sigma / jnp.where(alpha > 0, alpha, 1), jnp.inf)
     end = jnp.ones_like(t)
@@ -28,19 +28,26 @@ def _raise_noise(numbers, process, x, t, key):
     return combine((scale, process.alpha(later) * spread), x, normal_like(key, x)), later
 
 
-def _size(process, t):
-    return process.alpha(t)
+def _slope(process: Process, x: Tree, x0: Tree, t: Array) -> Tree:
+    """d(x/α)/d(σ/α) = (x − α x̂0)/σ."""
+    here = safe_divide(1.0, process.sigma(t))
+    return combine((here, -here * process.alpha(t)), x, x0)
 
 
-def _step(numbers, denoised, process, x, t, s, key, memory):
+def _step(numbers, denoise, process, x, t, s, key, memory):
+    if numbers:
+        x, t = _raise_noise(numbers, process, x, t, key)
+    x0 = denoise(x, t)
+    a, b, _ = toward(process, s, t, 1.0)
+    x_s = combine((a, b), x, x0)  # line 8, Euler's step
+    if at_data(s):  # line 9
+        return x_s, memory
     # In x/α against σ/α, which are infinite where α = 0: a step from there is DDIM's.
     alpha_t, alpha_s = process.alpha(t), process.alpha(s)
-    live = alpha_t > 0
-    length = process.sigma(s) - alpha_s * process.sigma(t) / jnp.where(live, alpha_t, 1)
-    return predict(_size, denoised, process, x, t, s, jnp.where(live, length, 0))
-
-
-_correct = functools.partial(correct, _size)
+    length = process.sigma(s) - alpha_s * process.sigma(t) / jnp.where(alpha_t > 0, alpha_t, 1)
+    half = jnp.where((alpha_t > 0) & (process.sigma(s) > 0), length / 2, 0)
+    there = _slope(process, x_s, denoise(x_s, s), s)  # line 10
+    return combine((1, half, -half), x_s, there, _slope(process, x, x0, t)), memory
 
 
 def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.0) -> Solver:
@@ -62,14 +69,12 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
         ValueError: If γ is out of range or lo > hi.
 
     Example:
-        >>> edm_heun(gamma=40 / 256, lo=0.05, hi=50.0, noise=1.003).stages
-        2
+        >>> sorted(edm_heun(gamma=40 / 256, lo=0.05, hi=50.0, noise=1.003).numbers)
+        ['gamma', 'hi', 'lo', 'noise']
     """
     check_range("edm_heun", "gamma", gamma, 0, 0.41422)
     if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"edm_heun expects lo ≤ hi, got {lo} and {hi}.")
-    prepare: Any = _raise_noise
-    numbers = {"gamma": gamma, "lo": lo, "hi": hi, "noise": noise}
     if is_concrete(gamma) and np.all(np.asarray(gamma) == 0):
-        numbers, prepare = {}, None
-    return Solver(numbers, _step, begin, prepare, _correct)
+        return Solver({}, _step, both_ways=True)
+    return Solver({"gamma": gamma, "lo": lo, "hi": hi, "noise": noise}, _step)

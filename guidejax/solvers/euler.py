@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-
 from guidejax._arrays import combine
-from guidejax.solvers.base import Solver
+from guidejax.solvers.base import Solver, slope
 
 
-def _step(numbers, denoised, process, x, t, s, key, memory):
-    # dx/dt = α̇ x̂0 + σ̇ ε̂, with ε̂ = (x − α x̂0)/σ.
-    t = jnp.asarray(t)
-    one = jnp.ones_like(t)
-    alpha, alpha_dot = jax.jvp(process.alpha, (t,), (one,))
-    sigma, sigma_dot = jax.jvp(process.sigma, (t,), (one,))
-    growth = sigma_dot / sigma
-    slope = alpha_dot - alpha * growth
-    return combine((1 + (s - t) * growth, (s - t) * slope), x, denoised.x0), memory
+def _step(numbers, denoise, process, x, t, s, key, memory):
+    return combine((1, s - t), x, slope(process, x, denoise(x, t), t)), memory
 
 
 def euler() -> Solver:
@@ -27,7 +17,7 @@ def euler() -> Solver:
     better first-order method, as it is exact where x̂0 and ε̂ are constant and this is not.
 
     Example:
-        >>> euler().stages
-        1
+        >>> euler().both_ways
+        True
     """
-    return Solver({}, _step)
+    return Solver({}, _step, both_ways=True)

@@ -1,4 +1,4 @@
-"""ω as one pytree: a function of (s, t, c), its traced numbers, and where it is not zero."""
+"""A number of a guidance as one pytree: a function of (s, t, c) with its traced numbers."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from guidejax.processes import Process
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """ω(s, t, c): stands wherever a number does, as an optax schedule does.
+    """ω(s, t, c), or any other number of a rule: stands wherever a number does.
 
-    Call it as `weight(s, t, cond)` for the step from t to s < t. Weights add, subtract,
-    multiply, divide and clip, with each other and with numbers.
+    As an optax schedule stands for a learning rate. Call it as `weight(s, t, cond)` for the step
+    from t to s. Weights add, subtract, multiply, divide and clip, with each other and with numbers.
 
     Attributes:
         params: Its numbers: a pytree of traced leaves.
-        fn: `fn(params, step) -> ω`, a scalar or (batch,); a `Step` says where on the grid.
-        mask: `mask(params, step) -> bool`, in JAX, False only where ω is 0 for every condition:
-            there the sampler leaves the unconditional pass out. None: nowhere known to be 0.
+        fn: `fn(params, step) -> value`, a scalar or (batch,); a `Step` says where on the grid.
+        support: `support(params, step) -> bool`, in JAX, False only where the value is 0 for every
+            condition: there the sampler leaves the unconditional pass out. None: nowhere known.
+        sees_state: Whether `fn` looks at `step.x` or `step.predictions`. Such a weight is
+            evaluated in the sampler's loop; all others are tabulated ahead of it.
     """
 
     params: Any
     fn: Callable[[Any, Step], Any] = dataclasses.field(metadata={"static": True})
-    mask: Callable[[Any, Step], Any] | None = dataclasses.field(
+    support: Callable[[Any, Step], Any] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+    sees_state: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __call__(
         self,
@@ -43,21 +46,29 @@ class Weight:
         *,
         process: Process | None = None,
         times: Any = None,
+        x: Any = None,
+        predictions: Any = None,
     ) -> Array:
-        """ω for the step t → s.
+        """The value for the step t → s.
 
         Args:
-            s: Target time, scalar or (batch,).
-            t: Current time, the shape of `s`.
+            s: The time denoised to, scalar or (batch,).
+            t: The time denoised from, the shape of `s`.
             cond: The conditioning, batch first, for weights that depend on it.
             process: For weights in log-SNR or sigma, and learned ones.
             times: The sampler's time grid, (steps + 1,), for weights of the step's index.
+            x: x_t, for weights that see it.
+            predictions: x̂0 of each branch by name, for weights that see them.
         """
-        return jnp.asarray(self.fn(self.params, Step(s, t, cond, process, times)))
+        return self.at(Step(s, t, cond, process, times, x, predictions))
+
+    def at(self, step: Step) -> Array:
+        """The value at a `Step`."""
+        return jnp.asarray(self.fn(self.params, step))
 
     def active(self, s: Any, t: Any, *, process: Process | None = None, times: Any = None) -> Any:
-        """Whether ω may differ from 0 on the step t → s; a NumPy bool where that is known now."""
-        return _mask(self, Step(s, t, None, process, times))
+        """Whether the value may differ from 0 on the step t → s; NumPy where that is known now."""
+        return _support(self, Step(s, t, None, process, times))
 
     def table(self, times: Times, cond: Any = None, *, process: Process | None = None) -> Array:
         """ω of every step of a grid: (steps,) or (steps, batch), in one batched evaluation.
@@ -101,25 +112,39 @@ class Weight:
         both = lo is not None and hi is not None
         if both and is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
             raise ValueError(f"clip expects lo ≤ hi, got lo={lo}, hi={hi}.")
-        return Weight((self, lo, hi), _clip, _clip_mask)
+        return Weight((self, lo, hi), _clip, _clip_support, self.sees_state)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Where a weight is asked for: from t to s, for which condition, on which grid."""
+    """Where a weight is asked for: from t to s, for which condition, on which grid, about what.
+
+    Attributes:
+        s: The time denoised to, scalar or (batch,); None where nobody knows it (`guided`).
+        t: The time denoised from.
+        cond: The conditioning, batch first.
+        process: The noising process.
+        times: The sampler's grid, (steps + 1,) or (steps + 1, batch).
+        x: x_t, for weights that see the state.
+        predictions: x̂0 of each branch by name; where a step leaves a branch out, that of "cond".
+    """
 
     s: Any
     t: Any
     cond: Any = None
     process: Process | None = None
     times: Any = None
+    x: Any = None
+    predictions: Any = None
 
     def needs(self, what: str, who: str) -> Any:
-        """`process` or `times`, or an error that says who wants it."""
+        """An attribute, or an error that says who wants it."""
         value = getattr(self, what)
         if value is None:
             raise ValueError(
-                f"{who} needs `{what}`; `sample` gives it, by hand pass {what}=... to the weight."
+                f"{who} needs `{what}`, which `sample` knows; to `guided`, `combine`, or the weight "
+                f"itself give {'times' if what == 's' else what}=..."
             )
         return value
 
@@ -130,16 +155,20 @@ class Step:
 
     @property
     def index(self) -> Array:
-        """Index of this step on the grid, 0 the noisiest; per sample where the times are."""
+        """Index of the grid's step that t lies in, 0 the first; per sample where the times are.
+
+        A step holds its start and not its end, both to a rounding: t = 1 − 0.8 is 0.2.
+        """
         times = jnp.asarray(self.needs("times", "a weight of the step's index"))
-        return jnp.sum(times[:-1] > self.t, axis=0)
+        ahead = jnp.where(times[0] > times[-1], times[1:] - self.t, self.t - times[1:])
+        return jnp.minimum(jnp.sum(ahead > -ROUNDING, axis=0), self.num_steps - 1)
 
     @property
     def log_snr(self) -> Array:
         """λ(t) of the time denoised from."""
         return self.needs("process", "a weight in log-SNR").log_snr(self.t)
 
-    def at(self, unit: str) -> Array:
+    def position(self, unit: str) -> Array:
         """The time denoised from, as `unit`: "t", "log_snr", "sigma" (σ/α) or "step"."""
         if unit == "t":
             return jnp.asarray(self.t)
@@ -151,6 +180,9 @@ class Step:
             return jnp.exp(-self.log_snr / 2)
         raise ValueError(f"unknown unit {unit!r}; expected t, log_snr, sigma or step.")
 
+
+# Two times that differ by less are the same time, computed in different ways.
+ROUNDING = 1e-6
 
 _OPERATIONS: dict[str, Callable[[Any, Any], Array]] = {
     "add": jnp.add,
@@ -164,33 +196,33 @@ def _value(weight: Any, step: Step) -> Any:
     return weight.fn(weight.params, step) if isinstance(weight, Weight) else weight
 
 
-def _mask(weight: Any, step: Step) -> Any:
+def _support(weight: Any, step: Step) -> Any:
     """Whether ω may differ from 0; NumPy where that is known now, part by part.
 
     Part by part: an interval with fixed ends is known to be 0 outside whatever traced value it
     has inside.
     """
     weight = as_weight(weight)
-    if weight.mask is None:
+    if weight.support is None:
         return np.bool_(True)
     if not is_concrete(weight.params, step.s, step.t, step.process, step.times):
-        return weight.mask(weight.params, step)
+        return weight.support(weight.params, step)
     with concretely():
-        return np.asarray(weight.mask(weight.params, step))
+        return np.asarray(weight.support(weight.params, step))
 
 
 def _both(params: Any, step: Step) -> Any:
-    left, right = _mask(params[0], step), _mask(params[1], step)
+    left, right = _support(params[0], step), _support(params[1], step)
     return (np if is_concrete(left, right) else jnp).logical_and(left, right)
 
 
 def _either(params: Any, step: Step) -> Any:
-    left, right = _mask(params[0], step), _mask(params[1], step)
+    left, right = _support(params[0], step), _support(params[1], step)
     return (np if is_concrete(left, right) else jnp).logical_or(left, right)
 
 
 def _first(params: Any, step: Step) -> Any:
-    return _mask(params[0], step)
+    return _support(params[0], step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +234,13 @@ class _Operation:
         return _OPERATIONS[self.name](left, right)
 
 
-_MASKS = {"add": _either, "subtract": _either, "multiply": _both, "divide": _first}
+_SUPPORTS = {"add": _either, "subtract": _either, "multiply": _both, "divide": _first}
 
 
 def _combine(name: str, left: Any, right: Any) -> Weight:
-    sides = tuple(side if isinstance(side, Weight) else as_weight(side) for side in (left, right))
-    return Weight(sides, _Operation(name), _MASKS[name])
+    sides = tuple(as_weight(side) for side in (left, right))
+    sees = any(side.sees_state for side in sides)
+    return Weight(sides, _Operation(name), _SUPPORTS[name], sees)
 
 
 def _clip(params: Any, step: Step) -> Any:
@@ -215,20 +248,20 @@ def _clip(params: Any, step: Step) -> Any:
     return jnp.clip(_value(weight, step), lo, hi)
 
 
-def _clip_mask(params: Any, step: Step) -> Any:
+def _clip_support(params: Any, step: Step) -> Any:
     weight, lo, hi = params
     if not is_concrete(lo, hi):
         return True
     # Zeros stay where they are only if 0 is within the ends.
     lo, hi = (np.asarray(0 if end is None else end) for end in (lo, hi))
-    return _mask(weight, step) if np.all(lo <= 0) and np.all(hi >= 0) else True
+    return _support(weight, step) if np.all(lo <= 0) and np.all(hi >= 0) else True
 
 
 def _constant(value: Any, step: Step) -> Any:
     return value
 
 
-def _constant_mask(value: Any, step: Step) -> Any:
+def _constant_support(value: Any, step: Step) -> Any:
     # A traced constant counts as active: under vmap a run-time gate on it would turn into a
     # select that copies the network's parameters for each sample.
     return np.any(np.asarray(value) != 0) if is_concrete(value) else True
@@ -239,19 +272,31 @@ class _Function:
     fn: Callable[..., Any]
 
     def __call__(self, params, step):
-        return self.fn(step.s, step.t, step.cond)
+        return self.fn(step.needs("s", "a function of (s, t, cond)"), step.t, step.cond)
 
 
 def constant(value: Any) -> Weight:
     """ω(s, t, c) = value: a number, or (batch,) numbers, one a sample.
 
+    Raises:
+        ValueError: If it holds a NaN or is no number.
+
     Example:
         >>> float(constant(1.5)(s=0.1, t=0.2))
         1.5
     """
-    if is_concrete(value) and np.any(np.isnan(np.asarray(value, np.float32))):
-        raise ValueError("omega is NaN; expected a finite number, 0 being the conditional model.")
-    return Weight(value, _constant, _constant_mask)
+    if is_concrete(value):
+        try:
+            numbers = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"expected a number, an array, a function (s, t, cond) or a Weight; got {value!r}."
+            ) from None
+        if isinstance(value, str):
+            raise ValueError(f"expected a number, got the string {value!r}.")
+        if np.any(np.isnan(numbers)):
+            raise ValueError("a weight is NaN; expected a number, 0 being the conditional model.")
+    return Weight(value, _constant, _constant_support)
 
 
 def from_scale(scale: Any) -> Any:
@@ -275,7 +320,7 @@ def to_scale(omega: Any) -> Any:
 
 
 def as_weight(omega: Any) -> Weight:
-    """A `Weight` of a number, an array, a function `(s, t, cond) -> ω`, or a `Weight`."""
+    """A `Weight` of a number, an array, a function `(s, t, cond) -> value`, or a `Weight`."""
     if isinstance(omega, Weight):
         return omega
     if callable(omega):

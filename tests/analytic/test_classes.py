@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 import guidejax as gj
 from guidejax import analytic
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 MEANS, WEIGHTS = np.array([[-2.0, 0.0], [2.0, 1.0], [3.0, -1.0]]), np.array([0.5, 0.2, 0.3])
 WHOLE = analytic.mixture(MEANS, stds=[0.4, 0.3, 0.5], weights=WEIGHTS)
 MODEL = analytic.by_class(WHOLE, [0, 1, 1])
@@ -75,7 +75,7 @@ def test_sampling(omega):
     labels = jnp.tile(jnp.array([0, 1]), 500)
     noise = jax.random.normal(jax.random.key(1), (1000, 2))
     x = gj.sample(
-        jax.random.key(0), analytic.denoiser(MODEL, PROCESS), PROCESS, noise, cond=labels,
+        jax.random.key(0), analytic.denoiser(MODEL, PROCESS), noise, cond=labels,
         uncond=MODEL.null, guidance=gj.guidance(gj.cfg, omega=omega), times=gj.uniform_times(50),
     )  # fmt: skip
     mode = np.asarray(analytic.nearest_mode(x, MEANS))

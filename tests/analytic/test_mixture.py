@@ -8,10 +8,10 @@ import guidejax as gj
 from guidejax import analytic
 
 PROCESSES = {
-    "rectified_flow": gj.rectified_flow(),
-    "cosine": gj.cosine(),
-    "linear_vp": gj.linear_vp(),
-    "edm": gj.edm(),
+    "rectified_flow": gj.processes.rectified_flow(),
+    "cosine": gj.processes.cosine(),
+    "linear_vp": gj.processes.linear_vp(),
+    "edm": gj.processes.edm(),
 }
 TIMES = (0.0, 1e-4, 0.3, 0.8, 1.0)
 COVARIANCES = np.array([[[1.0, 0.6], [0.6, 0.5]], [[0.2, -0.1], [-0.1, 0.3]]])
@@ -84,7 +84,7 @@ def test_diagonal_and_full_covariances_agree(x64):
     full = analytic.mixture(MEANS, covariances=[np.diag(s**2) for s in stds], weights=WEIGHTS)
     x = jnp.array([[0.3, -0.2], [1.0, 1.0]])
     for name in ("denoise", "score", "log_prob", "responsibilities"):
-        one, other = (getattr(m, name)(x, 0.4, gj.cosine()) for m in (diagonal, full))
+        one, other = (getattr(m, name)(x, 0.4, gj.processes.cosine()) for m in (diagonal, full))
         np.testing.assert_allclose(one, other, rtol=1e-10, err_msg=name)
 
 
@@ -139,7 +139,7 @@ def test_samples_and_moments(full):
 
 
 def test_gaussian_is_linear(x64):
-    process, t = gj.cosine(), 0.4
+    process, t = gj.processes.cosine(), 0.4
     model = analytic.gaussian(jnp.array([1.0, -1.0]), jnp.array([0.5, 2.0]))
     x = jnp.array([[0.2, 0.7]])
     alpha, sigma = process.alpha(t), process.sigma(t)
@@ -162,7 +162,7 @@ def test_gaussian_is_linear(x64):
         (lambda: analytic.mixture(MEANS, weights=[1.0, -1.0]), "weights must be positive"),
         (lambda: analytic.mixture(MEANS, weights=[1.0]), "weights must be"),
         (
-            lambda: analytic.mixture(MEANS).denoise(jnp.ones((2, 3)), 0.5, gj.cosine()),
+            lambda: analytic.mixture(MEANS).denoise(jnp.ones((2, 3)), 0.5, gj.processes.cosine()),
             "2 numbers a sample",
         ),
     ],

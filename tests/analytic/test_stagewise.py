@@ -7,7 +7,7 @@ from scipy import integrate
 import guidejax as gj
 from guidejax import analytic
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 
 
 def _velocity(x, t, means, weights, std, omega):
@@ -57,7 +57,7 @@ def test_width_under_a_schedule(x64, std):
     total, _ = integrate.quad(_rate, 0, 1, args=(std,))
     assert total == pytest.approx(np.log(1 / std))
     for omega, of_t in (
-        (gj.clamp_linear(2.0), lambda t: 4 * (1 - t)),
+        (gj.schedules.clamp_linear(2.0), lambda t: 4 * (1 - t)),
         (lambda s, t, cond: jnp.sin(3 * t), lambda t: np.sin(3 * t)),
     ):
         exponent, _ = integrate.quad(lambda t, f=of_t: f(t) * _rate(t, std), 0, 1)
@@ -69,13 +69,15 @@ def test_width_under_a_schedule(x64, std):
     np.testing.assert_allclose(got, std * np.exp(-3 * inside), rtol=1e-8)
 
 
-@pytest.mark.parametrize("process", [gj.cosine(), gj.linear_vp(), gj.edm(5.0, 1.0)])
+@pytest.mark.parametrize(
+    "process", [gj.processes.cosine(), gj.processes.linear_vp(), gj.processes.edm(5.0, 1.0)]
+)
 def test_contraction_of_any_process_is_the_sampler_s(x64, process):
     model = analytic.stagewise([[1.0]], [1.0], 0.5)
     times = gj.uniform_times(3000, 0.9, 0.1)
     x = jnp.array([[0.3], [0.4]])
     got = gj.sample(
-        jax.random.key(0), analytic.denoiser(model, process), process, x,
+        jax.random.key(0), analytic.denoiser(model, process), x,
         cond=jnp.zeros(2, int), uncond=model.null, times=times,
         guidance=gj.guidance(gj.cfg, omega=gj.interval(2.0, 0.3, 0.7)),
     )  # fmt: skip
@@ -99,7 +101,7 @@ def test_direction_shift():
     distance = {}
     for w in (0.0, omega):
         x = gj.sample(
-            jax.random.key(0), analytic.denoiser(model, PROCESS), PROCESS, noise,
+            jax.random.key(0), analytic.denoiser(model, PROCESS), noise,
             cond=jnp.zeros(4000, int), uncond=model.null, times=gj.uniform_times(20, 1.0, 0.7),
             guidance=gj.guidance(gj.cfg, omega=w),
         )  # fmt: skip

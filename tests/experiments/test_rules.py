@@ -12,7 +12,7 @@ import guidejax as gj
 from experiments.rules import mixture, page
 from experiments.rules.config import SETTINGS, guide, setting, spatial
 from guidejax.metrics import energy_distance
-from guidejax.rules import REGISTRY
+from guidejax.rules import RULES
 from guidejax.schedules import SCHEDULES
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -24,10 +24,10 @@ def test_the_page_is_what_the_declarations_make():
 
 def test_the_page_names_every_rule_and_schedule_and_nothing_else():
     text = page.text()
-    for name in [*REGISTRY, *SCHEDULES]:
+    for name in [*RULES, *SCHEDULES]:
         assert f"`{name}`" in text
     assert re.findall(r"^### (\w+)$", text, re.MULTILINE) == [r.name for r in page.ordered()]
-    assert set(page.FAMILIES) == {page.family(rule) for rule in REGISTRY.values()}
+    assert set(page.FAMILIES) == {page.family(rule) for rule in RULES.values()}
     for row in page.CHOICE:
         for name in re.findall(r"`(?:gj\.)?(\w+)", row[1]):
             assert hasattr(gj, name), name
@@ -40,17 +40,17 @@ def test_every_picture_of_the_page_is_there():
 
 
 def test_every_branch_is_described():
-    branches = {b for rule in REGISTRY.values() for b in rule.branches} - {"cond", "uncond"}
+    branches = {b for rule in RULES.values() for b in rule.branches} - {"cond", "uncond"}
     for known in page.BRANCHES.values():
         assert set(known) == branches
     assert set(mixture.LABELS) | {"gradient"} == branches | {"cond", "uncond"}
 
 
 def test_every_setting_is_one_of_a_rule():
-    assert set(SETTINGS) <= set(REGISTRY)
+    assert set(SETTINGS) <= set(RULES)
     for name in spatial():
         for numbers in (setting(name).mixture_numbers, setting(name).digits_numbers):
-            assert REGISTRY[name] in [link.rule for link in guide(name, 1.0, numbers).links]
+            assert RULES[name] in [link.rule for link in guide(name, 1.0, numbers).links]
 
 
 @pytest.mark.parametrize(("omega", "label"), [(0.0, "cond"), (-1.0, "uncond")])

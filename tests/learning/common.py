@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 import guidejax as gj
-from guidejax import analytic, learning
+from guidejax import analytic, learning, objectives
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 NET = gj.OmegaNet(num_classes=2, hidden=8, depth=1)
 TIMES_ONLY = gj.OmegaNet(hidden=8, depth=1)
 KEY = jax.random.key(0)
@@ -28,7 +28,7 @@ def examples(n, seed=1):
     """(n,) examples of the two classes, with the null label."""
     cond = jnp.arange(n) % 2
     x0 = MODEL.sample(jax.random.key(seed), cond)
-    return learning.Batch(x0, cond, jnp.full((n,), MODEL.null))
+    return objectives.Batch(x0, cond, {"uncond": jnp.full((n,), MODEL.null)})
 
 
 def batches(count, size=8, seed=0, shape=(3,)):
@@ -42,14 +42,13 @@ def batches(count, size=8, seed=0, shape=(3,)):
     ]
 
 
-def still(x, t, cond):
-    """A denoiser for objectives that don't ask it."""
-    return x
+# A denoiser for objectives that don't ask it.
+STILL = gj.denoiser(lambda x, t, cond: x, PROCESS)
 
 
-def chase(keys, guidance, denoise, process, batch):
+def chase(keys, guidance, denoise, batch, networks):
     """An objective that compiles fast: ω should be near a noisy target of the example."""
-    omega, _ = guidance.evaluate(jnp.float32(0.3), jnp.float32(0.6), batch.cond, process)
+    omega = guidance.omega(jnp.float32(0.3), jnp.float32(0.6), batch.cond, process=denoise.process)
     noise = jax.vmap(jax.random.normal)(keys)
     return (omega - jnp.mean(batch.x0, axis=tuple(range(1, batch.x0.ndim))) - noise) ** 2
 
@@ -57,10 +56,10 @@ def chase(keys, guidance, denoise, process, batch):
 def fit(data, steps=12, **options):
     options = {
         "net": NET, "objective": chase, "optimizer": ADAM, "save_every": 3,
-        "steps_per_dispatch": 2, "denoise": still, **options,
+        "steps_per_dispatch": 2, "denoise": STILL, **options,
     }  # fmt: skip
     return learning.fit_omega(
-        options.pop("key", KEY), options.pop("net"), options.pop("denoise"), PROCESS, data,
+        options.pop("key", KEY), options.pop("net"), options.pop("denoise"), data,
         steps=steps, **options,
     )  # fmt: skip
 

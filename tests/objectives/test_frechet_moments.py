@@ -26,7 +26,7 @@ def test_second_order_agreement_with_the_frechet_distance():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(50, DIM)) @ rng.normal(size=(DIM, DIM))
     mean, cov = reference.mean(axis=0), np.cov(reference.T, bias=True)
-    feature = gj.frechet_moments(gj.pixels, jnp.asarray(reference), rank=DIM)
+    feature = gj.objectives.frechet_moments(gj.objectives.pixels, jnp.asarray(reference), rank=DIM)
     shift, stir = rng.normal(size=DIM), rng.normal(size=(DIM, DIM))
     errors = []
     for size in (1e-3, 1e-4):
@@ -41,7 +41,7 @@ def test_second_order_agreement_with_the_frechet_distance():
 
 def test_unbiased_where_the_distributions_agree():
     x = jax.random.normal(KEY, (400, 3))
-    feature = gj.frechet_moments(gj.pixels, x, rank=3)
+    feature = gj.objectives.frechet_moments(gj.objectives.pixels, x, rank=3)
     draw = jax.random.normal(jax.random.key(1), (2, 2000, 12, 3))
     found = jax.vmap(lambda a, b: energy_distance(feature(a), feature(b), beta=2.0))(*draw)
     error = float(jnp.std(found) / jnp.sqrt(found.size))
@@ -50,7 +50,9 @@ def test_unbiased_where_the_distributions_agree():
 
 def test_a_flat_feature_is_refused():
     with pytest.raises(ValueError, match="fewer than 2 directions"):
-        gj.frechet_moments(gj.pixels, jnp.arange(6.0)[:, None] * jnp.ones((6, 3)), rank=2)
+        gj.objectives.frechet_moments(
+            gj.objectives.pixels, jnp.arange(6.0)[:, None] * jnp.ones((6, 3)), rank=2
+        )
 
 
 def test_pooled_compares_the_batch_as_a_whole():
@@ -70,6 +72,6 @@ def test_pooled_compares_the_batch_as_a_whole():
 
 def test_gradient_is_finite():
     x = jnp.concatenate([jnp.zeros((4, 3)), jnp.eye(3)])
-    feature = gj.frechet_moments(gj.pixels, x, rank=2)
+    feature = gj.objectives.frechet_moments(gj.objectives.pixels, x, rank=2)
     gradient = jax.grad(lambda a: jnp.sum(feature(a) ** 2))(jnp.zeros((4, 3)))
     assert np.all(np.isfinite(gradient))

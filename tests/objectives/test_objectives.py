@@ -337,10 +337,10 @@ def test_self_consistency_refuses_a_rule_of_other_branches():
 
 def test_a_blind_start_is_refused():
     """Where α = 0 a noise prediction says nothing of x0, and the loss would be NaN."""
-    blind = gj.denoiser(denoise, gj.cosine(), "eps")
+    blind = gj.denoiser(denoise, gj.processes.cosine(), "eps")
     for objective in (learning.l2(t_max=1.0), learning.rollout()):
         with pytest.raises(ValueError, match="α is 0"):
-            objective.check(blind, gj.cosine())
-        objective.check(gj.denoiser(denoise, gj.cosine(), "v"), gj.cosine())
-    learning.l2().check(blind, gj.cosine())
-    learning.rollout(times=gj.uniform_times(4, start=0.999)).check(blind, gj.cosine())
+            objective.check(blind, gj.processes.cosine())
+        objective.check(gj.denoiser(denoise, gj.processes.cosine(), "v"), gj.processes.cosine())
+    learning.l2().check(blind, gj.processes.cosine())
+    learning.rollout(times=gj.uniform_times(4, start=0.999)).check(blind, gj.processes.cosine())

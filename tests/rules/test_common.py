@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, jaxtyped
 import guidejax.rules
 from guidejax._guidance import chain, guidance
 from guidejax.processes import PREDICTIONS, from_x0, rectified_flow, to_x0
-from guidejax.rules import REGISTRY, Rule, cfg
+from guidejax.rules import RULES, Rule, cfg
 from guidejax.rules.base import CONTEXT
+from guidejax.weights import Step
 
 BATCH, SHAPE = 3, (4, 4, 3)
 OMEGA = (0.5, 2.0, 5.0)
@@ -48,12 +49,12 @@ VARIANTS: dict[str, list[dict]] = {
     "token_norm": [{"shrink": True, "strength": 0.5}],
 }
 
-rules = pytest.mark.parametrize("rule", REGISTRY.values(), ids=REGISTRY)
+rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 cases = pytest.mark.parametrize(
     ("rule", "numbers"),
     [
         pytest.param(rule, numbers, id=f"{name}{i or ''}")
-        for name, rule in REGISTRY.items()
+        for name, rule in RULES.items()
         for i, numbers in enumerate([NUMBERS.get(name, {}), *VARIANTS.get(name, [])])
     ],
 )
@@ -140,7 +141,7 @@ def per_sample(fn, *trees):
 def bound(rule: Rule, omega, space=None, **numbers):
     """`guidance` of the rule; a rule that refines another follows `cfg`."""
     numbers = {**NUMBERS.get(rule.name, {}), **numbers}
-    chained = chain(cfg, rule(**numbers)) if rule.refines else rule(**numbers)
+    chained = chain(cfg, rule.bind(**numbers)) if rule.refines else rule.bind(**numbers)
     return guidance(chained, omega=omega, space=space)
 
 
@@ -152,8 +153,7 @@ def apply(g, predictions: dict, x, *, warm=True):
     state = g.init(x)
     for i in (0, 1) if warm else (1,):
         scaled = {name: value * (1 + i) for name, value in predictions.items()}
-        row = jax.tree.map(lambda leaf, i=i: leaf[i], rows)
-        guided, state = g.apply(state, scaled, row, x, times[i], times[i + 1], process)
+        guided, state = g.apply(state, scaled, Step(times[i + 1], times[i], None, process, None, x))
     return guided
 
 
@@ -166,8 +166,8 @@ def predictions_of(rule: Rule, dtype=np.float64):
 
 
 def test_every_module_of_rules_is_imported():
-    assert {"cfg", "apg", "adg", "logits_cfg"} <= set(REGISTRY)
-    for name, rule in REGISTRY.items():
+    assert {"cfg", "apg", "adg", "logits_cfg"} <= set(RULES)
+    for name, rule in RULES.items():
         assert getattr(guidejax.rules, name) is rule
 
 

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import guidejax as gj
 from guidejax._guidance import guidance
-from guidejax._sampling import sample, uniform_times
+from guidejax._sampling import sample
+from guidejax._times import uniform_times
 from guidejax.processes import cosine, linear_vp, rectified_flow
 from guidejax.rules import cfg, input_gradient, recfg, recfg_table, reg
 
@@ -42,7 +44,7 @@ def test_reg_through_the_sampler():
     process, times = rectified_flow(), jnp.array([0.9, 0.5])
     noise, labels, null = normal(3).astype(jnp.float32), jnp.array([1.0, -1.0]), jnp.zeros(2)
     got = sample(
-        jax.random.key(0), denoise, process, noise, times=times, cond=labels, uncond=null,
+        jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=times, cond=labels, uncond=null,
         guidance=guidance(reg, 2.0), conditions={"gradient": (input_gradient(denoise), labels)},
     )  # fmt: skip
     c, u = denoise(noise, 0.9, labels), denoise(noise, 0.9, null)
@@ -84,7 +86,7 @@ def test_recfg_takes_its_table_through_the_sampler():
 
     def run(ratio):
         return sample(
-            jax.random.key(0), denoise, rectified_flow(), noise, times=times,
+            jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=times,
             cond=jnp.array([1.0, 2.0]), uncond=jnp.zeros(2),
             guidance=guidance(recfg, 2.0, ratio=ratio),
         )  # fmt: skip

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import guidejax as gj
 from guidejax._guidance import chain, guidance
 from guidejax._sampling import sample
-from guidejax.processes import rectified_flow
 from guidejax.rules import (
     add_perturbation,
     autoguidance,
@@ -126,7 +126,7 @@ def denoise(x, t, cond):
 def run(g, times, **kwargs):
     """A network that predicts its condition: DDIM on a rectified flow moves x by hand."""
     return sample(
-        jax.random.key(0), denoise, rectified_flow(), jnp.zeros((2, 3)), times=jnp.asarray(times),
+        jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), jnp.zeros((2, 3)), times=jnp.asarray(times),
         cond=jnp.asarray([1.0, 2.0]), uncond=jnp.asarray([0.5, 0.5]), guidance=g, **kwargs,
     )  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_stack_through_sample_with_another_network():
     # c + 2 (c − u) + 4 (c − c/2) = 1 + 1 + 2, 2 + 3 + 4
     np.testing.assert_allclose(x, by_hand([[4.0, 9.0]] * 2, times), rtol=1e-12)
     assert np.array_equal(
-        run(guidance(chain(cfg, add_perturbation(perturbed_omega=4.0)), omega=2.0), times,
+        run(guidance(chain(cfg, add_perturbation.bind(perturbed_omega=4.0)), omega=2.0), times,
             conditions={"perturbed": branches["skip"]}),
         x,
     )  # fmt: skip

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import guidejax as gj
 from guidejax._guidance import chain, guidance
 from guidejax._sampling import sample
 from guidejax.processes import rectified_flow
@@ -104,8 +105,7 @@ def test_momentum_starts_afresh_in_each_run():
     arguments = {"times": times, "cond": jnp.asarray([1.0, -1.0]), "uncond": jnp.zeros(2)}
     run = lambda rule, **numbers: sample(
         jax.random.key(0),
-        denoise,
-        process,
+        gj.denoiser(denoise, gj.processes.rectified_flow()),
         noise,
         guidance=guidance(rule, 4.0, **numbers),
         **arguments,
@@ -161,9 +161,9 @@ def test_zero_init_stands_still_first():
 
     def run(first, times, omega=2.0):
         gate = interval(1.0, lo=0, hi=first - 1, unit="step") if first else 0.0
-        g = guidance(chain(cfg_zero, zero_init(gate=gate)), omega=omega)
+        g = guidance(chain(cfg_zero, zero_init.bind(gate=gate)), omega=omega)
         return sample(
-            jax.random.key(0), denoise, process, noise, times=jnp.asarray(times), cond=cond,
+            jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=jnp.asarray(times), cond=cond,
             uncond=0 * cond, guidance=g,
         )  # fmt: skip
 

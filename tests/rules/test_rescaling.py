@@ -6,6 +6,7 @@ import pytest
 from guidejax._guidance import chain, guidance
 from guidejax.processes import cosine, edm, rectified_flow
 from guidejax.rules import cfg, ep_cfg, epsilon_scaling, norm_cap, rescale, token_norm, tsr
+from guidejax.weights import Step
 
 
 def normal(seed, shape=(2, 4, 4, 3)):
@@ -106,18 +107,20 @@ def test_tsr_is_the_guidance_of_x0_by_comfys_interpolation():
     x, c = normal(8), normal(9)
     process, t = rectified_flow(), 0.5
     g = guidance(tsr, 0.0, k=0.8)
-    row = g.evaluate(jnp.asarray(0.4), jnp.asarray(t), None, process)
-    got, _ = g.apply(g.init(x), {"cond": c}, row, x, jnp.asarray(t), jnp.asarray(0.4), process)
+    got, _ = g.apply(
+        g.init(x), {"cond": c}, Step(jnp.asarray(0.4), jnp.asarray(t), None, process, None, x)
+    )
     r = (1 + 1) / (1 / 0.8 + 1)
     np.testing.assert_allclose(got, x / 0.5 + r * (c - x / 0.5), rtol=1e-4, atol=1e-5)
 
 
 def test_epsilon_scaling_takes_a_schedule():
-    g = guidance(chain(cfg, epsilon_scaling(scale=lambda s, t, cond: 1 + t)), 0.0)
+    g = guidance(chain(cfg, epsilon_scaling.bind(scale=lambda s, t, cond: 1 + t)), 0.0)
     x, c = jnp.array([[1.0]]), jnp.array([[0.0]])
     process, t = rectified_flow(), jnp.asarray(0.5)
-    row = g.evaluate(jnp.asarray(0.4), t, None, process)
-    got, _ = g.apply(g.init(x), {"cond": c, "uncond": c}, row, x, t, jnp.asarray(0.4), process)
+    got, _ = g.apply(
+        g.init(x), {"cond": c, "uncond": c}, Step(jnp.asarray(0.4), t, None, process, None, x)
+    )
     # ε = 1/0.5 = 2; ε/1.5 = 4/3; x0 = (1 − 0.5 · 4/3)/0.5.
     np.testing.assert_allclose(got, [[2 / 3]], rtol=1e-5)
 
@@ -128,9 +131,8 @@ def test_a_chain_refines_in_the_space_of_each_rule():
     process, t, s = cosine(), jnp.asarray(0.5), jnp.asarray(0.4)
 
     def guided(space):
-        g = guidance(chain(cfg, rescale(1.0)), 4.0, space=space)
-        row = g.evaluate(s, t, None, process)
-        return g.apply(g.init(x), {"cond": c, "uncond": u}, row, x, t, s, process)[0]
+        g = guidance(chain(cfg, rescale.bind(phi=1.0)), 4.0, space=space)
+        return g.apply(g.init(x), {"cond": c, "uncond": u}, Step(s, t, None, process, None, x))[0]
 
     a, sigma = process.alpha(t), process.sigma(t)
     v = lambda x0: (a * x - x0) / sigma

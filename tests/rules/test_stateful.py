@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from scipy import fft
 
+import guidejax as gj
 from guidejax._guidance import chain, guidance
-from guidejax._sampling import sample, uniform_times
+from guidejax._sampling import sample
+from guidejax._times import uniform_times
 from guidejax.processes import rectified_flow
 from guidejax.rules import adaptive, cached_difference, cfg, higs
+from guidejax.weights import Step
 
 
 def normal(seed, shape=(2, 4, 5, 3)):
@@ -48,8 +51,7 @@ def test_adaptive_learns_nothing_where_alpha_is_zero():
     c, u = pair((90,))
     g = guidance(adaptive, 2.0, threshold=0.9)
     process, t, s = rectified_flow(), jnp.asarray(1.0), jnp.asarray(0.9)
-    row = g.evaluate(s, t, None, process)
-    _, state = g.apply(g.init(c), {"cond": c, "uncond": u}, row, c, t, s, process)
+    _, state = g.apply(g.init(c), {"cond": c, "uncond": u}, Step(s, t, None, process, None, c))
     assert not jnp.any(state[0][0])
 
 
@@ -59,8 +61,7 @@ def test_adaptive_compares_in_its_own_space():
     shut = {}
     for space in (None, "x0"):
         g = guidance(adaptive, 2.0, space=space, threshold=0.9)
-        row = g.evaluate(s, t, None, process)
-        _, state = g.apply(g.init(c), {"cond": c, "uncond": u}, row, x, t, s, process)
+        _, state = g.apply(g.init(c), {"cond": c, "uncond": u}, Step(s, t, None, process, None, x))
         shut[space] = bool(state[0][0][0])
     # ε = (x − 0.1 x0)/0.9 is nearly x/0.9 for both; x0 are 40° apart.
     assert shut == {None: True, "x0": False}
@@ -135,8 +136,7 @@ def test_a_run_starts_from_a_fresh_state(rule):
     def run():
         return sample(
             jax.random.key(0),
-            denoise,
-            rectified_flow(),
+            gj.denoiser(denoise, gj.processes.rectified_flow()),
             noise,
             times=uniform_times(6),
             cond=jnp.array([1.0, 2.0]),
@@ -147,8 +147,7 @@ def test_a_run_starts_from_a_fresh_state(rule):
     np.testing.assert_array_equal(run(), run())
     plain = sample(
         jax.random.key(0),
-        denoise,
-        rectified_flow(),
+        gj.denoiser(denoise, gj.processes.rectified_flow()),
         noise,
         times=uniform_times(6),
         cond=jnp.array([1.0, 2.0]),

@@ -4,7 +4,7 @@ import pytest
 
 import guidejax as gj
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 UNEVEN = jnp.linspace(1, 0, 13) ** 1.6
 SHARE = -np.diff(np.asarray(UNEVEN))
 
@@ -22,7 +22,7 @@ def test_with_mean_is_the_papers_interval():
 
 def test_with_mean_of_anything():
     labels = jnp.array([0, 1])
-    per_class = gj.table(np.stack([np.arange(12.0), np.ones(12)], axis=1))
+    per_class = gj.schedules.table(np.stack([np.arange(12.0), np.ones(12)], axis=1))
     got = gj.with_mean(per_class, jnp.array([1.0, 3.0])).table(UNEVEN, labels)
     np.testing.assert_allclose(SHARE @ got, [1.0, 3.0], rtol=1e-5)
     ramp = gj.with_mean(lambda s, t, cond: 1 - t, 2.0).table(UNEVEN)
@@ -43,12 +43,12 @@ def test_dg_cfg_is_the_printed_formula(x64):
     t = np.asarray(times)[:-1]
     bar, beta = np.exp(-(0.1 * t + 19.9 * t**2 / 2)), 0.1 + 19.9 * t
     shape = (1 - bar) * np.sqrt(bar) / beta
-    got = gj.dg_cfg(2.0).table(times, process=gj.linear_vp())
+    got = gj.schedules.dg_cfg(2.0).table(times, process=gj.processes.linear_vp())
     np.testing.assert_allclose(got, 2.0 * shape / shape.mean(), rtol=1e-6)
 
 
 def test_compress_spends_what_it_leaves_out():
-    weight = gj.compress(2.0, every=5)  # 12 steps: the last run is short
+    weight = gj.schedules.compress(2.0, every=5)  # 12 steps: the last run is short
     table = np.asarray(weight.table(UNEVEN))
     assert np.flatnonzero(table).tolist() == [0, 5, 10]
     for i, j in ((0, 5), (5, 10), (10, 12)):
@@ -57,4 +57,4 @@ def test_compress_spends_what_it_leaves_out():
     np.testing.assert_array_equal(on, table != 0)
     for every in (0, 1.5):
         with pytest.raises(ValueError, match="positive integer"):
-            gj.compress(1.0, every=every)
+            gj.schedules.compress(1.0, every=every)

@@ -16,7 +16,7 @@ import guidejax as gj
 from guidejax.schedules import SCHEDULES
 
 STEPS, BATCH = 8, 3
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 TIMES = jnp.asarray(np.linspace(1, 0, STEPS + 1) ** 1.3, jnp.float32)  # uneven
 OWN = jnp.stack([TIMES] * BATCH, axis=1)
 FINE = gj.uniform_times(1000)
@@ -81,7 +81,7 @@ def compiled(name, *options):
         if not options:
             found["own"] = one(each, times=OWN)
             if name != "constant":
-                found["weight"] = one({**numbers, first: gj.constant(numbers[first])})
+                found["weight"] = one({**numbers, first: gj.weights.constant(numbers[first])})
         return found
 
     return program, traces
@@ -99,7 +99,7 @@ def test_there_are_many():
     assert len(SCHEDULES) >= 20
     for name, facts in SCHEDULES.items():
         taken = inspect.signature(facts.make).parameters
-        assert getattr(gj, name) is facts.make
+        assert getattr(gj.schedules, name) is facts.make
         assert facts.keeps in ("mean", "peak", None)
         assert facts.acts_on in (("either",) if "on" in taken else ("excess", "total"))
         assert facts.source
@@ -175,7 +175,7 @@ def test_masks_are_true_and_calls_are_the_table(facts, options):
 def sampled(weight):
     denoise = lambda x, t, cond: jnp.where(cond[:, None] < 3, jnp.sin(x) + 1, 0.5 * x)
     return gj.sample(
-        jax.random.key(0), denoise, PROCESS, jnp.ones((BATCH, 2)), cond=COND, uncond=3,
+        jax.random.key(0), gj.denoiser(denoise, PROCESS), jnp.ones((BATCH, 2)), cond=COND, uncond=3,
         guidance=gj.guidance(gj.cfg, omega=weight), times=TIMES,
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def sampled(weight):
 @pytest.mark.parametrize("name", ["interval", "linear_ramp", "dg_cfg", "least_contraction"])
 def test_samples_under_jit(name):
     facts = SCHEDULES[name]
-    by_hand = gj.table(run(facts, {})[0]["table"])
+    by_hand = gj.schedules.table(run(facts, {})[0]["table"])
     got = sampled(make(facts, numbers_of(facts), {}))
     np.testing.assert_allclose(got, sampled(by_hand), rtol=1e-5, atol=1e-5)
 
@@ -223,8 +223,8 @@ def test_wrong_numbers(facts):
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "schedules", "gates", "ramps", "tables", "budgets", "stagewise"]
+    "name", ["base", "schedules", "windows", "ramps", "tables", "budgets", "stagewise"]
 )
 def test_doctests(name):
-    module = importlib.import_module(f"guidejax.weights.{name}")
+    module = importlib.import_module(f"guidejax.schedules.{name}")
     assert doctest.testmod(module).failed == 0

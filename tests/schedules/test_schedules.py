@@ -20,7 +20,7 @@ def test_interval_holds_both_ends():
 
 @pytest.mark.parametrize("unit", ["t", "log_snr", "sigma", "step"])
 def test_interval_units(unit):
-    process = gj.cosine()
+    process = gj.processes.cosine()
     lo, hi = {"t": (0.35, 0.75), "sigma": (0.6, 2.5), "log_snr": (-1.8, 1.0), "step": (3, 6)}[unit]
     t = np.linspace(1, 0.1, 10)
     with np.errstate(divide="ignore"):
@@ -40,12 +40,12 @@ def test_interval_units(unit):
 
 def test_interval_without_an_end():
     weight = gj.interval(2.0, lo=-np.inf, hi=0.0, unit="log_snr")
-    got = weight.table(TIMES, process=gj.rectified_flow())
+    got = weight.table(TIMES, process=gj.processes.rectified_flow())
     np.testing.assert_array_equal(got, np.where(np.asarray(TIMES[:-1]) >= 0.5, 2.0, 0.0))
 
 
 def test_interval_of_any_weight_and_of_each_sample():
-    ramp = gj.interval(gj.clamp_linear(1.0), 0.4, 0.8)
+    ramp = gj.interval(gj.schedules.clamp_linear(1.0), 0.4, 0.8)
     t = np.asarray(TIMES[:-1])
     want = np.where((t > 0.39) & (t < 0.81), 2 * (1 - t), 0)
     np.testing.assert_allclose(ramp.table(TIMES), want, atol=1e-6)
@@ -66,8 +66,8 @@ def test_interval_with_times_of_each_sample():
         lambda: gj.interval(1.0, float("nan"), 0.2),
         lambda: gj.interval(1.0, jnp.array([0.0, 0.5]), 0.2),
         lambda: gj.interval(1.0, 0.2, 0.8, unit="percent"),
-        lambda: gj.triangular(1.0, form="mine"),
-        lambda: gj.triangular(1.0, peak=1.0),
+        lambda: gj.schedules.triangular(1.0, form="mine"),
+        lambda: gj.schedules.triangular(1.0, peak=1.0),
     ],
 )
 def test_wrong_input(make):
@@ -95,7 +95,7 @@ def _official(times, mean):
 @pytest.mark.parametrize("power", [1.0, 1.7])
 def test_triangular_is_the_official_code_s(steps, power):
     times = np.linspace(1, 0, steps + 1) ** power
-    got = gj.triangular(3.0).table(jnp.asarray(times, jnp.float32))
+    got = gj.schedules.triangular(3.0).table(jnp.asarray(times, jnp.float32))
     if steps > 1:
         np.testing.assert_allclose(got + 1, _official(times, 4.0), rtol=1e-5)
     else:
@@ -115,32 +115,36 @@ def _printed(times, w, peak):
 @pytest.mark.parametrize("peak", [0.3, 0.5, 0.8])
 def test_triangular_as_printed(steps, peak):
     times = np.linspace(1, 0, steps + 1)
-    got = gj.triangular(8.0, peak=peak, form="paper").table(jnp.asarray(times, jnp.float32))
+    got = gj.schedules.triangular(8.0, peak=peak, form="paper").table(
+        jnp.asarray(times, jnp.float32)
+    )
     np.testing.assert_allclose(got + 1, _printed(times, 9.0, peak), rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["code", "paper"])
 def test_triangular_keeps_the_mean_over_time(form):
     means = jnp.array([0.5, 3.0])
-    got = gj.triangular(means, form=form).table(UNEVEN)
+    got = gj.schedules.triangular(means, form=form).table(UNEVEN)
     assert got.shape == (8, 2)
     np.testing.assert_allclose(-jnp.diff(UNEVEN) @ got, means, rtol=1e-5)
     for i, mean in enumerate((0.5, 3.0)):
-        alone = gj.triangular(mean, form=form).table(UNEVEN)
+        alone = gj.schedules.triangular(mean, form=form).table(UNEVEN)
         np.testing.assert_allclose(got[:, i], alone, rtol=1e-5)
 
 
 def test_triangular_with_times_of_each_sample():
     times = jnp.stack([jnp.linspace(1, 0, 9), UNEVEN], axis=1)
     for mean in (2.0, jnp.array([2.0, 2.0])):
-        got = gj.triangular(mean).table(times)
+        got = gj.schedules.triangular(mean).table(times)
         for i in range(2):
-            np.testing.assert_allclose(got[:, i], gj.triangular(2.0).table(times[:, i]), rtol=1e-5)
+            np.testing.assert_allclose(
+                got[:, i], gj.schedules.triangular(2.0).table(times[:, i]), rtol=1e-5
+            )
 
 
 def test_triangular_needs_the_grid():
     with pytest.raises(ValueError, match="triangular needs `times`"):
-        gj.triangular(1.0)(0.1, 0.2)
+        gj.schedules.triangular(1.0)(0.1, 0.2)
 
 
 # clamp_linear
@@ -149,9 +153,11 @@ def test_triangular_needs_the_grid():
 def test_clamp_linear():
     times = gj.uniform_times(1000)
     t = np.asarray(times[:-1])
-    np.testing.assert_allclose(gj.clamp_linear(3.0).table(times), 6 * (1 - t), atol=1e-5)
-    assert float(gj.clamp_linear(3.0).table(times).mean()) == pytest.approx(3.0, rel=2e-3)
-    floored = gj.clamp_linear(3.0, floor=2.0).table(times)
+    np.testing.assert_allclose(gj.schedules.clamp_linear(3.0).table(times), 6 * (1 - t), atol=1e-5)
+    assert float(gj.schedules.clamp_linear(3.0).table(times).mean()) == pytest.approx(3.0, rel=2e-3)
+    floored = gj.schedules.clamp_linear(3.0, floor=2.0).table(times)
     np.testing.assert_allclose(floored, np.maximum(2, 6 * (1 - t)), atol=1e-5)
-    grads = jax.grad(lambda m, f: gj.clamp_linear(m, f)(0.8, 0.9), argnums=(0, 1))(3.0, 2.0)
+    grads = jax.grad(lambda m, f: gj.schedules.clamp_linear(m, f)(0.8, 0.9), argnums=(0, 1))(
+        3.0, 2.0
+    )
     assert [float(g) for g in grads] == [0, 1]

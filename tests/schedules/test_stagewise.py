@@ -11,10 +11,10 @@ import guidejax as gj
 from guidejax.analytic import contraction, gaussian, with_unconditional, within_mode_std
 from guidejax.weights import as_weight
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 STDS = (0.1, 0.3, 0.5)
 GRID = gj.uniform_times(400)
-OURS = {"least": gj.least_contraction, "low": gj.low_contraction}
+OURS = {"least": gj.schedules.least_contraction, "low": gj.schedules.low_contraction}
 
 
 table_of = jax.jit(lambda weight, times, process=PROCESS: weight.table(times, process=process))
@@ -33,7 +33,7 @@ def test_raw_ramps_of_the_two_forms():
     times = gj.uniform_times(10)
     raw = {}
     for form in ("code", "paper"):
-        scale = np.asarray(table_of(gj.triangular(8.0, form=form), times)) + 1
+        scale = np.asarray(table_of(gj.schedules.triangular(8.0, form=form), times)) + 1
         raw[form] = scale / scale[0]
     np.testing.assert_allclose(raw["code"][5:], [17, 13, 9, 5, 1], rtol=1e-5)
     np.testing.assert_allclose(raw["paper"][5:], [17, 13.8, 10.6, 7.4, 4.2], rtol=1e-5)
@@ -41,7 +41,7 @@ def test_raw_ramps_of_the_two_forms():
 
 
 def test_odd_steps_are_symmetric_in_the_code():
-    table = table_of(gj.triangular(3.0), gj.uniform_times(9))
+    table = table_of(gj.schedules.triangular(3.0), gj.uniform_times(9))
     np.testing.assert_allclose(table, table[::-1], rtol=1e-5)
     assert int(np.argmax(table)) == 4
 
@@ -50,7 +50,7 @@ def test_contraction_of_the_known_schedules_against_a_constant(x64):
     """Ratios of the exponent to a constant's at the same mean of ω, from papers/stagewise.md."""
     stds = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
     known = {
-        "triangular": (gj.triangular(4.0), (0.83, 0.98, 1.14, 1.23, 1.33, 1.38)),
+        "triangular": (gj.schedules.triangular(4.0), (0.83, 0.98, 1.14, 1.23, 1.33, 1.38)),
         "interval": (
             gj.with_mean(gj.interval(1.0, 0.15, 0.78), 4.0),
             (0.89, 1.08, 1.28, 1.37, 1.42, 1.43),
@@ -58,7 +58,7 @@ def test_contraction_of_the_known_schedules_against_a_constant(x64):
     }
     times = gj.uniform_times(1000)
     for weight, ratios in known.values():
-        table = gj.table(table_of(weight, times))
+        table = gj.schedules.table(table_of(weight, times))
         for std, ratio in zip(stds, ratios, strict=True):
             got = exponent(table, std, times) / (4.0 * np.log(1 / std))
             assert got == pytest.approx(ratio, abs=0.011)
@@ -71,14 +71,14 @@ def test_contraction_of_the_known_schedules_against_a_constant(x64):
 def test_contracts_less_than_all_others_at_the_same_mean(std):
     mean = 3.0
     others = {
-        "constant": gj.constant(mean),
+        "constant": gj.weights.constant(mean),
         "interval": gj.with_mean(gj.interval(1.0, 0.15, 0.78), mean),
-        "triangular": gj.triangular(mean),
-        "linear": gj.with_mean(gj.linear_ramp(1.0), mean),
-        "lambda": gj.with_mean(gj.lambda_shape(1.0), mean),
+        "triangular": gj.schedules.triangular(mean),
+        "linear": gj.with_mean(gj.schedules.linear_ramp(1.0), mean),
+        "lambda": gj.with_mean(gj.schedules.lambda_shape(1.0), mean),
     }
-    least = exponent(gj.least_contraction(mean, std), std)
-    low = exponent(gj.low_contraction(mean, std), std)
+    least = exponent(gj.schedules.least_contraction(mean, std), std)
+    low = exponent(gj.schedules.low_contraction(mean, std), std)
     for weight in others.values():
         assert least <= exponent(weight, std) + 1e-4
     for name in ("constant", "interval", "triangular"):
@@ -89,7 +89,7 @@ def test_contracts_less_than_all_others_at_the_same_mean(std):
 @pytest.mark.parametrize("make", OURS.values(), ids=OURS)
 def test_keeps_the_mean_on_any_grid_and_process(make):
     for times in (jnp.linspace(1, 0, 8) ** 2, jnp.array([0.9, 0.7, 0.2, 0.05])):
-        for process in (PROCESS, gj.cosine(), gj.edm()):
+        for process in (PROCESS, gj.processes.cosine(), gj.processes.edm()):
             table = table_of(make(2.0, 0.3), times, process)
             share = -np.diff(times) / (times[0] - times[-1])
             assert float(share @ table) == pytest.approx(2.0, rel=1e-5)
@@ -114,7 +114,7 @@ def test_least_is_the_linear_program(x64, std):
     share, cost = -np.diff(times), rates(std, times)
     for peak in (1.0, 1.7, 4.0):
         best = linprog(cost * share, A_eq=share[None], b_eq=[2.0], bounds=(0, 2 * peak))
-        got = table_of(gj.least_contraction(2.0, std, peak), jnp.asarray(times))
+        got = table_of(gj.schedules.least_contraction(2.0, std, peak), jnp.asarray(times))
         np.testing.assert_allclose(got, best.x, atol=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_low_meets_the_conditions_of_the_quadratic_program(x64, std):
     times = np.linspace(1, 0, 12) ** 1.4
     cost = rates(std, times)
     for penalty in (0.05, 1.0, 20.0):
-        weight = gj.low_contraction(2.0, std, penalty)
+        weight = gj.schedules.low_contraction(2.0, std, penalty)
         got = np.asarray(table_of(weight, jnp.asarray(times)))
         slope = cost + penalty / 2.0 * got  # of the objective, per length; the mean is 2
         on = got > 0
@@ -133,9 +133,15 @@ def test_low_meets_the_conditions_of_the_quadratic_program(x64, std):
 
 def test_limits_of_peak_and_penalty(x64):
     table = lambda weight: np.asarray(table_of(weight, GRID))
-    np.testing.assert_allclose(table(gj.least_contraction(2.0, 0.3, peak=1.0)), 2.0, rtol=1e-6)
-    np.testing.assert_allclose(table(gj.low_contraction(2.0, 0.3, penalty=1e6)), 2.0, rtol=1e-4)
-    guided = table(gj.least_contraction(2.0, 0.3, peak=4.0)) > 1e-2  # the last in part: rounding
+    np.testing.assert_allclose(
+        table(gj.schedules.least_contraction(2.0, 0.3, peak=1.0)), 2.0, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        table(gj.schedules.low_contraction(2.0, 0.3, penalty=1e6)), 2.0, rtol=1e-4
+    )
+    guided = (
+        table(gj.schedules.least_contraction(2.0, 0.3, peak=4.0)) > 1e-2
+    )  # the last in part: rounding
     assert guided.sum() == 100
     edges = np.flatnonzero(np.diff(guided))  # both ends are guided, the middle isn't
     assert len(edges) == 2
@@ -144,12 +150,14 @@ def test_limits_of_peak_and_penalty(x64):
     # E = mean (K̄ − Var K / penalty) where nothing is cut off
     k = rates(0.5, GRID)
     want = 2.0 * (np.log(2) - np.var(k) / 3.0)
-    assert exponent(gj.low_contraction(2.0, 0.5, 3.0), 0.5) == pytest.approx(want, rel=1e-3)
+    assert exponent(gj.schedules.low_contraction(2.0, 0.5, 3.0), 0.5) == pytest.approx(
+        want, rel=1e-3
+    )
 
 
 def test_leaves_out_the_unconditional_pass():
     times = gj.uniform_times(20)
-    weight = gj.least_contraction(2.0, 0.3)
+    weight = gj.schedules.least_contraction(2.0, 0.3)
     on = gj.guidance(gj.cfg, omega=weight).active(times, PROCESS)
     assert isinstance(on, np.ndarray)
     assert on.sum() <= 11
@@ -167,15 +175,15 @@ def test_the_ode_has_the_width_of_the_closed_form(x64, std):
     def width(table, times):
         omega = as_weight(lambda s, t, cond: table[jnp.sum(knots[1:-1] >= t - 1e-9)])
         x = gj.sample(
-            jax.random.key(0), denoise, PROCESS, jnp.array([[0.5], [-0.5]]), times=times,
+            jax.random.key(0), gj.denoiser(denoise, PROCESS), jnp.array([[0.5], [-0.5]]), times=times,
             cond=jnp.zeros(2, int), uncond=1, guidance=gj.guidance(gj.cfg, omega=omega),
         )  # fmt: skip
         return x[0, 0] - x[1, 0]
 
-    for make in (gj.triangular, *OURS.values()):
+    for make in (gj.schedules.triangular, *OURS.values()):
         table = table_of(make(1.5), coarse)
         # First order: 2 log d(h/2) − log d(h) is of second order.
         h, half = (float(width(table, gj.uniform_times(16 * n))) for n in (40, 80))
         assert half**2 / h == pytest.approx(
-            float(contraction(std, gj.table(table), coarse)), rel=2e-3
+            float(contraction(std, gj.schedules.table(table), coarse)), rel=2e-3
         )

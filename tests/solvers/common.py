@@ -28,10 +28,10 @@ SOLVERS = DETERMINISTIC | STOCHASTIC | RENOISED
 ORDER = {"ddim": 1, "euler": 1, "heun": 2, "edm_heun": 2, "dpmpp_2m": 2}
 TWO_STAGE = ("heun", "edm_heun", "edm_heun gamma")
 PROCESSES = {
-    "rectified_flow": gj.rectified_flow(),
-    "cosine": gj.cosine(),
-    "linear_vp": gj.linear_vp(),
-    "edm": gj.edm(sigma_max=20.0, rho=3.0),
+    "rectified_flow": gj.processes.rectified_flow(),
+    "cosine": gj.processes.cosine(),
+    "linear_vp": gj.processes.linear_vp(),
+    "edm": gj.processes.edm(sigma_max=20.0, rho=3.0),
 }
 MEAN, STD = 0.7, 0.4
 

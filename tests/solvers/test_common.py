@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
 from guidejax import analytic
+from tests.helpers import sample
 
 from .common import (
     DETERMINISTIC,
@@ -23,7 +24,7 @@ from .common import (
 )
 
 KEY = jax.random.key(0)
-RF = gj.rectified_flow()
+RF = gj.processes.rectified_flow()
 EACH = pytest.mark.parametrize("name", SOLVERS)
 BATCH = 8
 NOISE = jax.random.normal(jax.random.key(1), (BATCH, 2))
@@ -40,7 +41,7 @@ def _run(name, noise=NOISE, denoise=_network, process=RF, omega=0.5, key=KEY, **
     solver = SOLVERS[name]() if isinstance(name, str) else name
     kwargs.setdefault("times", gj.uniform_times(4))
     kwargs.setdefault("cond", LABELS)
-    return gj.sample(
+    return sample(
         key, denoise, process, noise, uncond=-1.0, solver=solver,
         guidance=gj.guidance(gj.cfg, omega=omega), **kwargs,
     )  # fmt: skip
@@ -55,7 +56,7 @@ def test_order_of_convergence(x64, name, process):
     exact = flow(process, x, 0.95, 0.05)
 
     def error(steps):
-        got = gj.sample(
+        got = sample(
             KEY, denoise, process, x, times=gj.uniform_times(steps, 0.95, 0.05),
             solver=SOLVERS[name](),
         )  # fmt: skip
@@ -74,7 +75,7 @@ def test_second_order_beats_first_from_noise_to_data(x64, name, process):
     denoise = analytic.denoiser(analytic.gaussian(jnp.array([MEAN]), STD), process)
     x = process.sigma(1.0) * jnp.linspace(-2, 2, 5)[:, None]
     exact = flow(process, x, 1.0, 0.0)
-    run = lambda name: gj.sample(
+    run = lambda name: sample(
         KEY, denoise, process, x, times=gj.uniform_times(100), solver=SOLVERS[name]()
     )
     error, plain = (float(jnp.abs(run(n) - exact).max()) for n in (name, "ddim"))
@@ -86,7 +87,7 @@ def test_second_order_beats_first_from_noise_to_data(x64, name, process):
 def test_exact_where_the_denoiser_is_constant(name, process):
     """x̂0 known: whatever the solver, the last step lands on it. Euler does so on straight paths."""
     point = jnp.array([[1.5, -2.0]])
-    got = gj.sample(
+    got = sample(
         KEY, lambda x, t, c: jnp.broadcast_to(point, x.shape), PROCESSES[process], 3 * point,
         times=gj.uniform_times(3), solver=SOLVERS[name](), cond=jnp.ones(1), uncond=0.0,
     )  # fmt: skip
@@ -98,7 +99,7 @@ def test_exact_on_straight_paths(name):
     """x̂0 and ε̂ constant along the path: one step is as good as many, on rectified flow."""
     x = jnp.array([[0.3, -2.0]])
     denoise = gj.denoiser(lambda x, t, c: jnp.full_like(x, 0.7), RF, "velocity")
-    run = lambda times: gj.sample(KEY, denoise, RF, x, times=times, solver=SOLVERS[name]())
+    run = lambda times: sample(KEY, denoise, RF, x, times=times, solver=SOLVERS[name]())
     np.testing.assert_allclose(run(jnp.array([0.9, 0.2])), x - 0.7 * 0.7, rtol=1e-5)
     np.testing.assert_allclose(run(jnp.array([1.0, 0.6, 0.5, 0.0])), x - 0.7, rtol=1e-5)
 

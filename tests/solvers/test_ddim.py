@@ -5,19 +5,20 @@ import pytest
 
 import guidejax as gj
 from guidejax import analytic
+from tests.helpers import sample
 
 KEY = jax.random.key(0)
 NONE = gj.guidance(gj.cfg, omega=0.0)
 PROCESSES = {
-    "rectified_flow": gj.rectified_flow(),
-    "cosine": gj.cosine(),
-    "linear_vp": gj.linear_vp(),
-    "edm": gj.edm(sigma_max=20.0, rho=3.0),
+    "rectified_flow": gj.processes.rectified_flow(),
+    "cosine": gj.processes.cosine(),
+    "linear_vp": gj.processes.linear_vp(),
+    "edm": gj.processes.edm(sigma_max=20.0, rho=3.0),
 }
 
 
 def _run(denoise, process, noise, steps, churn=0.0, key=KEY, **kwargs):
-    return gj.sample(
+    return sample(
         key,
         denoise,
         process,
@@ -50,7 +51,7 @@ def test_first_order_on_an_exact_gaussian(x64, name):
 @pytest.mark.parametrize("omega", [1.0, 2.5, gj.interval(3.0, 0.2, 0.6)])
 def test_first_order_under_guidance(x64, omega):
     """Guidance in one mode contracts by `contraction`, and DDIM gets there with order 1."""
-    process = gj.rectified_flow()
+    process = gj.processes.rectified_flow()
     model = analytic.stagewise(means=[[1.0]], weights=[1.0], std=0.5)
     denoise, noise = analytic.denoiser(model, process), jnp.array([[-1.0], [1.0]])
     errors = []
@@ -67,7 +68,7 @@ def test_first_order_under_guidance(x64, omega):
 @pytest.mark.parametrize(("omega", "gain"), [(0.0, 1.0), (0.5, 1.238), (1.0, 1.380), (2.0, 1.5)])
 def test_guided_mean_of_one_mode(x64, omega, gain):
     """The mean that the stage-wise analysis has for std = 0.5, its ω being 1 + ω here."""
-    process, model = gj.rectified_flow(), analytic.stagewise([[1.0]], [1.0], 0.5)
+    process, model = gj.processes.rectified_flow(), analytic.stagewise([[1.0]], [1.0], 0.5)
     got = _run(
         analytic.denoiser(model, process), process, jnp.zeros((1, 1)), 4000,
         cond=jnp.zeros(1, int), uncond=model.null, guidance=gj.guidance(gj.cfg, omega=omega),
@@ -77,7 +78,7 @@ def test_guided_mean_of_one_mode(x64, omega, gain):
 
 @pytest.mark.parametrize("churn", [0.0, 0.4, 1.0])
 def test_samples_have_the_law_of_the_data(churn):
-    process, n, std = gj.cosine(), 40_000, 0.5
+    process, n, std = gj.processes.cosine(), 40_000, 0.5
     denoise = analytic.denoiser(analytic.gaussian(jnp.array([1.0]), std), process)
     noise = jax.random.normal(jax.random.key(1), (n, 1))
     got = _run(denoise, process, noise, 100, churn)
@@ -90,7 +91,9 @@ def test_without_churn_no_noise_is_drawn():
     half = lambda x, t, cond: 0.5 * x
 
     def drawn(churn):
-        jaxpr = jax.make_jaxpr(lambda x: _run(half, gj.cosine(), x, 2, churn))(jnp.ones((2, 3)))
+        jaxpr = jax.make_jaxpr(lambda x: _run(half, gj.processes.cosine(), x, 2, churn))(
+            jnp.ones((2, 3))
+        )
         return "random_bits" in str(jaxpr)
 
     assert not drawn(0.0)
@@ -98,7 +101,9 @@ def test_without_churn_no_noise_is_drawn():
 
 
 def test_the_last_step_adds_no_noise():
-    got = _run(lambda x, t, c: 0 * x + 2.0, gj.rectified_flow(), jnp.ones((4, 3)), 5, churn=1.0)
+    got = _run(
+        lambda x, t, c: 0 * x + 2.0, gj.processes.rectified_flow(), jnp.ones((4, 3)), 5, churn=1.0
+    )
     np.testing.assert_allclose(got, 2.0, rtol=1e-6)
 
 
@@ -109,7 +114,7 @@ def test_churn_is_traced():
         traces.append(0)
         return 0.5 * x
 
-    run = lambda churn: _run(network, gj.cosine(), jnp.ones((2, 3)), 4, churn)
+    run = lambda churn: _run(network, gj.processes.cosine(), jnp.ones((2, 3)), 4, churn)
     swept = jax.vmap(run)(jnp.array([0.0, 0.5, 1.0]))
     count = len(traces)
     np.testing.assert_allclose(swept[0], run(0.0), rtol=1e-5)
@@ -122,12 +127,12 @@ def test_churn_is_traced():
 
 def test_noise_is_fresh_at_every_step_and_for_every_leaf():
     x = {"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3))}
-    got = gj.sample(
-        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), gj.rectified_flow(), x,
+    got = sample(
+        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), gj.processes.rectified_flow(), x,
         times=jnp.array([1.0, 0.6, 0.5]), solver=gj.ddim(1.0),
     )  # fmt: skip
-    once = gj.sample(
-        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), gj.rectified_flow(), x,
+    once = sample(
+        KEY, lambda x, t, c: jax.tree.map(jnp.zeros_like, x), gj.processes.rectified_flow(), x,
         times=jnp.array([1.0, 0.6]), solver=gj.ddim(1.0),
     )  # fmt: skip
     assert not np.allclose(got["a"], got["b"])

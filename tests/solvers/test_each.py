@@ -8,17 +8,18 @@ import pytest
 import guidejax as gj
 from guidejax import analytic, solvers
 from guidejax.particles import cfgpp_omega
+from tests.helpers import sample
 
 from .common import MEAN, PROCESSES, STD
 
 KEY = jax.random.key(0)
-RF = gj.rectified_flow()
+RF = gj.processes.rectified_flow()
 NOISE = jax.random.normal(jax.random.key(1), (6, 3))
 half = lambda x, t, cond: 0.3 * x + jnp.sin(3 * t)[:, None]
 
 
 def _sample(solver, process=RF, denoise=half, noise=NOISE, steps=6, key=KEY, **kwargs):
-    return gj.sample(
+    return sample(
         key, denoise, process, noise, solver=solver,
         **{"times": gj.uniform_times(steps), **kwargs},
     )  # fmt: skip
@@ -44,7 +45,7 @@ def test_ancestral_at_its_ends(process):
 
 def test_ancestral_is_k_diffusion_s():
     """σ_up, σ_down of k-diffusion's get_ancestral_step, in its own coordinates."""
-    process = gj.edm(sigma_max=10.0, rho=3.0)
+    process = gj.processes.edm(sigma_max=10.0, rho=3.0)
     times = gj.uniform_times(4)
     x = 10 * NOISE
     got = _sample(solvers.ancestral(0.6), process, noise=x, times=times)
@@ -61,7 +62,7 @@ def test_ancestral_is_k_diffusion_s():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_edm_heun_is_the_paper_s_algorithm(gamma):
-    process = gj.edm(sigma_max=10.0, rho=3.0)
+    process = gj.processes.edm(sigma_max=10.0, rho=3.0)
     times = gj.uniform_times(5)
     network = lambda x, sigma: 0.3 * x + jnp.sin(3 * sigma)
     denoise = lambda x, t, cond: network(x, process.sigma(t)[:, None])
@@ -90,7 +91,7 @@ def test_edm_heun_stays_within_the_process():
         jax.debug.callback(lambda t: seen.append(float(t.max())), t)
         return 0.5 * x
 
-    for process in (gj.linear_vp(), gj.cosine()):
+    for process in (gj.processes.linear_vp(), gj.processes.cosine()):
         assert np.all(np.isfinite(_sample(solvers.edm_heun(0.4), process, network, steps=3)))
     jax.effects_barrier()
     assert max(seen) <= 1.0
@@ -120,7 +121,7 @@ def test_dpmpp_2m_is_the_paper_s_algorithm(x64, process):
     "solver", [solvers.ancestral(0.5), solvers.dpmpp_2m(1.0), solvers.edm_heun(0.1, lo=0.05)]
 )
 def test_stochastic_samples_have_the_law_of_the_data(solver):
-    process, n = gj.cosine(), 20_000
+    process, n = gj.processes.cosine(), 20_000
     denoise = analytic.denoiser(analytic.gaussian(jnp.array([MEAN]), STD), process)
     noise = jax.random.normal(jax.random.key(1), (n, 1))
     got = _sample(solver, process, denoise, noise, steps=60)
@@ -130,7 +131,7 @@ def test_stochastic_samples_have_the_law_of_the_data(solver):
 
 def test_the_sde_form_is_closer_than_ancestral():
     """Both have DDPM's noise; the extrapolation is what makes the width second order."""
-    process, n = gj.cosine(), 50_000
+    process, n = gj.processes.cosine(), 50_000
     denoise = analytic.denoiser(analytic.gaussian(jnp.array([MEAN]), STD), process)
     noise = jax.random.normal(jax.random.key(1), (n, 1))
     width = lambda solver: float(_sample(solver, process, denoise, noise, steps=20).std())
@@ -182,7 +183,7 @@ def test_cfgpp_takes_a_lambda_a_sample_and_refines_a_guidance():
 def test_second_prediction_takes_the_next_step_s_omega():
     process, times = RF, jnp.array([0.9, 0.6, 0.3])
     network = lambda x, t, cond: 0.5 * x * cond[:, None]
-    weight = gj.table([1.0, 4.0])
+    weight = gj.schedules.table([1.0, 4.0])
     got = _sample(
         solvers.heun(), process, network, times=times, cond=jnp.ones(6), uncond=0.0,
         guidance=gj.guidance(gj.cfg, weight),
@@ -218,13 +219,13 @@ def test_wrong_numbers(make, match):
 
 def test_edm_heun_takes_a_gamma_of_each_sample():
     """One program for the batch; each sample as in a run of its own γ, 0 among them."""
-    process, noise = gj.edm(sigma_max=10.0, rho=3.0), jax.random.normal(KEY, (3, 2))
+    process, noise = gj.processes.edm(sigma_max=10.0, rho=3.0), jax.random.normal(KEY, (3, 2))
     denoise = gj.denoiser(lambda x, t, cond: 0.5 * x, process)
     gammas = jnp.array([0.0, 0.1, 0.3])
 
     def run(gamma, lo=0.1):
-        solver = gj.edm_heun(gamma=gamma, lo=lo)
-        return gj.sample(KEY, denoise, process, noise, times=gj.uniform_times(4), solver=solver)
+        solver = gj.solvers.edm_heun(gamma=gamma, lo=lo)
+        return sample(KEY, denoise, process, noise, times=gj.uniform_times(4), solver=solver)
 
     got = run(gammas, jnp.full(3, 0.1))
     for i, gamma in enumerate(gammas):

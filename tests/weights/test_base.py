@@ -12,13 +12,13 @@ TIMES = gj.uniform_times(4)
 
 
 def test_constant():
-    np.testing.assert_array_equal(gj.constant(2.0)(0.1, 0.2), 2.0)
-    np.testing.assert_array_equal(gj.constant([1.0, 2.0])(0.1, 0.2), [1.0, 2.0])
-    assert gj.constant(jnp.array([1.0, 2.0])).table(TIMES).shape == (4, 2)
+    np.testing.assert_array_equal(gj.weights.constant(2.0)(0.1, 0.2), 2.0)
+    np.testing.assert_array_equal(gj.weights.constant([1.0, 2.0])(0.1, 0.2), [1.0, 2.0])
+    assert gj.weights.constant(jnp.array([1.0, 2.0])).table(TIMES).shape == (4, 2)
 
 
 def test_as_weight():
-    weight = gj.constant(1.0)
+    weight = gj.weights.constant(1.0)
     assert as_weight(weight) is weight
     assert float(as_weight(3)(0.0, 1.0)) == 3
     assert float(as_weight(lambda s, t, cond: s + 10 * t + cond)(0.1, 0.2, 5.0)) == pytest.approx(
@@ -30,7 +30,7 @@ def test_scale_conventions():
     assert gj.from_scale(1.0) == 0  # the conditional model
     assert gj.from_scale(0.0) == -1  # the unconditional one
     np.testing.assert_array_equal(gj.to_scale(gj.from_scale(jnp.array([1.5, 7.5]))), [1.5, 7.5])
-    assert float(gj.from_scale(gj.constant(7.5))(0.0, 1.0)) == 6.5
+    assert float(gj.from_scale(gj.weights.constant(7.5))(0.0, 1.0)) == 6.5
 
 
 @pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul, operator.truediv])
@@ -66,8 +66,8 @@ def test_where_a_weight_is_known_to_be_zero():
     assert _active(inside + 1.0) == _active(as_weight(lambda s, t, cond: 0.0)) == everywhere
     assert _active(inside.clip(hi=1.0)) == _active(inside.clip(-1.0, 1.0)) == INSIDE
     assert _active(inside.clip(lo=0.5)) == _active(inside.clip(hi=-0.5)) == everywhere
-    assert _active(gj.constant([0.0, 0.0])) == nowhere
-    assert _active(gj.constant([0.0, 1.0])) == everywhere
+    assert _active(gj.weights.constant([0.0, 0.0])) == nowhere
+    assert _active(gj.weights.constant([0.0, 1.0])) == everywhere
 
 
 @pytest.mark.parametrize(
@@ -117,19 +117,19 @@ def test_a_weight_is_a_pytree():
 
 
 def test_step_units():
-    process = gj.cosine()
+    process = gj.processes.cosine()
     step = Step(0.25, 0.5, process=process, times=TIMES)
-    assert float(step.at("t")) == 0.5
-    assert int(step.at("step")) == 2
+    assert float(step.position("t")) == 0.5
+    assert int(step.position("step")) == 2
     assert step.num_steps == 4
-    np.testing.assert_allclose(step.at("log_snr"), process.log_snr(0.5))
+    np.testing.assert_allclose(step.position("log_snr"), process.log_snr(0.5))
     sigma = process.sigma(0.5) / process.alpha(0.5)
-    np.testing.assert_allclose(step.at("sigma"), sigma, rtol=1e-6)
+    np.testing.assert_allclose(step.position("sigma"), sigma, rtol=1e-6)
     for unit, needed in (("step", "times"), ("log_snr", "process"), ("sigma", "process")):
         with pytest.raises(ValueError, match=f"needs `{needed}`"):
-            Step(0.25, 0.5).at(unit)
+            Step(0.25, 0.5).position(unit)
     with pytest.raises(ValueError, match="unknown unit"):
-        step.at("nm")
+        step.position("nm")
 
 
 def test_index_of_each_sample_s_own_grid():
@@ -140,10 +140,10 @@ def test_index_of_each_sample_s_own_grid():
 
 def test_wrong_input():
     with pytest.raises(ValueError, match="NaN"):
-        gj.constant(float("nan"))
+        gj.weights.constant(float("nan"))
     with pytest.raises(ValueError, match="NaN"):
         as_weight(jnp.array([1.0, jnp.nan], jnp.bfloat16))
     with pytest.raises(ValueError, match="lo ≤ hi"):
-        gj.constant(1.0).clip(2.0, 1.0)
+        gj.weights.constant(1.0).clip(2.0, 1.0)
     with pytest.raises(ValueError, match="lo ≤ hi"):
-        gj.constant(1.0).clip(float("nan"), 1.0)
+        gj.weights.constant(1.0).clip(float("nan"), 1.0)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
 
-PROCESS = gj.rectified_flow()
+PROCESS = gj.processes.rectified_flow()
 KEY = jax.random.key(0)
 TIMES = gj.uniform_times(5)
 LABELS = jnp.array([0, 1, 2, 1])
@@ -26,7 +26,9 @@ def _moved(net):
 
 
 @pytest.mark.parametrize("init_omega", [0.1, 1.0, 6.5])
-@pytest.mark.parametrize("process", [gj.rectified_flow(), gj.linear_vp(), gj.edm()])
+@pytest.mark.parametrize(
+    "process", [gj.processes.rectified_flow(), gj.processes.linear_vp(), gj.processes.edm()]
+)
 def test_starts_at_the_constant(init_omega, process):
     net = gj.OmegaNet(num_classes=3, hidden=8, init_omega=init_omega)
     table = net.weight(net.init(KEY)).table(TIMES, LABELS, process=process)
@@ -36,7 +38,7 @@ def test_starts_at_the_constant(init_omega, process):
 
 def test_depends_on_both_times_and_the_class_and_stays_positive():
     net = gj.OmegaNet(num_classes=3, hidden=8)
-    omega = lambda s, t: net.apply(_moved(net), s, t, LABELS, PROCESS)
+    omega = lambda s, t: net.weight(_moved(net))(s, t, LABELS, process=PROCESS)
     base = omega(0.2, 0.5)
     assert base.shape == (4,)
     assert np.all(base > 0)
@@ -65,9 +67,9 @@ def test_of_an_embedding():
 @pytest.mark.parametrize("s", [0.0, 0.99])
 def test_finite_where_log_snr_is_not(s):
     net = gj.OmegaNet(num_classes=3, hidden=8)
-    value, grads = jax.value_and_grad(lambda phi: net.apply(phi, s, 1.0, LABELS, PROCESS).sum())(
-        _moved(net)
-    )
+    value, grads = jax.value_and_grad(
+        lambda phi: net.weight(phi)(s, 1.0, LABELS, process=PROCESS).sum()
+    )(_moved(net))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((value, grads)))
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
@@ -75,7 +77,7 @@ def test_finite_where_log_snr_is_not(s):
 def test_learns():
     net = gj.OmegaNet(num_classes=3, hidden=16, depth=1)
     target = jnp.array([0.5, 1.0, 3.0, 1.0])
-    loss = lambda phi: jnp.mean((net.apply(phi, 0.4, 0.5, LABELS, PROCESS) - target) ** 2)
+    loss = lambda phi: jnp.mean((net.weight(phi)(0.4, 0.5, LABELS, process=PROCESS) - target) ** 2)
 
     @jax.jit
     def fit(phi):
@@ -88,7 +90,8 @@ def test_learns():
 @pytest.mark.parametrize("init_omega", [0.01, 0.05, 2.0])  # z < 0, z = 0, z > 0 at the start
 def test_omega_rises_with_its_output(init_omega):
     net = gj.OmegaNet(hidden=8, depth=1, init_omega=init_omega)
-    slope = jax.grad(net.apply)(net.init(KEY), 0.4, 0.5, None, PROCESS)["Dense_3"]["bias"]
+    omega = lambda phi: net.weight(phi)(0.4, 0.5, process=PROCESS)
+    slope = jax.grad(omega)(net.init(KEY))["Dense_3"]["bias"]
     want = init_omega / (init_omega + 0.01 / (4 * init_omega))  # of z = ω − b/(4ω)
     np.testing.assert_allclose(slope, want, rtol=1e-4)
 
@@ -98,7 +101,7 @@ def test_comes_back_from_nothing():
     net = gj.OmegaNet(hidden=8, depth=1)
     phi = net.init(KEY)
     phi["Dense_3"]["bias"] = jnp.array([-3.0])
-    omega = lambda phi: net.apply(phi, 0.4, 0.5, None, PROCESS)
+    omega = lambda phi: net.weight(phi)(0.4, 0.5, process=PROCESS)
     assert 0 < omega(phi) < 1e-3
     optimizer = optax.adam(1e-2)
 

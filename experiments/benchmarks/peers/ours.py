@@ -14,7 +14,7 @@ from experiments.benchmarks.jax_worker import Arrays, Sampler, serve
 from experiments.benchmarks.problem import Row
 from guidejax import sampling, solvers
 
-SOLVERS: dict[str, Callable[[Row], gj.Solver]] = {
+SOLVERS: dict[str, Callable[[Row], gj.solvers.Solver]] = {
     "ddim": lambda row: solvers.ddim(row.number),
     "euler": lambda row: solvers.euler(),
     "heun": lambda row: solvers.heun(),
@@ -26,7 +26,7 @@ SOLVERS: dict[str, Callable[[Row], gj.Solver]] = {
 
 def build(row: Row, arrays: Arrays) -> Sampler:
     """`guidejax.sample`, called as a user calls it."""
-    process = gj.rectified_flow()
+    process = gj.processes.rectified_flow()
     denoise = gj.denoiser(arrays.network, process, "velocity", params=arrays.params)
     times = np.asarray(arrays.times)
 
@@ -37,7 +37,7 @@ def build(row: Row, arrays: Arrays) -> Sampler:
             weight = omega if row.whole else gj.interval(omega, row.lo, row.hi)
             solver, guidance = SOLVERS[row.solver](row), gj.guidance(gj.cfg, weight)
         return gj.sample(
-            jax.random.key(seed), denoise, process, arrays.noise, cond=labels, uncond=arrays.null,
+            jax.random.key(seed), denoise, arrays.noise, cond=labels, uncond=arrays.null,
             guidance=guidance, solver=solver, times=times,
         )  # fmt: skip
 

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 
 from guidejax._arrays import Array
 from guidejax.schedules.base import check_unit, curve, progress, require, scaled, schedule
-from guidejax.weights.base import Step, Weight, as_weight
+from guidejax.weights.base import ROUNDING, Step, Weight, as_weight
 
 UNITS = ("t", "log_snr", "sigma", "step")
 
 
 def _inside(step: Step, lo: Array, hi: Array, unit: str) -> Array:
-    position = step.at(unit)
-    return jnp.logical_and(position >= lo, position <= hi)
+    position = step.position(unit)
+    # To a rounding: in somebody's loop the time 0.2 may be 1 − 0.8.
+    low, high = (2 * ROUNDING * jnp.maximum(jnp.abs(end), 1) for end in (lo, hi))
+    return jnp.logical_and(position >= lo - low, position <= hi + high)
 
 
 def _interval(step: Step, lo: Array, hi: Array, unit: str) -> Array:
@@ -31,7 +33,7 @@ def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
     """Guidance in a limited interval: ω = value where lo ≤ t ≤ hi, 0 outside.
 
     Kynkäänniemi et al. 2404.07724, Eq. (5), there in σ and half open at `lo`; here both ends
-    belong to it. Acts on ω; keeps the peak. Outside the interval the sampler makes no
+    belong to it, to a rounding. Acts on ω; keeps the peak. Outside the interval the sampler makes no
     unconditional pass.
 
     Args:
@@ -42,7 +44,8 @@ def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
             "sigma" (σ/α) or "step" (index on the grid, 0 the noisiest).
 
     Raises:
-        ValueError: If lo > hi, an end is NaN, or the unit is unknown.
+        ValueError: If lo > hi, an end is NaN, the unit is unknown, or it lies outside [0, 1] in
+            unit "t".
 
     Example:
         >>> weight = interval(4.0, lo=0.2, hi=0.8)
@@ -52,6 +55,10 @@ def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
     if unit not in UNITS:
         raise ValueError(f"unknown unit {unit!r}; expected one of {', '.join(UNITS)}.")
     require("interval", "lo ≤ hi", lambda a, b: a <= b, lo, hi)
+    if unit == "t":
+        overlap = lambda a, b: (a <= 1) & (b >= 0)  # noqa: E731
+        expected = "ends within [0, 1] in unit='t' (for steps or noise levels give their unit)"
+        require("interval", expected, overlap, lo, hi)
     return as_weight(value) * curve(_interval, {"lo": lo, "hi": hi}, {"unit": unit}, _inside)
 
 
@@ -138,13 +145,13 @@ def _stepped(step: Step, ratio: Array, at: Array, unit: str, low_first: bool) ->
     return jnp.where(early == low_first, ratio, 1.0)
 
 
-def _stepped_mask(step: Step, ratio: Array, at: Array, unit: str, low_first: bool) -> Array:
+def _stepped_support(step: Step, ratio: Array, at: Array, unit: str, low_first: bool) -> Array:
     return jnp.logical_or(ratio != 0, (progress(step, unit) < at) != low_first)
 
 
 def _steps(value: Any, ratio: Any, at: Any, unit: str, on: str, low_first: bool) -> Weight:
     options = {"unit": check_unit(unit), "low_first": low_first}
-    shape = curve(_stepped, {"ratio": ratio, "at": at}, options, _stepped_mask)
+    shape = curve(_stepped, {"ratio": ratio, "at": at}, options, _stepped_support)
     return scaled(value, shape, on)
 
 

@@ -1,0 +1,10 @@
+"""What several tests share."""
+
+import guidejax as gj
+
+
+def sample(key, denoise, process, noise, **options):
+    """`gj.sample` of a bare function (x, t, cond) -> x0 on a process, or of a denoiser of it."""
+    if not isinstance(denoise, gj.Denoiser):
+        denoise = gj.denoiser(denoise, process)
+    return gj.sample(key, denoise, noise, **options)
