@@ -91,7 +91,9 @@ def magnitude(*arrays: Array, axis: Axes = None) -> Array:
     What is divided by it can be squared, whatever its size, and loses no bit by that. Of several
     arrays it is the magnitude of the largest; where all are 0 it is the least that has an inverse.
     """
-    peaks = [jnp.max(jnp.abs(upcast(a)), axis=_axes(a, axis), keepdims=True) for a in arrays]
+    peaks = [
+        jnp.max(jnp.abs(upcast(a)), axis=_axes(a, axis), keepdims=True, initial=0) for a in arrays
+    ]
     peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
     limits = jnp.finfo(peak.dtype)
     peak = jnp.clip(peak, 4 * limits.tiny, limits.max / 256)
@@ -148,6 +150,12 @@ def safe_divide(a: Array | float, b: Array, otherwise: float = 0.0) -> Array:
     zero = b == 0
     ratio = _divide(a, jnp.where(zero, 1, b))
     return jnp.where(zero, jnp.where(jnp.isnan(a), a, otherwise), ratio)
+
+
+def shrink_to(size: Array, most: Array) -> Array:
+    """min(1, most/size): the factor by which what is `size` long gets no longer than `most`."""
+    within = size <= most
+    return jnp.where(within, 1, safe_divide(jnp.where(within, 1, most), jnp.where(within, 1, size)))
 
 
 def flatten(x: Array) -> Array:

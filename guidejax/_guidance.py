@@ -510,9 +510,8 @@ def guidance(
                 f"guidance takes omega, the excess over the conditional model, and no {name}: for "
                 f"the common scale write omega=gj.from_scale({numbers[name]!r})."
             )
-    bound = rule if isinstance(rule, tuple) else (_bind(rule, {}, space),)
-    first, *rest = bound
-    bound = (_bind(first, numbers), *rest)
+    first, *rest = rule if isinstance(rule, tuple) else (rule,)
+    bound = (_bind(first, numbers, space), *rest)
     links, traced = [], []
     for each in bound:
         options = {

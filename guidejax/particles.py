@@ -1,4 +1,4 @@
-"""Guidance that is defined by the solver's step: CFG++'s weight, and Feynman-Kac particles."""
+"""Feynman-Kac particles: weights and resampling by which guided samples are those of a product."""
 
 from __future__ import annotations
 
@@ -7,31 +7,6 @@ import jax.numpy as jnp
 
 from guidejax._arrays import Array, square_norm
 from guidejax.processes import Process
-
-
-def cfgpp_omega(process: Process, s: Array, t: Array, lam: Array | float) -> Array:
-    """The ω whose DDIM step t → s is the CFG++ step of λ: (ω + 1) = λ α_s σ_t/(α_s σ_t − σ_s α_t).
-
-    CFG++ denoises with x̂0 = u + λ (c − u) and adds back the unconditional noise (Chung et al.
-    2406.08070); at DDIM's fixed point that is CFG with this weight, on every process. As a weight:
-    `omega=lambda s, t, cond: cfgpp_omega(process, s, t, 0.6)`.
-
-    Args:
-        process: The noising process.
-        s: Target time, scalar or (batch,).
-        t: Current time, s < t.
-        lam: λ in [0, 1] in the paper, whose λ is no ω: on its grid 0.6 is about ω = 6.5.
-
-    Returns:
-        ω, the excess; λ − 1 on the last step, into s = 0.
-
-    Example:
-        >>> from guidejax.processes import rectified_flow
-        >>> round(float(cfgpp_omega(rectified_flow(), 0.25, 0.5, 0.6)), 4)
-        -0.1
-    """
-    left = process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
-    return lam / (1 - left) - 1
 
 
 def fkc_log_weight(

@@ -340,7 +340,7 @@ def test_each_branch_matters_where_its_weight_does():
     assert steps(gj.guidance(gj.rules.nested, 0.0, partial_omega=last)) == {
         "partial": late, "uncond": late
     }  # fmt: skip
-    assert steps(gj.guidance(gj.rules.timed_negative, 1.0, gate=first)) == {
+    assert steps(gj.guidance(gj.rules.timed_negative, 1.0, share=first)) == {
         "negative": early, "uncond": on
     }  # fmt: skip
     assert steps(gj.guidance(gj.rules.mixed_autoguidance, first, mix=0.0)) == {
@@ -377,7 +377,7 @@ def test_each_branch_matters_where_its_weight_does():
     [
         (gj.rules.stacked, {"perturbed_omega": 0.0}, "perturbed"),
         (gj.rules.stack("skip"), {"skip_omega": 0.0}, "skip"),
-        (gj.rules.timed_negative, {"gate": 0.0}, "negative"),
+        (gj.rules.timed_negative, {"share": 0.0}, "negative"),
         (gj.rules.mixed_autoguidance, {"mix": 0.0}, "weak"),
         (gj.rules.nested, {"partial_omega": 0.0}, "uncond"),
         (gj.rules.compose_and, {"other_weight": 0.0}, "other"),

@@ -96,12 +96,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "timed_negative": Setting(
         (0.5, 1.0, 3.0), (0.5, 1.0, 3.0),
-        mixture_numbers={"gate": gj.interval(1.0, lo=0.5, hi=0.83)},
-        digits_numbers={"gate": gj.interval(1.0, lo=0.5, hi=0.83)},
+        mixture_numbers={"share": gj.interval(1.0, lo=0.5, hi=0.83)},
+        digits_numbers={"share": gj.interval(1.0, lo=0.5, hi=0.83)},
         note="The negative prompt counts for 0.5 ≤ t ≤ 0.83.",
     ),
     "zero_init": Setting(
-        mixture_numbers={"gate": _FIRST}, digits_numbers={"gate": _FIRST},
+        mixture_numbers={"share": _FIRST}, digits_numbers={"share": _FIRST},
         note="The first step stands still.",
     ),
 }  # fmt: skip

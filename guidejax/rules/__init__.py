@@ -9,6 +9,7 @@ from guidejax.rules.corrections import input_gradient as input_gradient
 from guidejax.rules.corrections import recfg as recfg
 from guidejax.rules.corrections import recfg_table as recfg_table
 from guidejax.rules.corrections import reg as reg
+from guidejax.rules.data_consistency import inpaint as inpaint
 from guidejax.rules.feedback_guidance import feedback as feedback
 from guidejax.rules.feedback_guidance import feedback_numbers as feedback_numbers
 from guidejax.rules.frequency import fdg as fdg

@@ -99,6 +99,8 @@ class Rule:
     def __post_init__(self) -> None:
         functools.update_wrapper(self, self.fn, updated=())
         self.__name__ = self.name
+        if self.renamed:
+            del self.__wrapped__  # its parameters have other names
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, Tree, expand, safe_divide, upcast
+from guidejax._arrays import Array, Tree, expand, restore, safe_divide, upcast
 from guidejax._denoisers import Denoiser
 from guidejax.processes import Process
 from guidejax.rules.base import rule
@@ -45,8 +45,8 @@ def reg(
         [[7.0, 3.0]]
     """
     c = upcast(cond)
-    weight = expand(omega * process.alpha(t), c).astype(c.dtype) * upcast(gradient)
-    return (c + weight * (c - upcast(uncond))).astype(cond.dtype)
+    weight = expand(omega, c) * expand(process.alpha(t), c) * upcast(gradient)
+    return restore(c + weight.astype(c.dtype) * (c - upcast(uncond)), cond)
 
 
 def input_gradient(denoise: Denoiser) -> Denoiser:
@@ -80,7 +80,7 @@ def recfg(
         cond: Conditional prediction c, (batch, ...), as ε.
         uncond: Unconditional prediction u, the same shape and space.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
-        ratio: ρ: a scalar, (batch,), or an array that broadcasts against `cond`; 1 is `cfg`.
+        ratio: ρ: a scalar, (batch,), or an array of as many axes as `cond`; 1 is `cfg`.
 
     Returns:
         The guided prediction, in the dtype of `cond`.
@@ -90,9 +90,8 @@ def recfg(
         [[2.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    ratio = jnp.asarray(ratio)
-    rho = expand(ratio, u) if ratio.ndim < 2 else ratio
-    return (c + expand(omega, c) * (c - rho.astype(u.dtype) * u)).astype(cond.dtype)
+    rho = expand(ratio, u).astype(u.dtype)
+    return restore(c + expand(omega, c) * (c - rho * u), cond)
 
 
 def _nearest(params: tuple[Array, Array], step: Step) -> Array:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, accumulator, dot, expand, upcast
+from guidejax._arrays import Array, accumulator, dot, expand, restore, upcast
 from guidejax.processes import Process
 from guidejax.rules.base import buffer, per_sample, rule
 
@@ -81,6 +81,9 @@ def feedback(
     Returns:
         The guided clean prediction, in the dtype of `cond`, and the next state.
 
+    Raises:
+        ValueError: If omega has more axes than one.
+
     Example:
         >>> from guidejax.processes import edm
         >>> c, u = jnp.array([[1.0]]), jnp.array([[0.0]])
@@ -88,6 +91,11 @@ def feedback(
         >>> guided.tolist()
         [[2.0]]
     """
+    if jnp.ndim(omega) > 1:
+        raise ValueError(
+            "feedback caps ω and its own λ − 1 together, a sample at a time: expected omega scalar "
+            f"or (batch,), got the shape {jnp.shape(omega)}."
+        )
     c, u, x = upcast(cond), upcast(uncond), upcast(x)
     alpha, sigma = process.alpha(t), process.sigma(t)
     snr = jnp.zeros_like(state.snr) + (alpha / sigma) ** 2
@@ -106,7 +114,7 @@ def feedback(
     weight = omega + jnp.minimum(rest / jnp.maximum(jnp.exp(log_ratio) - rest, 1e-6), room)
     guided = c + expand(weight, c) * (c - u)
     after = Feedback(log_ratio, jnp.ones_like(state.started), snr, pull, c, u)
-    return guided.astype(cond.dtype), after
+    return restore(guided, cond), after
 
 
 def feedback_numbers(
@@ -131,7 +139,8 @@ def feedback_numbers(
         guide_to: The paper's t1.
 
     Returns:
-        {"temperature": τ, "offset": δ}: `feedback(pi=0.95, **feedback_numbers(process, times))`.
+        {"temperature": τ, "offset": δ}: 
+        `feedback.bind(pi=0.95, **feedback_numbers(process, times))`.
 
     Raises:
         ValueError: If π is not in (0, 1) or a fraction not in [0, 1).

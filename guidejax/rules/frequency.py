@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, dot, expand, safe_divide, square_norm, upcast
+from guidejax._arrays import Array, expand, project, restore, upcast
 from guidejax.rules.base import rule
 
 
@@ -91,10 +91,17 @@ def from_pyramid(bands: list[Array]) -> Array:
     return x
 
 
-def _gains(omega: Array, low: Array | float, levels: int) -> list[Array]:
+def _gains(omega: Array, low: Array | float, levels: int, x: Array) -> list[Array]:
     """ω of each band: ω on the highest, low · ω on the lowest, linear between."""
     if levels < 1:
         raise ValueError(f"expected at least one level, got levels={levels}.")
+    omega, low = expand(omega, x), expand(low, x)
+    for number in (omega, low):
+        if number.ndim and any(number.shape[axis] > 1 for axis in spatial_axes(x)):
+            raise ValueError(
+                "a weight of frequencies is the same everywhere: expected a scalar, (batch,) or "
+                f"one a channel, got the shape {number.shape}."
+            )
     return [omega * (1 + (low - 1) * (k / max(levels - 1, 1))) for k in range(levels)]
 
 
@@ -135,10 +142,10 @@ def fdg(
         4.0
     """
     c = upcast(cond)
-    gains = _gains(omega, low, levels)
+    gains = _gains(omega, low, levels, c)
     bands = laplacian_pyramid(c - upcast(uncond), levels)
-    shift = from_pyramid([expand(w, d) * d for w, d in zip(gains, bands, strict=True)])
-    return (c + shift).astype(cond.dtype)
+    shift = from_pyramid([w * d for w, d in zip(gains, bands, strict=True)])
+    return restore(c + shift, cond)
 
 
 @rule(space="x0", paper="Sadat et al., arXiv 2506.19713, Algorithm 2", static=("levels",))
@@ -154,7 +161,9 @@ def fdg_projected(
     """`fdg` with each band of c − u split along the same band of c, the parallel part weighted.
 
     d_k ← d_k − (1 − η) P_{c_k} d_k on every band, then c + Σ_k ω_k d_k (Sadat et al. 2506.19713,
-    Algorithm 2). η = 1 is `fdg`; η = 0 is APG's projection band by band.
+    Algorithm 2). η = 1 is `fdg`; η = 0 is APG's projection band by band. Each band adds to c; that
+    is diffusers' guider with `use_original_formulation=True`. Its default adds (ω_k + 1) d_k to u,
+    which for η ≠ 1 is another rule.
 
     Args:
         cond: Conditional clean prediction c, (batch, H, W, channels).
@@ -176,13 +185,12 @@ def fdg_projected(
         2.0
     """
     c = upcast(cond)
-    gains = _gains(omega, low, levels)
+    gains = _gains(omega, low, levels, c)
     deltas, bases = (laplacian_pyramid(x, levels) for x in (c - upcast(uncond), c))
     shifts = []
     for w, d, base in zip(gains, deltas, bases, strict=True):
-        along_base = (1 - jnp.asarray(parallel)) * safe_divide(dot(d, base), square_norm(base))
-        shifts.append(expand(w, d) * (d - expand(along_base, d) * base))
-    return (c + from_pyramid(shifts)).astype(cond.dtype)
+        shifts.append(w * (d - (1 - expand(parallel, d)) * project(d, base)))
+    return restore(c + from_pyramid(shifts), cond)
 
 
 @functools.cache
@@ -242,7 +250,7 @@ def fresca(
     high, low = expand(high, c), expand(low, c)
     scaled = high * delta + (low - high) * slow
     # u = c − δ, so that u + w F(δ) = c + (w F(δ) − δ).
-    return (c + (expand(omega, c) + 1) * scaled - delta).astype(cond.dtype)
+    return restore(c + (expand(omega, c) + 1) * scaled - delta, cond)
 
 
 @functools.cache

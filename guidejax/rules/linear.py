@@ -10,21 +10,28 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
-from guidejax._arrays import Array, accumulator, expand
+from guidejax._arrays import Array, expand, restore, upcast
 from guidejax.rules.base import CONTEXT, Rule, any_of, make_rule, rule
 
 _LIU = "Liu et al., arXiv 2206.01714"
 _LTX = "HaCohen et al., arXiv 2601.03233"
 
 
-def _extrapolate(base: Array, *terms: tuple[Array | float, Array, Array]) -> Array:
-    """`base` + Σ weight · (towards − away) over `terms`, in the dtype of `base`."""
-    wide = accumulator(base.dtype)
-    total = base.astype(wide)
+def _extrapolate(
+    base: Array, *terms: tuple[tuple[Array | float, ...] | Array | float, Array, Array]
+) -> Array:
+    """`base` + Σ weight · (towards − away) over `terms`, in the dtype of `base`.
+
+    A weight is a number or the factors of one, each a scalar, (batch,) or an array of as many
+    axes as the predictions.
+    """
+    total = upcast(base)
     for weight, towards, away in terms:
-        difference = towards.astype(wide) - away.astype(wide)
-        total = total + expand(weight, total).astype(wide) * difference
-    return total.astype(base.dtype)
+        shift = upcast(towards) - upcast(away)
+        for factor in reversed(weight if isinstance(weight, tuple) else (weight,)):
+            shift = expand(factor, shift).astype(shift.dtype) * shift
+        total = total + shift
+    return restore(total, base)
 
 
 @rule(space="any", paper="Ho & Salimans, arXiv 2207.12598, Eq. (6)")
@@ -32,12 +39,14 @@ def cfg(cond: Array, uncond: Array, omega: Array) -> Array:
     """Classifier-free guidance: c + ω (c − u).
 
     Ho & Salimans 2207.12598, Eq. (6); Galashov et al. 2510.00815, Eq. (7). The common scale
-    w = ω + 1 has u + w (c − u): `from_scale(w)` gives ω.
+    w = ω + 1 has u + w (c − u): `from_scale(w)` gives ω. As in every linear rule, an ω with as
+    many axes as c weighs parts of a sample by themselves: (1, 1, 1, channels) has one ω a channel.
+    DiT guides three of its four channels, ω · (1, 1, 1, 0).
 
     Args:
         cond: Conditional prediction c, (batch, ...), in any space.
         uncond: Unconditional prediction u, the same shape and space.
-        omega: ω, scalar or (batch,); 0 returns `cond` exactly.
+        omega: ω, scalar, (batch,), or as many axes as `cond`; 0 returns `cond` exactly.
 
     Returns:
         The guided prediction, in the dtype of `cond`.
@@ -102,7 +111,7 @@ def mixed_autoguidance(
         >>> mixed_autoguidance(c, u, k, 2.0).tolist()
         [[5.0]]
     """
-    return _extrapolate(cond, (omega * (1 - mix), cond, uncond), (omega * mix, cond, weak))
+    return _extrapolate(cond, ((omega, 1 - mix), cond, uncond), ((omega, mix), cond, weak))
 
 
 @rule(space="any", paper="folklore")
@@ -131,10 +140,10 @@ def negative_prompt(cond: Array, negative: Array, omega: Array) -> Array:
 @rule(
     space="any",
     paper="Ban et al., arXiv 2406.02965",
-    needs={"negative": lambda numbers: numbers["omega"] * numbers["gate"]},
+    needs={"negative": lambda numbers: numbers["omega"] * numbers["share"]},
 )
 def timed_negative(
-    cond: Array, negative: Array, uncond: Array, omega: Array, *, gate: Array | float = 1.0
+    cond: Array, negative: Array, uncond: Array, omega: Array, *, share: Array | float = 1.0
 ) -> Array:
     """Negative prompt on some steps: c + ω (c − [u + g (m − u)]).
 
@@ -147,7 +156,7 @@ def timed_negative(
         negative: Prediction m under the negative prompt, the same shape and space.
         uncond: Unconditional prediction u, the same shape and space.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
-        gate: g, scalar or (batch,).
+        share: g, scalar or (batch,); 1 is `negative_prompt`, 0 is `cfg`.
 
     Returns:
         The guided prediction, in the dtype of `cond`.
@@ -155,10 +164,10 @@ def timed_negative(
     Example:
         >>> import jax.numpy as jnp
         >>> c, m, u = jnp.array([[2.0]]), jnp.array([[1.0]]), jnp.array([[0.0]])
-        >>> [timed_negative(c, m, u, 2.0, gate=g).item() for g in (0.0, 0.5, 1.0)]
+        >>> [timed_negative(c, m, u, 2.0, share=g).item() for g in (0.0, 0.5, 1.0)]
         [6.0, 5.0, 4.0]
     """
-    return _extrapolate(cond, (omega, cond, uncond), (omega * gate, uncond, negative))
+    return _extrapolate(cond, (omega, cond, uncond), ((omega, share), uncond, negative))
 
 
 @rule(
@@ -194,7 +203,7 @@ def compose_and(
         >>> compose_and(c, o, u, 1.0).tolist()
         [[7.0]]
     """
-    return _extrapolate(cond, (omega, cond, uncond), (other_weight * (1 + omega), other, uncond))
+    return _extrapolate(cond, (omega, cond, uncond), ((other_weight, 1 + omega), other, uncond))
 
 
 @rule(
@@ -235,8 +244,8 @@ def compose_not(
         >>> compose_not(c, m, u, 1.0).tolist()
         [[-1.0]]
     """
-    weight = negative_weight * (1 + omega)
-    return _extrapolate(cond, (omega, cond, uncond), (weight, uncond, negative))
+    away = (negative_weight, 1 + omega)
+    return _extrapolate(cond, (omega, cond, uncond), (away, uncond, negative))
 
 
 @rule(
@@ -407,24 +416,27 @@ def compose(and_: Sequence[str] = (), not_: Sequence[str] = ()) -> Rule:
 def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
     names = (*and_, *not_)
     _check_names("compose", names)
+    weights = {name: f"{name}_weight" for name in names}
 
-    def body(**given: Any) -> Array:
+    def combine(**given: Any) -> Array:
         cond, uncond, omega = given["cond"], given["uncond"], given["omega"]
-        terms = [(omega, cond, uncond)]
-        for name in names:
+        terms: list[Any] = [(omega, cond, uncond)]
+        for name, weight in weights.items():
             towards, away = (given[name], uncond) if name in and_ else (uncond, given[name])
-            terms.append((given[f"{name}_weight"] * (1 + omega), towards, away))
+            terms.append(((given[weight], 1 + omega), towards, away))
         return _extrapolate(cond, *terms)
 
-    takes, weights = ("cond", *names, "uncond", "omega"), [f"{name}_weight" for name in names]
-    needs: dict[str, Any] = {
-        name: itemgetter(weight) for name, weight in zip(names, weights, strict=True)
-    }
-    needs["uncond"] = any_of("omega", *weights)
     return make_rule(
-        body, space="any", paper=_LIU, name="compose", takes=takes,
-        numbers=dict.fromkeys(weights, 1.0), exact_at_zero=False, needs=needs,
-    )  # fmt: skip
+        combine,
+        name="compose",
+        space="any",
+        paper=_LIU,
+        takes=("cond", *names, "uncond", "omega"),
+        numbers=dict.fromkeys(weights.values(), 1.0),
+        exact_at_zero=False,
+        needs={name: itemgetter(weight) for name, weight in weights.items()}
+        | {"uncond": any_of("omega", *weights.values())},
+    )
 
 
 def stack(*perturbed: str) -> Rule:
@@ -457,19 +469,24 @@ def stack(*perturbed: str) -> Rule:
 @functools.cache
 def _stack(names: tuple[str, ...]) -> Rule:
     _check_names("stack", names)
+    omegas = {name: f"{name}_omega" for name in names}
 
-    def body(**given: Any) -> Array:
+    def combine(**given: Any) -> Array:
         cond = given["cond"]
-        terms = [(given[f"{name}_omega"], cond, given[name]) for name in names]
+        terms = [(given[omega], cond, given[name]) for name, omega in omegas.items()]
         return _extrapolate(cond, (given["omega"], cond, given["uncond"]), *terms)
 
-    takes = ("cond", "uncond", *names, "omega")
-    needs = {"uncond": itemgetter("omega")} | {n: itemgetter(f"{n}_omega") for n in names}
-    numbers = dict.fromkeys((f"{name}_omega" for name in names), 1.0)
     return make_rule(
-        body, space="any", paper=_LTX, name="stack", takes=takes, numbers=numbers,
-        exact_at_zero=False, needs=needs,
-    )  # fmt: skip
+        combine,
+        name="stack",
+        space="any",
+        paper=_LTX,
+        takes=("cond", "uncond", *names, "omega"),
+        numbers=dict.fromkeys(omegas.values(), 1.0),
+        exact_at_zero=False,
+        needs={name: itemgetter(omega) for name, omega in omegas.items()}
+        | {"uncond": itemgetter("omega")},
+    )
 
 
 def _check_names(who: str, names: tuple[str, ...]) -> None:

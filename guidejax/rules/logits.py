@@ -13,9 +13,9 @@ def _log_softmax(logits: Array, allowed: Array, axis: int) -> Array:
     """log softmax over what is `allowed`, and 0 elsewhere, without a NaN if that is nothing."""
     finite = jnp.where(allowed, logits, 0)
     peak = jax.lax.stop_gradient(jnp.max(jnp.where(allowed, finite, -jnp.inf), axis, keepdims=True))
-    peak = jnp.where(jnp.isfinite(peak), peak, 0)
+    peak = jnp.where(jnp.isneginf(peak), 0, peak)
     weight = jnp.sum(jnp.where(allowed, jnp.exp(finite - peak), 0), axis, keepdims=True)
-    log_total = jnp.log(jnp.where(weight > 0, weight, 1))
+    log_total = jnp.log(jnp.where(weight == 0, 1, weight))
     return jnp.where(allowed, finite - peak - log_total, 0)
 
 

@@ -8,10 +8,13 @@ from guidejax._arrays import (
     Array,
     dot,
     expand,
+    magnitude,
     norm,
+    restore,
     safe_divide,
     safe_sqrt,
     square_norm,
+    unit,
     upcast,
 )
 from guidejax.rules.base import rule
@@ -19,9 +22,10 @@ from guidejax.rules.base import rule
 
 def _power(size: Array, exponent: Array | float) -> Array:
     """size^exponent; where size = 0, 0 (1 if the exponent is 0), with gradient 0."""
-    positive = size > 0
-    at_zero = jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0)
-    return jnp.where(positive, jnp.where(positive, size, 1) ** exponent, at_zero)
+    zero = size == 0
+    exponent = jnp.asarray(exponent)
+    at_zero = jnp.where(exponent == 0, 1, jnp.where(jnp.isnan(exponent), exponent, 0))
+    return jnp.where(zero, at_zero, jnp.where(zero, 1, size) ** exponent)
 
 
 @rule(space="velocity", paper="Zhu et al. (MAMBO-G), arXiv 2508.03442")
@@ -48,8 +52,8 @@ def mambo_g(cond: Array, uncond: Array, omega: Array, *, damping: Array | float 
     c, u = upcast(cond), upcast(uncond)
     # 10⁶ is infinite to the exponential and finite to its gradient.
     ratio = safe_divide(norm(c - u), norm(u), otherwise=1e6)
-    weight = omega * jnp.exp(-damping * ratio)
-    return (c + expand(weight, c) * (c - u)).astype(cond.dtype)
+    share = jnp.exp(-jnp.asarray(damping) * ratio)
+    return restore(c + expand(omega, c) * expand(share, c) * (c - u), cond)
 
 
 @rule(space="score", paper="Pavasovic et al., arXiv 2502.07849")
@@ -57,7 +61,8 @@ def power_law(cond: Array, uncond: Array, omega: Array, *, power: Array | float 
     """Power-law guidance: c + ω ‖c − u‖^a (c − u) (Pavasovic et al. 2502.07849).
 
     Guidance fades out as the two scores come to agree. ‖c − u‖ grows with the number of elements
-    and with the space, so that ω is tuned anew for each model.
+    and with the space, so that ω is tuned anew for each model. Near σ = 0 scores may be so large
+    that ‖c − u‖^(a + 1) is no number of float32: it is held at 10³⁰ (10²⁴⁶ in float64).
 
     Args:
         cond: Conditional score c, (batch, ...).
@@ -74,8 +79,14 @@ def power_law(cond: Array, uncond: Array, omega: Array, *, power: Array | float 
     """
     c = upcast(cond)
     delta = c - upcast(uncond)
-    weight = omega * _power(norm(delta), power)
-    return (c + expand(weight, c) * delta).astype(cond.dtype)
+    size, most = norm(delta), jnp.finfo(c.dtype).max ** 0.8
+    over = (1 + jnp.asarray(power)) * jnp.log(jnp.where(size > 0, size, 1)) > jnp.log(most)
+    weight = jnp.where(
+        over,
+        safe_divide(most, jnp.where(over, size, 1)),
+        _power(jnp.where(over, 1, size), power),
+    )
+    return restore(c + expand(omega, c) * (expand(weight, c) * delta), cond)
 
 
 @rule(space="eps", paper="Malarz et al., arXiv 2502.10574", exact_at_zero=False)
@@ -100,8 +111,9 @@ def beta_cfg(cond: Array, uncond: Array, omega: Array, *, gamma: Array | float =
         [[6.0, 8.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    weight = (omega + 1) * _power(norm(c - u), -jnp.asarray(gamma))
-    return (u + expand(weight, c) * (c - u)).astype(cond.dtype)
+    delta = c - u
+    length = _power(norm(delta), 1 - jnp.asarray(gamma))
+    return restore(u + (expand(omega, c) + 1) * expand(length, c) * unit(delta), cond)
 
 
 @rule(space="x0", paper="PMC-CFG, arXiv 2609.24287")
@@ -127,13 +139,16 @@ def pmc(cond: Array, uncond: Array, omega: Array, *, cap: Array | float = 1.05) 
     """
     c = upcast(cond)
     delta = c - upcast(uncond)
-    a, b = square_norm(delta), dot(c, delta)
-    room = square_norm(c) * (jnp.asarray(cap) ** 2 - 1)
+    # β of c and δ of length 1 or so: of the true ones it is β · ‖c‖/‖δ‖.
+    size, step = magnitude(c), magnitude(delta)
+    small, towards = c / size, delta / step
+    a, b = square_norm(towards), dot(small, towards)
+    room = square_norm(small) * (jnp.asarray(cap) ** 2 - 1)
     root = safe_sqrt(jnp.maximum(b * b + a * room, 0))
     # Of the two forms of the root, the one that doesn't cancel.
     forward = b > 0
     beta = safe_divide(
         jnp.where(forward, room, root - b), jnp.where(forward, b + root, a), otherwise=jnp.inf
     )
-    weight = jnp.minimum(omega, jnp.maximum(beta, 0))
-    return (c + expand(weight, c) * delta).astype(cond.dtype)
+    most = expand(jnp.maximum(beta, 0), c) * (size / step)
+    return restore(c + jnp.minimum(expand(omega, c), most) * delta, cond)

@@ -6,27 +6,30 @@ from operator import itemgetter
 
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, dot, expand, norm, safe_divide, safe_sqrt, square_norm, upcast
+from guidejax._arrays import (
+    Array,
+    dot,
+    expand,
+    magnitude,
+    norm,
+    project,
+    restore,
+    safe_divide,
+    safe_sqrt,
+    shrink_to,
+    square_norm,
+    upcast,
+)
 from guidejax.rules.base import any_of, rule
 
 FORMS = ("paper", "diffusers", "comfy")
-
-
-def project(a: Array, onto: Array) -> Array:
-    """P(a), the component of `a` along `onto`, for each sample; 0 where `onto` is 0."""
-    unit = onto * expand(safe_divide(1.0, norm(onto)), onto)
-    return expand(dot(a, unit), a) * unit
 
 
 def _cap(a: Array, max_norm: Array | None) -> Array:
     """`a` · min(1, max_norm/‖a‖)."""
     if max_norm is None:
         return a
-    size = norm(a)
-    over = size > max_norm
-    return a * expand(
-        jnp.where(over, jnp.where(over, max_norm, 1) / jnp.where(over, size, 1), 1), a
-    )
+    return a * expand(shrink_to(norm(a), jnp.asarray(max_norm)), a)
 
 
 def _apg(c, u, delta, omega, eta, max_norm, form):
@@ -82,7 +85,7 @@ def apg(
         [[2.0, 2.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    return _apg(c, u, c - u, omega, eta, max_norm, form).astype(cond.dtype)
+    return restore(_apg(c, u, c - u, omega, eta, max_norm, form), cond)
 
 
 @rule(
@@ -134,7 +137,7 @@ def apg_momentum(
     """
     c, u = upcast(cond), upcast(uncond)
     state = (c - u) + expand(momentum, c) * state
-    return _apg(c, u, state, omega, eta, max_norm, form).astype(cond.dtype), state
+    return restore(_apg(c, u, state, omega, eta, max_norm, form), cond), state
 
 
 @rule(space="eps", paper="Kwon et al., arXiv 2503.18137")
@@ -159,13 +162,14 @@ def tcfg(cond: Array, uncond: Array, omega: Array) -> Array:
         [[0.0, 4.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    uu, cc, uc = square_norm(u), square_norm(c), dot(u, c)
+    size = magnitude(u, c)
+    uu, cc, uc = square_norm(u / size), square_norm(c / size), dot(u / size, c / size)
     # cos 2φ and sin 2φ, over the trace first so that the squares don't under- or overflow.
     x, y = safe_divide(uu - cc, uu + cc), safe_divide(2 * uc, uu + cc)
     length = safe_sqrt(x**2 + y**2)
     cos2, sin2 = safe_divide(x, length, 1.0), safe_divide(y, length)
     damped = (expand(1 + cos2, u) * u + expand(sin2, c) * c) / 2
-    return (c + expand(omega, c) * (c - damped)).astype(cond.dtype)
+    return restore(c + expand(omega, c) * (c - damped), cond)
 
 
 @rule(space="velocity", paper="Fan et al., arXiv 2503.18886, Algorithm 1")
@@ -175,7 +179,7 @@ def cfg_zero(cond: Array, uncond: Array, omega: Array) -> Array:
     Fan et al. 2503.18886: the scale s minimises ‖c − s u‖, so that what guides is the part of c
     orthogonal to u. Their code adds 10⁻⁸ to ‖u‖²; here s u = 0 where u = 0. ComfyUI's node takes
     s from x_t − x̂0 and applies it to x̂0, which is another rule. Zero-init, the paper's second
-    part, is `chain(cfg_zero, zero_init(gate=...))`.
+    part, is `chain(cfg_zero, zero_init.bind(share=...))`.
 
     Args:
         cond: Conditional velocity c, (batch, ...).
@@ -190,30 +194,30 @@ def cfg_zero(cond: Array, uncond: Array, omega: Array) -> Array:
         [[2.0, 4.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    return (c + expand(omega, c) * (c - project(c, u))).astype(cond.dtype)
+    return restore(c + expand(omega, c) * (c - project(c, u)), cond)
 
 
 @rule(space="velocity", paper="Fan et al., arXiv 2503.18886, Algorithm 1")
-def zero_init(guided: Array, *, gate: Array | float = 1.0) -> Array:
+def zero_init(guided: Array, *, share: Array | float = 1.0) -> Array:
     """Zero-init: (1 − g) · guided, no velocity at all on the first steps.
 
     Fan et al. 2503.18886 stand still for the first K steps (K = 1, or 4% of them). g is 1 there:
-    `chain(cfg_zero, zero_init(gate=interval(1.0, lo=0, hi=K - 1, unit="step")))`.
+    `chain(cfg_zero, zero_init.bind(share=interval(1.0, lo=0, hi=K - 1, unit="step")))`.
 
     Args:
         guided: The velocity so far, (batch, ...).
-        gate: g, scalar or (batch,); 0 returns `guided` exactly.
+        share: g, scalar or (batch,); 0 returns `guided` exactly, 1 is no velocity.
 
     Returns:
         The velocity, in the dtype of `guided`.
 
     Example:
         >>> velocity = jnp.array([[3.0, 1.0]])
-        >>> zero_init(velocity, gate=1.0).tolist(), zero_init(velocity, gate=0.0).tolist()
+        >>> zero_init(velocity, share=1.0).tolist(), zero_init(velocity, share=0.0).tolist()
         ([[0.0, 0.0]], [[3.0, 1.0]])
     """
     v = upcast(guided)
-    return (expand(1 - jnp.asarray(gate), v) * v).astype(guided.dtype)
+    return restore((1 - expand(share, v)) * v, guided)
 
 
 @rule(
@@ -257,5 +261,6 @@ def perp_neg(
     c, m, u = upcast(cond), upcast(negative), upcast(uncond)
     delta, away = c - u, m - u
     away = away - project(away, delta)
-    update = expand(omega, c) * delta - expand(negative_weight * (1 + omega), c) * away
-    return (c + update).astype(cond.dtype)
+    omega = expand(omega, c)
+    update = omega * delta - expand(negative_weight, c) * (1 + omega) * away
+    return restore(c + update, cond)

@@ -1,21 +1,36 @@
 """Refinements that set the size of the guided prediction by that of the conditional one.
 
-Each takes `guided`, the result of any rule before it: `chain(cfg, rescale(0.7))`.
+Each takes `guided`, the result of any rule before it: `chain(cfg, rescale)`.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, expand, is_concrete, norm, safe_divide, safe_sqrt, upcast
+from guidejax._arrays import (
+    Array,
+    expand,
+    flatten,
+    is_concrete,
+    magnitude,
+    norm,
+    restore,
+    safe_divide,
+    safe_sqrt,
+    shrink_to,
+    upcast,
+)
 from guidejax.processes import Process
 from guidejax.rules.base import rule
 
 
-def _resized(guided: Array, ratio: Array, strength: Array | float, dtype: jnp.dtype) -> Array:
+def _resized(guided: Array, ratio: Array, strength: Array | float) -> Array:
     """(1 − strength) g + strength · ratio · g; where ratio = 1, g itself."""
-    return (guided + expand(strength, guided) * expand(ratio - 1, guided) * guided).astype(dtype)
+    g = upcast(guided)
+    return restore(g + expand(strength, g) * expand(ratio - 1, g) * g, guided)
 
 
 def _spread(x: Array) -> Array:
@@ -48,7 +63,7 @@ def rescale(cond: Array, guided: Array, *, phi: Array | float = 0.7) -> Array:
     spread = _spread(g)
     constant = spread <= 4 * jnp.finfo(g.dtype).eps * norm(g)
     ratio = jnp.where(constant, 1, safe_divide(_spread(c), jnp.where(constant, 1, spread)))
-    return _resized(g, ratio, phi, guided.dtype)
+    return _resized(guided, ratio, phi)
 
 
 @rule(space="velocity", paper="Lumina-Image 2.0, Qin et al., arXiv 2503.21758")
@@ -73,10 +88,7 @@ def norm_cap(cond: Array, guided: Array, *, rho: Array | float = 1.0) -> Array:
         [[0.0, 5.0]]
     """
     c, g = upcast(cond), upcast(guided)
-    size, cap = norm(g), rho * norm(c)
-    over = size > cap
-    ratio = jnp.where(over, safe_divide(cap, jnp.where(over, size, 1)), 1)
-    return _resized(g, ratio, 1, guided.dtype)
+    return _resized(guided, shrink_to(norm(g), rho * norm(c)), 1)
 
 
 @rule(space="velocity", paper="Qwen-Image, arXiv 2508.02324 (its code)", static=("axis", "shrink"))
@@ -111,22 +123,27 @@ def token_norm(
         [[[0.0, 5.0], [1.0, 0.0]]]
     """
     c, g = upcast(cond), upcast(guided)
-    length = lambda x: safe_sqrt(jnp.sum(x * x, axis=axis, keepdims=True))  # noqa: E731
+    length = functools.partial(norm, axis=axis, keepdims=True)
     ratio = safe_divide(length(c), length(g), otherwise=1.0)
     if shrink:
         ratio = jnp.minimum(ratio, 1)
-    return _resized(g, ratio, strength, guided.dtype)
+    return _resized(guided, ratio, strength)
 
 
-def _energy(x: Array, lo: Array | float, hi: Array | float) -> Array:
-    """Sum of the squares that rank between two percentiles of the sample's squares."""
-    squares = jnp.sort((x * x).reshape(x.shape[0], -1), axis=1)
+def _energy(x: Array, lo: Array | float, hi: Array | float) -> tuple[Array, Array]:
+    """(E/m², m): the sum of the squares that rank between two percentiles of the sample's."""
+    x = flatten(x)
+    size = magnitude(x)
+    squares = jnp.sort((x / size) ** 2, axis=1)
     ranks = jnp.arange(squares.shape[1], dtype=x.dtype)
     # Half a part in a thousand of rank: 0.45 · 100 is not 45 in floating point.
     first = jnp.ceil(jnp.asarray(lo) / 100 * (squares.shape[1] - 1) - 5e-4)
     last = jnp.floor(jnp.asarray(hi) / 100 * (squares.shape[1] - 1) + 5e-4)
     first, last = (expand(f(first, last), squares) for f in (jnp.minimum, jnp.maximum))
-    return jnp.sum(jnp.where((first <= ranks) & (ranks <= last), squares, 0), axis=1)
+    outside = (ranks < first) | (ranks > last)
+    # A percentile that is NaN is a comparison that is False: the sum is NaN by its own addition.
+    total = jnp.sum(jnp.where(outside, 0, squares) + 0 * (first + last), axis=1)
+    return total, size[:, 0]
 
 
 @rule(space="eps", paper="Zhang et al., arXiv 2412.09966")
@@ -159,8 +176,9 @@ def ep_cfg(
     if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"ep_cfg expects lo ≤ hi, got lo={lo}, hi={hi}.")
     c, g = upcast(cond), upcast(guided)
-    ratio = safe_sqrt(safe_divide(_energy(c, lo, hi), _energy(g, lo, hi), otherwise=1.0))
-    return _resized(g, ratio, 1, guided.dtype)
+    (wanted, size_c), (found, size_g) = _energy(c, lo, hi), _energy(g, lo, hi)
+    ratio = jnp.where(found == 0, 1, safe_sqrt(safe_divide(wanted, found)) * (size_c / size_g))
+    return _resized(guided, ratio, 1)
 
 
 @rule(space="eps", paper="Xu et al., arXiv 2510.01184", exact_at_zero=False)
@@ -197,7 +215,7 @@ def tsr(
     signal, noise = (alpha * scale) ** 2, sigma**2
     r = (signal + noise) / (signal / k + noise)
     g = upcast(guided)
-    return (expand(r, g).astype(g.dtype) * g).astype(guided.dtype)
+    return restore(expand(r, g).astype(g.dtype) * g, guided)
 
 
 @rule(space="eps", paper="Ning et al., arXiv 2308.15321, §4.2", exact_at_zero=False)
@@ -217,4 +235,4 @@ def epsilon_scaling(guided: Array, *, scale: Array | float = 1.005) -> Array:
         [[2.0]]
     """
     g = upcast(guided)
-    return (g / expand(scale, g)).astype(guided.dtype)
+    return restore(g / expand(scale, g), guided)

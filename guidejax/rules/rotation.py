@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, expand, safe_divide, safe_sqrt, upcast
+from guidejax._arrays import (
+    Array,
+    Axes,
+    dot,
+    expand,
+    magnitude,
+    norm,
+    restore,
+    safe_divide,
+    unit,
+    upcast,
+)
 from guidejax.rules.base import rule
-
-Axes = int | tuple[int, ...] | None
-
-
-def _dot(a: Array, b: Array, axis: Axes) -> Array:
-    """⟨a, b⟩ over `axis`, None being all but the batch; the axes stay, with length 1."""
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)) if axis is None else axis, keepdims=True)
-
-
-def _norm(a: Array, axis: Axes) -> Array:
-    return safe_sqrt(_dot(a, a, axis))
-
-
-def _unit(a: Array, axis: Axes) -> Array:
-    return a * safe_divide(1.0, _norm(a, axis))
-
 
 def _angle(along: Array, across: Array, undefined: Array) -> Array:
     """Angle of (along, across); 0 where `undefined`."""
@@ -72,24 +69,28 @@ def adg(
         1.3654
     """
     c, u = upcast(cond), upcast(uncond)
-    norm_c, u_unit = _norm(c, axis), _unit(u, axis)
-    along = _dot(c, u_unit, axis)
-    e = c - along * u_unit
-    across = _norm(e, axis)
-    theta = _angle(along, across, (norm_c == 0) | (_norm(u, axis) == 0))
+    # In units of c: arctan2 squares its arguments in its gradient.
+    size = magnitude(c, axis=axis)
+    small, u_unit = c / size, unit(u, axis)
+    norm_c = norm(small, axis, keepdims=True)
+    along = dot(small, u_unit, axis, keepdims=True)
+    e = small - along * u_unit
+    across = norm(e, axis, keepdims=True)
+    theta = _angle(along, across, (norm_c == 0) | (norm(u, axis, keepdims=True) == 0))
     omega = expand(omega, c)
     # At ω = 0 the slope is that of ω > 0, where `maximum` would halve it.
-    omega = jnp.where(omega >= 0, omega, 0)
+    omega = jnp.where(omega < 0, 0, omega)
     turn = omega * theta
     if max_angle is not None:
         turn = jnp.minimum(turn, expand(max_angle, c))
     # sin θ = ‖e‖/‖c‖. Below rounding e has no direction left, and sin a/sin θ takes its limit ω.
     parallel = across <= 4 * jnp.finfo(c.dtype).eps * norm_c
     ratio = jnp.where(parallel, omega, safe_divide(jnp.sin(turn) * norm_c, across))
-    guided = jnp.cos(turn) * c + ratio * e
+    guided = jnp.cos(turn) * c + ratio * (size * e)
     if norm_axis is not None:
-        guided = guided * safe_divide(_norm(c, norm_axis), _norm(guided, norm_axis))
-    return guided.astype(cond.dtype)
+        length = functools.partial(norm, axis=norm_axis, keepdims=True)
+        guided = guided * safe_divide(length(c), length(guided))
+    return restore(guided, cond)
 
 
 @rule(space="x0", paper="Shoemake, SIGGRAPH 1985, slerp beyond its end", static=("axis",))
@@ -128,11 +129,12 @@ def slerp(
         [1.73205, 1.0]
     """
     c, u = upcast(cond), upcast(uncond)
-    c_unit, u_unit = _unit(c, axis), _unit(u, axis)
-    along = _dot(u_unit, c_unit, axis)
+    length = functools.partial(norm, axis=axis, keepdims=True)
+    c_unit, u_unit = unit(c, axis), unit(u, axis)
+    along = dot(u_unit, c_unit, axis, keepdims=True)
     f = along * c_unit - u_unit
-    across = _norm(f, axis)
-    undefined = (_norm(c, axis) == 0) | (_norm(u, axis) == 0)
+    across = length(f)
+    undefined = (length(c) == 0) | (length(u) == 0)
     turn = expand(omega, c) * _angle(along, across, undefined)
     if max_angle is not None:
         limit = expand(max_angle, c)
@@ -140,4 +142,4 @@ def slerp(
     # sin θ = ‖f‖; below rounding sin a/sin θ takes its limit ω.
     parallel = across <= 4 * jnp.finfo(c.dtype).eps
     ratio = jnp.where(parallel, expand(omega, c), safe_divide(jnp.sin(turn), across))
-    return (jnp.cos(turn) * c + ratio * _norm(c, axis) * f).astype(cond.dtype)
+    return restore(jnp.cos(turn) * c + ratio * length(c) * f, cond)

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 
 from guidejax._arrays import (
     Array,
-    accumulator,
-    combine,
     dot,
     expand,
-    norm,
+    project,
+    restore,
     safe_divide,
     safe_sqrt,
-    square_norm,
+    unit,
     upcast,
 )
 from guidejax.rules.base import buffer, per_sample, rule
@@ -69,10 +68,12 @@ def adaptive(
     if uncond is None:
         return cond, state
     c, u = upcast(cond), upcast(uncond)
-    guided = combine((1, jnp.where(state, 0, omega)), c, c - u)
-    cosine = safe_divide(dot(c, u), norm(c) * norm(u))
-    agree = (cosine > threshold) & (square_norm(c - u) > 0)
-    return guided.astype(cond.dtype), jnp.logical_or(state, agree)
+    # No cosine is beyond a threshold that is NaN: it is to be seen in what is guided.
+    weight = jnp.where(expand(jnp.isnan(threshold), c), jnp.nan, expand(omega, c))
+    guided = c + jnp.where(expand(state, c), 0, weight) * (c - u)
+    apart = jnp.any(c != u, axis=tuple(range(1, c.ndim)))
+    agree = (dot(unit(c), unit(u)) > threshold) & apart
+    return restore(guided, cond), jnp.logical_or(state, agree)
 
 
 class Cached(NamedTuple):
@@ -125,8 +126,7 @@ def cached_difference(
     if uncond is not None:
         fresh = expand(state.step % every == 0, c)
         delta = jnp.where(fresh, c - upcast(uncond), delta)
-    guided = combine((1, omega), c, delta)
-    return guided.astype(cond.dtype), Cached(delta, state.step + 1)
+    return restore(c + expand(omega, c) * delta, cond), Cached(delta, state.step + 1)
 
 
 class History(NamedTuple):
@@ -186,11 +186,10 @@ def higs(
     """
     g = upcast(guided)
     change = g - state.average
-    along_g = (1 - jnp.asarray(parallel)) * safe_divide(dot(change, g), square_norm(g))
-    change = combine((1, -along_g), change, g)
-    inside = (t > lo) & (t <= hi)
+    change = change - (1 - expand(parallel, g)) * project(change, g)
+    outside = (t <= lo) | (t > hi)
     rise = safe_sqrt(jnp.maximum(safe_divide(jnp.asarray(t) - lo, jnp.asarray(hi) - lo), 0))
-    weight = jnp.where(state.started, jnp.where(inside, strength * rise, 0), 0)
-    pushed = combine((1, weight), g, dct_high_pass(change, cutoff, sharpness))
-    average = combine((decay, 1 - jnp.asarray(decay)), g, state.average)
-    return pushed.astype(guided.dtype), History(average, jnp.ones_like(state.started))
+    weight = jnp.where(state.started, jnp.where(outside, 0, strength * rise), 0)
+    pushed = g + expand(weight, g) * dct_high_pass(change, cutoff, sharpness)
+    average = expand(decay, g) * g + (1 - expand(decay, g)) * state.average
+    return restore(pushed, guided), History(average, jnp.ones_like(state.started))

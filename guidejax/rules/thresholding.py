@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import (
     Array,
     expand,
+    flatten,
     is_concrete,
+    norm,
     quantile,
-    safe_sqrt,
+    restore,
+    safe_divide,
     upcast,
 )
 from guidejax.rules.base import rule
@@ -38,7 +43,7 @@ def threshold(guided: Array, *, lo: Array | float = -1.0, hi: Array | float = 1.
     if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"threshold expects lo ≤ hi, got lo={lo}, hi={hi}.")
     g = upcast(guided)
-    return jnp.clip(g, expand(lo, g), expand(hi, g)).astype(guided.dtype)
+    return restore(jnp.clip(g, expand(lo, g), expand(hi, g)), guided)
 
 
 @rule(space="x0", paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3", exact_at_zero=False)
@@ -68,17 +73,12 @@ def dynamic_threshold(
         >>> dynamic_threshold(jnp.array([[-4.0, 1.0, 2.0]]), percentile=50.0).tolist()
         [[-1.0, 0.5, 1.0]]
     """
-    limit = expand(limit, guided)
-    g = upcast(guided) / limit
-    q = quantile(jnp.abs(g).reshape(g.shape[0], -1), jnp.asarray(percentile) / 100)
+    g = upcast(guided)
+    limit = expand(limit, g)
+    g = g / limit
+    q = quantile(flatten(jnp.abs(g)), jnp.asarray(percentile) / 100)
     q = expand(jnp.clip(q, 1, most), g)
-    return (jnp.clip(g, -q, q) / q * limit).astype(guided.dtype)
-
-
-def _ratio(a: Array, b: Array) -> Array:
-    """a/b; 1 where b is so near 0 that b², in the gradient, underflows."""
-    far = b > jnp.finfo(b.dtype).tiny ** 0.5
-    return jnp.where(far, a / jnp.where(far, b, 1), 1)
+    return restore(jnp.clip(g, -q, q) / q * limit, guided)
 
 
 @rule(
@@ -135,23 +135,26 @@ def mimic(
     c, u, g = upcast(cond), upcast(uncond), upcast(guided)
     m = c + expand(mimic_omega, c) * (c - u)
     # (batch, elements, channels)
-    columns = lambda x: x.reshape(x.shape[0], -1, x.shape[-1] if x.ndim > 2 else 1)  # noqa: E731
+    channels = g.shape[-1] if g.ndim > 2 else 1
+    elements = math.prod(g.shape[1:]) // max(channels, 1)
+    columns = lambda x: x.reshape(x.shape[0], elements, channels)  # noqa: E731
     m, flat = columns(m), columns(g)
     mean = jnp.mean(flat, axis=1, keepdims=True)
     m, centred = m - jnp.mean(m, axis=1, keepdims=True), flat - mean
     if measure == "std":
-        size = lambda x: safe_sqrt(jnp.mean(x * x, axis=1, keepdims=True))  # noqa: E731
-        wanted, found = size(m), size(centred)
+        # Up to the factor that they share.
+        wanted, found = (norm(x, axis=1, keepdims=True) for x in (m, centred))
     else:
         # Not jnp.max, whose gradient compares m with its maximum: where XLA computes the two in
         # different roundings nothing is equal, and it divides by their number.
         wanted = quantile(jnp.abs(m), 1.0)[:, None]
         found = quantile(jnp.abs(centred), jnp.asarray(percentile) / 100)[:, None]
     if centre == "zero":
-        result = flat * _ratio(wanted, found)
+        result = flat * safe_divide(wanted, found, otherwise=1.0)
     elif measure == "std":
-        result = mean + centred * _ratio(wanted, found)
+        result = mean + centred * safe_divide(wanted, found, otherwise=1.0)
     else:
         widest = jnp.maximum(wanted, found)
-        result = mean + jnp.clip(centred, -widest, widest) * _ratio(wanted, widest)
-    return (g + expand(phi, g) * (result.reshape(g.shape) - g)).astype(guided.dtype)
+        ratio = safe_divide(wanted, widest, otherwise=1.0)
+        result = mean + jnp.clip(centred, -widest, widest) * ratio
+    return restore(g + expand(phi, g) * (result.reshape(g.shape) - g), guided)

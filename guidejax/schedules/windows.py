@@ -80,8 +80,10 @@ def _cutoff(step: Step, start: Array, stop: Array) -> Array:
 def cutoff(value: Any, start: Any = 0.0, stop: Any = 1.0) -> Weight:
     """ω = value from one fraction of the N steps to another, 0 before and after.
 
-    Step i is guided where ⌊start · N⌋ ≤ i < ⌊stop · N⌋, as in diffusers' guiders; Lumina-Image 2.0
-    truncates at stop = 0.25. Acts on ω; keeps the peak. An `interval` is in time or noise.
+    Step i is guided where ⌊start · N⌋ ≤ i < ⌊stop · N⌋, the products as meant: 0.29 · 100 is 29,
+    where diffusers' guiders, which truncate the rounded product 28.999…, are a step early.
+    Lumina-Image 2.0 truncates at stop = 0.25. Acts on ω; keeps the peak. An `interval` is in time
+    or noise.
 
     Args:
         value: ω of the guided steps: a number, (batch,) numbers or any `Weight`.

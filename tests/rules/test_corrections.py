@@ -21,7 +21,7 @@ def test_reg_is_the_papers_formula_in_eps(process):
     """ε_c + ω (1 − σ ∇(1ᵀε_c)) ⊙ (ε_c − ε_u), written with ε throughout."""
     t, x, mix = 0.6, normal(0), normal(1, (5, 5))
     a, s = process.alpha(t), process.sigma(t)
-    denoise = lambda x, t, cond: jnp.tanh(x @ mix + cond[:, None])
+    denoise = gj.denoiser(lambda x, t, cond: jnp.tanh(x @ mix + cond[:, None]), process)
     cond, null = jnp.array([1.0, -2.0]), jnp.zeros(2)
     eps = lambda x, cond: (x - a * denoise(x, t, cond)) / s
     slope = jax.grad(lambda x: jnp.sum(eps(x, cond)))(x)
@@ -34,17 +34,18 @@ def test_reg_is_the_papers_formula_in_eps(process):
 @pytest.mark.usefixtures("x64")
 def test_input_gradient_of_an_elementwise_network_is_its_diagonal():
     x, cond = normal(2), jnp.array([0.5, 2.0])
-    got = input_gradient(lambda x, t, cond: jnp.sin(cond[:, None] * x))(x, 0.5, cond)
+    denoise = gj.denoiser(lambda x, t, cond: jnp.sin(cond[:, None] * x), rectified_flow())
+    got = input_gradient(denoise)(x, 0.5, cond)
     np.testing.assert_allclose(got, cond[:, None] * jnp.cos(cond[:, None] * x), rtol=1e-12)
 
 
 def test_reg_through_the_sampler():
     """The gradient comes in as a branch with a network of its own."""
-    denoise = lambda x, t, cond: jnp.tanh(x + cond[:, None])
     process, times = rectified_flow(), jnp.array([0.9, 0.5])
+    denoise = gj.denoiser(lambda x, t, cond: jnp.tanh(x + cond[:, None]), process)
     noise, labels, null = normal(3).astype(jnp.float32), jnp.array([1.0, -1.0]), jnp.zeros(2)
     got = sample(
-        jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=times, cond=labels, uncond=null,
+        jax.random.key(0), denoise, noise, times=times, cond=labels, uncond=null,
         guidance=guidance(reg, 2.0), conditions={"gradient": (input_gradient(denoise), labels)},
     )  # fmt: skip
     c, u = denoise(noise, 0.9, labels), denoise(noise, 0.9, null)

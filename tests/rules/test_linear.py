@@ -6,6 +6,7 @@ import pytest
 import guidejax as gj
 from guidejax._guidance import chain, guidance
 from guidejax._sampling import sample
+from guidejax.processes import rectified_flow
 from guidejax.rules import (
     add_perturbation,
     autoguidance,
@@ -64,8 +65,8 @@ def test_mixed_autoguidance_shares_the_scale_out(four):
 
 def test_timed_negative_is_one_or_the_other(four):
     c, u, _, m = map(jnp.asarray, four)
-    gate = jnp.asarray([0.0, 1.0, 1.0])
-    mixed = timed_negative(c, m, u, OMEGA, gate=gate)
+    share = jnp.asarray([0.0, 1.0, 1.0])
+    mixed = timed_negative(c, m, u, OMEGA, share=share)
     close(mixed[0], cfg(c, u, OMEGA)[0])
     close(mixed[1:], negative_prompt(c, m, OMEGA)[1:])
 
@@ -126,7 +127,7 @@ def denoise(x, t, cond):
 def run(g, times, **kwargs):
     """A network that predicts its condition: DDIM on a rectified flow moves x by hand."""
     return sample(
-        jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), jnp.zeros((2, 3)), times=jnp.asarray(times),
+        jax.random.key(0), gj.denoiser(denoise, rectified_flow()), jnp.zeros((2, 3)), times=jnp.asarray(times),
         cond=jnp.asarray([1.0, 2.0]), uncond=jnp.asarray([0.5, 0.5]), guidance=g, **kwargs,
     )  # fmt: skip
 
@@ -150,7 +151,7 @@ def test_compose_through_sample():
 def test_stack_through_sample_with_another_network():
     times = [1.0, 0.5, 0.25]
     weaker = lambda x, t, cond: denoise(x, t, cond) / 2
-    branches = {"skip": (weaker, jnp.asarray([1.0, 2.0]))}
+    branches = {"skip": (gj.denoiser(weaker, rectified_flow()), jnp.asarray([1.0, 2.0]))}
     x = run(guidance(stack("skip"), omega=2.0, skip_omega=4.0), times, conditions=branches)
     # c + 2 (c − u) + 4 (c − c/2) = 1 + 1 + 2, 2 + 3 + 4
     np.testing.assert_allclose(x, by_hand([[4.0, 9.0]] * 2, times), rtol=1e-12)
@@ -163,8 +164,8 @@ def test_stack_through_sample_with_another_network():
 
 def test_timed_negative_through_sample():
     times = [1.0, 0.6, 0.3]
-    gate = interval(1.0, lo=1, hi=1, unit="step")
-    g = guidance(timed_negative, omega=2.0, gate=gate)
+    second = interval(1.0, lo=1, hi=1, unit="step")
+    g = guidance(timed_negative, omega=2.0, share=second)
     x = run(g, times, conditions={"negative": jnp.asarray([0.0, 0.0])})
     # First step against u, second against m: c + 2 (c − u), then c + 2 (c − 0).
     np.testing.assert_allclose(x, by_hand([[2.0, 5.0], [3.0, 6.0]], times), rtol=1e-12)

@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize
 
+import guidejax as gj
 from guidejax.rules import beta_cfg, cfg, mambo_g, pmc, power_law
 
 
@@ -75,3 +77,16 @@ def test_pmc_is_cfg_under_its_cap():
     c, u = normal(11), normal(12)
     np.testing.assert_array_equal(pmc(c, u, 0.3, cap=100.0), cfg(c, u, 0.3))
     np.testing.assert_array_equal(pmc(c, u, -0.5), cfg(c, u, -0.5))
+
+
+def test_power_law_is_finite_in_the_scores_of_a_whole_run():
+    """σ = 10⁻¹⁵ at the end of EDM's grid in equal steps: a score of 10³⁰ to the power 1.9."""
+    denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], gj.processes.edm())
+    x = gj.sample(
+        jax.random.key(0), denoise, jnp.ones((1, 4)), cond=jnp.ones(1), uncond=jnp.zeros(1),
+        guidance=gj.guidance(power_law, 0.1), times=gj.uniform_times(256),
+    )  # fmt: skip
+    assert np.all(np.isfinite(x))
+    # Below the limit nothing is held.
+    c = jnp.full((1, 4), 1e10)
+    np.testing.assert_allclose(power_law(c, 0 * c, 1.0, power=1.0) / 1e20, 2.0, rtol=1e-5)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import guidejax as gj
+from guidejax._arrays import project
 from guidejax._guidance import chain, guidance
 from guidejax._sampling import sample
 from guidejax.processes import rectified_flow
 from guidejax.rules import apg, apg_momentum, cfg, cfg_zero, perp_neg, tcfg, zero_init
-from guidejax.rules.projection import project
 from guidejax.schedules import interval
 
 OMEGA = np.array([0.0, 0.7, 6.0])
@@ -160,8 +160,8 @@ def test_zero_init_stands_still_first():
     cond = jnp.asarray([1.0, 2.0])
 
     def run(first, times, omega=2.0):
-        gate = interval(1.0, lo=0, hi=first - 1, unit="step") if first else 0.0
-        g = guidance(chain(cfg_zero, zero_init.bind(gate=gate)), omega=omega)
+        share = interval(1.0, lo=0, hi=first - 1, unit="step") if first else 0.0
+        g = guidance(chain(cfg_zero, zero_init.bind(share=share)), omega=omega)
         return sample(
             jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=jnp.asarray(times), cond=cond,
             uncond=0 * cond, guidance=g,
@@ -175,7 +175,7 @@ def test_zero_init_stands_still_first():
 
 
 def test_zero_init_in_part():
-    guided = zero_init(jnp.full((2, 3), 4.0), gate=jnp.asarray([0.25, 1.0]))
+    guided = zero_init(jnp.full((2, 3), 4.0), share=jnp.asarray([0.25, 1.0]))
     np.testing.assert_array_equal(guided, [[3.0] * 3, [0.0] * 3])
 
 

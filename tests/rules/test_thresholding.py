@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from guidejax._arrays import quantile
-from guidejax.rules import cfg, dynamic_threshold, mimic, threshold
+from guidejax.rules import cfg, dynamic_threshold, ep_cfg, mimic, threshold
 
 
 def normal(seed, shape=(3, 6, 5, 2)):
@@ -103,3 +103,9 @@ def test_mimic_names_its_options():
         mimic(x, x, x, centre="median")
     with pytest.raises(ValueError, match="measure 'range' or 'std'"):
         mimic(x, x, x, measure="AD")
+
+
+def test_an_empty_batch_comes_back_empty():
+    none = jnp.zeros((0, 4, 4, 3))
+    for guided in (dynamic_threshold(none), ep_cfg(none, none), mimic(none, none, none)):
+        assert guided.shape == none.shape

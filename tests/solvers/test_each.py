@@ -7,7 +7,7 @@ import pytest
 
 import guidejax as gj
 from guidejax import analytic, solvers
-from guidejax.particles import cfgpp_omega
+from guidejax.schedules import cfgpp_omega
 from tests.helpers import sample
 
 from .common import MEAN, PROCESSES, STD

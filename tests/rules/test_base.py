@@ -1,0 +1,127 @@
+"""What calling, binding, renaming and declaring a rule means."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import guidejax as gj
+from guidejax.rules import (
+    RULES,
+    add_perturbation,
+    adg,
+    cfg,
+    compose,
+    make_rule,
+    mimic,
+    recfg,
+    reg,
+    rescale,
+    stack,
+)
+
+LINEAR = [rule for rule in RULES.values() if rule.fn.__module__.endswith("linear")]
+
+
+@pytest.mark.parametrize("rule", LINEAR, ids=lambda rule: rule.name)
+def test_a_call_computes_whatever_the_rank(rule):
+    """Numbers are predictions of one element; and `vmap` over a batch hands them to the rule."""
+    taken = np.random.default_rng(0).normal(size=(len(rule.takes), 3)).astype(np.float32)
+    want = rule(*(jnp.asarray(row)[:, None] for row in taken[:-1]), taken[-1])[:, 0]
+    if rule.takes[-1] != "omega":
+        want = rule(*(jnp.asarray(row)[:, None] for row in taken))[:, 0]
+    np.testing.assert_allclose(jax.vmap(rule)(*jnp.asarray(taken)), want, rtol=1e-6)
+    one = rule(*taken[:, 1].tolist())
+    np.testing.assert_allclose(one, want[1], rtol=1e-6)
+
+
+def test_others_without_a_reduction_take_numbers_too():
+    assert cfg(2.0, 1.0, 3.0) == 5
+    assert recfg(2.0, 4.0, 3.0, ratio=0.5) == 2
+    assert reg(3.0, 1.0, 4.0, 1.0, 0.5, gj.processes.rectified_flow()) == 7
+    assert cfg(2, 1, 0.5) == 2.5  # of integers, a number
+
+
+@pytest.mark.parametrize(
+    ("rule", "args", "kwargs"),
+    [
+        (rescale, (jnp.ones((1, 2)),) * 3, {}),
+        (rescale, (0.7, 5, 6, 7), {}),
+        (cfg, (1.0, 2.0, 3.0), {"cond": 1.0}),
+        (cfg, (1.0, 2.0), {}),
+        (adg, (1.0, 2.0, 3.0), {"angle": 1.0}),
+        (compose(and_=("hat",)), (1.0, 2.0, 3.0), {}),
+        (compose(and_=("hat",)), (1.0, 2.0, 3.0, 4.0, 5.0), {}),
+        (stack("skip"), (1.0, 2.0, 3.0, 4.0), {"hat_omega": 2.0}),
+    ],
+)
+def test_arguments_that_do_not_fit(rule, args, kwargs):
+    with pytest.raises(TypeError, match=rule.name):
+        rule(*args, **kwargs)
+
+
+def test_bind():
+    assert adg.bind(max_angle=1.0).numbers == {"max_angle": 1.0, "axis": None, "norm_axis": None}
+    assert adg.bind().rule is adg
+    with pytest.raises(ValueError, match="angle"):
+        adg.bind(angle=1.0)
+
+
+def test_a_number_without_a_default_must_be_bound():
+    @lambda fn: make_rule(fn, space="any")
+    def pull(cond, uncond, omega, *, strength, share=1.0):
+        return cond + omega * strength * share * (cond - uncond)
+
+    assert pull(2.0, 1.0, 1.0, strength=3.0) == 5
+    assert pull.bind(strength=3.0).numbers == {"strength": 3.0, "share": 1.0}
+    assert gj.guidance(pull, 1.0, strength=3.0).branches == ("cond", "uncond")
+    for bind in (pull.bind, lambda: gj.chain(pull), lambda: gj.guidance(pull, 1.0)):
+        with pytest.raises(ValueError, match="strength"):
+            bind()
+    with pytest.raises(TypeError, match="strength"):
+        pull(2.0, 1.0, 1.0)
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ValueError, match="cfg"):
+
+        @gj.rules.rule(space="any")
+        def cfg(cond, uncond, omega):
+            return cond
+
+    assert RULES["cfg"] is gj.cfg
+    assert make_rule(lambda cond: cond, space="any", name="cfg").name == "cfg"
+    assert RULES["cfg"] is gj.cfg
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda cond, omega, eta=1.0: cond,
+        lambda cond, *others: cond,
+        lambda cond, **others: cond,
+        lambda cond, *, omega: cond,
+        lambda cond, /, omega: cond,
+        lambda first, second: first,
+        lambda cond, state: cond,
+    ],
+)
+def test_signatures_off_the_convention(fn):
+    with pytest.raises(ValueError, match="mine"):
+        make_rule(fn, space="any", name="mine")
+
+
+def test_renamed_twice_is_the_same_function():
+    g, c, k = 5.0, 2.0, 1.0
+    skip = add_perturbation.on(perturbed="skip")
+    assert skip is add_perturbation.on(perturbed="skip")
+    assert skip.on(skip="other")(g, c, other=k) == skip(g, c, k) == add_perturbation(g, c, k) == 8
+    assert set(skip.needs) == {"skip"}
+    with pytest.raises(TypeError, match="perturbed"):
+        skip(g, c, perturbed=k)
+
+
+def test_a_rule_shows_its_signature():
+    assert list(inspect.signature(mimic).parameters) == [*mimic.takes, *mimic.numbers]
