@@ -51,7 +51,7 @@ class Guidance:
 
     Attributes:
         omega: ω(s, t, c), or one for each part of the state by name.
-        numbers: For each rule of the chain, its numbers by name, each a `Weight` or a tuple of them.
+        numbers: For each rule of the chain, its numbers by name, each a `Weight` or a tuple.
         mask: What to guide: 1 guided, 0 conditional, broadcast over the batch, or one for each part
             of the state by name; None is all.
         links: The chain.

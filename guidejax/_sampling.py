@@ -1,4 +1,4 @@
-"""The sampler: one `lax.scan` over the evaluations of a run, cut where guidance turns on and off."""
+"""The sampler: one `lax.scan` over a run's evaluations, cut where guidance turns on and off."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def sample(
         solver: From `guidejax.solvers`; DDIM without churn by default. An evaluation within or at
             the end of a step takes the ω of its own time, and leaves the guidance's state alone.
 
-    Other args:
+    Other Args:
         conditions: What every other branch by name ("negative", "weak", ...) is made of: a
             condition for the same network, a `Denoiser` for the same condition, or a pair of both.
         branches: How the passes of an evaluation are made, with the same samples: "sequential", one
@@ -146,7 +146,8 @@ def sample(
     keep = check_keep(keep, steps)
 
     made = functools.partial(kinds, solver, denoise.process, times.ndim == 2)
-    usual, final = made(into_data=False), ()
+    usual = made(into_data=False)
+    final: tuple[str, ...] = ()
     if is_concrete(times) and not np.any(times[-1]):
         final = made(into_data=True)
     where = evaluations(steps, len(usual), len(final) or None)

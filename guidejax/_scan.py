@@ -100,14 +100,13 @@ def places(
     grid = lib.asarray(times)
     s, t = grid[row + 1], grid[row]
     if "between" in kinds:
+
+        def wide(a: Any) -> Any:
+            padded = a.reshape(a.shape[:1] + (1,) * (len(shape) + 1 - a.ndim) + a.shape[1:])
+            return lib.broadcast_to(padded, (a.shape[0], *shape))
+
         columns = [lib.asarray(column) for column in asked]
         shape = np.broadcast_shapes(grid.shape[1:], *(c.shape[1:] for c in columns))
-        wide = (
-            lambda a: lib.broadcast_to(  # noqa: E731
-                a.reshape(a.shape[:1] + (1,) * (len(shape) + 1 - a.ndim) + a.shape[1:]),
-                (a.shape[0], *shape),
-            )
-        )
         made = lib.stack([wide(c) for c in columns])[where.number, step]
         keep = (kind == "between").reshape((-1,) + (1,) * len(shape))
         s, t = wide(s), lib.where(keep, made, wide(t))

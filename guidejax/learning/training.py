@@ -1,10 +1,11 @@
-"""Learning a guidance with optax: one step on one shard, and the loop that feeds, saves, goes on."""
+"""Learning a guidance with optax: a step on one shard, the loop that feeds, saves and goes on."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
+import inspect
 import itertools
 import json
 import pathlib
@@ -124,7 +125,7 @@ class Program:
     guide: Callable[[Any], Guidance]
     optimizer: optax.GradientTransformation
     mesh: Mesh | None
-    key_impl: str
+    key_impl: Any
 
     def example_keys(self, state: TrainState, first: Array | int, count: int) -> Array:
         """One key an example: of its place in the global batch, whoever holds it."""
@@ -302,7 +303,7 @@ def fit(
         optimizer: An optax transformation.
         steps: Updates in all, those before a restart included.
 
-    Other args:
+    Other Args:
         uncond: The null condition, one for all.
         conditions: What every other branch of the rule is made of, one for all, as in `sample`: a
             condition, a `Denoiser` for the batch's own condition, or a pair of both.
@@ -349,12 +350,12 @@ def fit(
         if value < 1:
             raise ValueError(f"fit expects {name} ≥ 1, got {value}.")
     check_denoiser(denoise)
-    if not isinstance(objective, jax.tree_util.Partial) and not hasattr(objective, "check"):
-        if getattr(objective, "__module__", "").startswith("guidejax.objectives"):
-            raise ValueError(
-                f"expected an objective, such as gj.self_consistency(); got the function "
-                f"{objective.__name__} itself: call it."
-            )
+    made_here = getattr(objective, "__module__", None) or ""
+    if inspect.isfunction(objective) and made_here.startswith("guidejax.objectives"):
+        raise ValueError(
+            f"expected an objective, such as gj.self_consistency(); got the function "
+            f"{objective.__name__} itself: call it."
+        )
     if hasattr(objective, "check"):
         objective.check(denoise)
     example = _guidance_of(guide, phi)
@@ -501,7 +502,9 @@ class _Conditions:
     given: dict[str, Any]
 
     @classmethod
-    def of(cls, guide: Guidance, denoise: Denoiser, uncond: Any, conditions: Mapping[str, Any]):
+    def of(
+        cls, guide: Guidance, denoise: Denoiser, uncond: Any, conditions: Mapping[str, Any]
+    ) -> _Conditions:
         """The branches that `guide` needs."""
         networks, given = {}, {} if uncond is None else {"uncond": uncond}
         for name, value in conditions.items():

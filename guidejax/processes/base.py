@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, combine, concretely, is_concrete, safe_sqrt
+from guidejax._arrays import Array, Tree, combine, concretely, safe_sqrt
 from guidejax._random import normal_like
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]

@@ -20,6 +20,7 @@ from guidejax._arrays import (
 )
 from guidejax.rules.base import rule
 
+
 def _angle(along: Array, across: Array, undefined: Array) -> Array:
     """Angle of (along, across); 0 where `undefined`."""
     # atan2 keeps the small angles that arccos rounds away and needs no clamp; where both of its
