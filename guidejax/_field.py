@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
 from guidejax._branches import predict
 from guidejax._denoisers import Denoiser, check_denoiser
-from guidejax._guidance import Guidance, following
-from guidejax._inputs import as_guidance, find_branches
+from guidejax._guidance import Guidance, as_time, following
+from guidejax._inputs import as_guidance, every_weight, find_branches
 from guidejax._scan import for_any
 from guidejax.processes.base import from_x0
 from guidejax.solvers.base import slope
@@ -37,7 +38,7 @@ class GuidedField:
 
     def x0(self, x: Tree, t: Any) -> Tree:
         """The guided x̂0(x, t). Where ω is 0, at run time too, the conditional pass is all."""
-        t = jnp.asarray(t, jnp.result_type(float))
+        t = as_time("t", t)
         process = self.denoise.process
         s = None if self.times is None else following(self.times, t)
         step = Step(s, t, self.cond, process, self.times, x)
@@ -89,11 +90,11 @@ class GuidedField:
 
         Song et al. 2011.13456, Eq. (13). At t = 0 ε̂ is taken as 0, its limit on smooth data.
         """
-        t = jnp.asarray(t, jnp.result_type(float))
+        t = as_time("t", t)
         return slope(self.denoise.process, x, self.x0(x, t), t)
 
     def _as(self, prediction: str, x: Tree, t: Any) -> Tree:
-        t = jnp.asarray(t, jnp.result_type(float))
+        t = as_time("t", t)
         value = from_x0(self.x0(x, t), x, t, self.denoise.process, prediction)
         return tree_map(lambda a, b: a.astype(b.dtype), value, x)
 
@@ -118,15 +119,15 @@ def guided(
         cond: The conditioning c.
         uncond: The null condition, the shape of `cond` or broadcast to it.
         conditions: The other branches, as in `sample`.
-        times: A grid, (steps + 1,), for weights that depend on the time s denoised to, a learned ω
-            among them, or on the step's index: the s that goes with t is the grid's next.
+        times: A grid, as `sample` takes it, for weights that depend on the time s denoised to, a
+            learned ω among them, or on the step's index: the s that goes with t is the grid's next.
 
     Returns:
         A `GuidedField`: `x0`, `eps`, `v`, `velocity`, `score` and `drift` of (x, t).
 
     Raises:
-        ValueError: If the guidance carries state from step to step, which a field can't, or a
-            branch is missing.
+        ValueError: If the guidance carries state from step to step, which a field can't, a branch
+            is missing, the condition is not what a weight was made for, or the times are no grid.
 
     Example:
         >>> import guidejax as gj
@@ -139,13 +140,27 @@ def guided(
     check_denoiser(denoise)
     guide = as_guidance(guidance)
     if guide.stateful:
-        names = [link.rule.name for link in guide.links if link.rule.init is not None]
+        carrying = [link.rule.name for link in guide.links if link.rule.init is not None]
         raise ValueError(
-            f"{', '.join(names)} carries state from step to step, which a field of (x, t) can't; "
+            f"{', '.join(carrying)} carries state from step to step, which a field can't; "
             "use `sample`, or guidance.combine(state=...) in a loop of your own."
         )
     if cond is not None:
         batch_size(cond)
+    for weight in every_weight(guide):
+        if hasattr(weight.fn, "check"):
+            weight.fn.check(cond)
+    if times is not None:
+        times = _as_grid(times)
     names = guide.branches[1:]
     others = find_branches(names, denoise, cond, uncond, conditions or {}, who="guided")
     return GuidedField(denoise, guide, cond, dict(others), times)
+
+
+def _as_grid(times: Any) -> Any:
+    grid = as_time("times", times)
+    if grid.ndim not in (1, 2) or len(grid) < 2:
+        raise ValueError(f"times must be (steps + 1,) with steps ≥ 1, got shape {grid.shape}.")
+    if is_concrete(grid) and not any(np.all(sign * np.diff(grid, axis=0) > 0) for sign in (1, -1)):
+        raise ValueError(f"times must fall from noise to data, or rise throughout; got {grid}.")
+    return grid

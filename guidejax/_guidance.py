@@ -23,6 +23,7 @@ from guidejax._arrays import (
     tree_map,
     upcast,
 )
+from guidejax._denoisers import check_process
 from guidejax.processes.base import PREDICTIONS, Process, convert, from_x0, to_x0, x0_per_unit
 from guidejax.rules.base import CONTEXT, SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
@@ -240,8 +241,9 @@ class Guidance:
         """Guide in anybody's loop: the predictions of the branches in, the guided one out.
 
         Give what the guidance uses; an error names what is missing. `cfg` at a constant ω needs the
-        predictions alone. A rule of another space than `prediction` needs x, t and process, to
-        convert there and back; a schedule needs t; a learned ω s, t, condition and process.
+        predictions alone. A rule of another space than `prediction`, or a weight that sees the
+        predictions, needs x, t and process, to convert there and back; a schedule needs t; a
+        learned ω s, t, condition and process.
 
         Args:
             predictions: What the network predicts of each branch, by name: {"cond": ..., "uncond":
@@ -277,29 +279,53 @@ class Guidance:
                 "this guidance carries state from step to step: give combine(state=...), "
                 "guidance.init(x) at first and then what came back beside the prediction."
             )
-        if s is None and times is not None and t is not None:
-            s = following(times, t)
+        if process is not None:
+            check_process(process)
+        t = as_time("t", t)
+        s = following(times, t) if s is None and times is not None and t is not None else s
+        s = as_time("s", s)
         self._check_branches(predictions, s, t, process, times)
+        predictions = {name: tree_map(jnp.asarray, p) for name, p in predictions.items()}
         step = Step(s, t, condition, process, times, x)
-        given, native = dict(predictions), prediction
-        if not all(link.space in ("any", prediction) for link in self.links):
-            for name, value in (("x", x), ("t", t), ("process", process)):
-                if value is None:
-                    raise ValueError(
-                        f"{', '.join(link.rule.name for link in self.links)} works on another "
-                        f"space than prediction={prediction!r}: give combine({name}=...)."
-                    )
-            assert process is not None
-            native = "x0"
-            given = {name: to_x0(p, x, t, process, prediction) for name, p in given.items()}
-        before = self.init(given["cond"]) if state is None else state
-        result, after = self.apply(before, given, step, space=native)
-        if native != prediction:
-            assert process is not None
-            result = from_x0(result, x, t, process, prediction)
-            like = predictions["cond"]
-            result = tree_map(lambda a, b: a.astype(b.dtype), result, like)
+        before = self.init(predictions["cond"]) if state is None else state
+        if self._works_on(prediction, step) or prediction == "x0":
+            result, after = self.apply(before, predictions, step, space=prediction)
+        else:
+            result, after = self._by_x0(before, predictions, step, prediction)
         return result if state is None else (result, after)
+
+    def _works_on(self, prediction: str, step: Step) -> bool:
+        """Whether nothing need be converted; raises where something must and can't be."""
+        spaces = ("any", "log_prob", prediction)
+        foreign = [link.rule.name for link in self.links if link.space not in spaces]
+        if prediction != "x0":  # weights that see the predictions see x̂0
+            foreign += [name for name, weight in self.weights if weight.sees_state]
+        if not foreign:
+            return True
+        for name in ("x", "t", "process"):
+            if getattr(step, name) is None:
+                raise ValueError(
+                    f"{', '.join(foreign)} works on another space than "
+                    f"prediction={prediction!r}: give combine({name}=...)."
+                )
+        return False
+
+    def _by_x0(self, state, predictions, step, prediction):
+        """`apply` to x̂0 of predictions of another kind, and back.
+
+        Only what guidance changed is converted back: where it changes nothing, and at α = 0, where
+        ε says nothing of x0, the conditional prediction comes back as it is.
+        """
+        x, t, process = tree_map(upcast, step.x), step.t, step.process
+        clean = {
+            name: to_x0(tree_map(upcast, p), x, t, process, prediction)
+            for name, p in predictions.items()
+        }
+        guided, after = self.apply(state, clean, step)
+        shift = tree_map(jnp.subtract, guided, clean["cond"])
+        shift = from_x0(shift, tree_map(jnp.zeros_like, shift), t, process, prediction)
+        add = lambda p, d: (upcast(p) + d).astype(p.dtype)  # noqa: E731
+        return tree_map(add, predictions["cond"], shift), after
 
     def _check_branches(self, predictions, s, t, process, times):
         unknown = sorted(set(predictions) - set(self.branches))
@@ -312,7 +338,7 @@ class Guidance:
         for name in self.branches:
             if name in predictions or name in lets_go - {"cond"}:
                 continue
-            row = lambda time: None if time is None else jnp.asarray(time)[None]  # noqa: E731
+            row = lambda time: None if time is None else time[None]  # noqa: E731
             known = row(s), row(t)
             if name != "cond" and t is not None:
                 needed = self.needed((name,), *known, process, times)
@@ -335,7 +361,12 @@ class Guidance:
     def _masks(self, parts: list[str]) -> list[Any]:
         if self.mask is None:
             return [None] * len(parts)
-        if isinstance(self.mask, dict) and set(self.mask) == set(parts) - {""}:
+        if isinstance(self.mask, dict):
+            if set(self.mask) != set(parts) - {""}:
+                raise ValueError(
+                    f"mask has the parts {', '.join(self.mask)}; the state has "
+                    f"{', '.join(dict.fromkeys(filter(None, parts))) or 'none'}."
+                )
             found = []
             for part in dict.fromkeys(parts):
                 masks, count = jax.tree.leaves(self.mask[part]), parts.count(part)
@@ -418,13 +449,25 @@ def _apply_link(link, values, state, predictions, omega, x, step, space):
 
 def following(times: Any, t: Any) -> Array:
     """The grid's next time after t, in the direction that the grid runs; its last at its end."""
-    times, t = jnp.asarray(times), jnp.asarray(t)
-    falls = times[0] > times[-1]
-    gap = jnp.where(falls, t - times[:, None], times[:, None] - t)  # (times, batch)
-    ahead = jnp.where(gap > ROUNDING, gap, jnp.inf)
-    nearest = jnp.min(ahead, axis=0).reshape(t.shape)
-    nearest = jnp.where(jnp.isfinite(nearest), nearest, jnp.abs(t - times[-1]))
-    return jnp.where(falls, t - nearest, t + nearest)
+    lib = np if is_concrete(times, t) else jnp
+    times, t = (lib.asarray(a, jnp.result_type(float)) for a in (times, t))
+    grid = times[:, None] if times.ndim < 2 and t.ndim else times
+    lower = lib.max(lib.where(grid < t - ROUNDING, grid, -np.inf), axis=0)
+    higher = lib.min(lib.where(grid > t + ROUNDING, grid, np.inf), axis=0)
+    nearest = lib.where(grid[0] > grid[-1], lower, higher)
+    return lib.where(lib.isfinite(nearest), nearest, grid[-1])
+
+
+def as_time(name: str, t: Any) -> Any:
+    """`t` as an array, NumPy where it is known now; None stays None."""
+    if t is None:
+        return None
+    # Under jit JAX would trace what is known, and no branch could be left out.
+    known = is_concrete(t) and getattr(t, "is_fully_addressable", True)
+    t = (np if known else jnp).asarray(t, jnp.result_type(float))
+    if known and not np.all((t >= -ROUNDING) & (t <= 1 + ROUNDING)):
+        raise ValueError(f"{name} must lie in [0, 1], 1 being noise; got {t}.")
+    return t
 
 
 def chain(*rules: Any) -> tuple[Bound, ...]:
