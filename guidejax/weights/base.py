@@ -143,7 +143,7 @@ class Step:
         value = getattr(self, what)
         if value is None:
             raise ValueError(
-                f"{who} needs `{what}`, which `sample` knows; to `guided`, `combine`, or the weight "
+                f"{who} needs `{what}`, which `sample` knows; to `guided`, `combine` or the weight "
                 f"itself give {'times' if what == 's' else what}=..."
             )
         return value
@@ -171,7 +171,7 @@ class Step:
     def position(self, unit: str) -> Array:
         """The time denoised from, as `unit`: "t", "log_snr", "sigma" (σ/α) or "step"."""
         if unit == "t":
-            return jnp.asarray(self.t)
+            return jnp.asarray(self.needs("t", "a schedule in t"))
         if unit == "step":
             return self.index
         if unit == "log_snr":
@@ -320,7 +320,12 @@ def to_scale(omega: Any) -> Any:
 
 
 def as_weight(omega: Any) -> Weight:
-    """A `Weight` of a number, an array, a function `(s, t, cond) -> value`, or a `Weight`."""
+    """A `Weight` of a number, an array, a function `(s, t, cond) -> value`, or a `Weight`.
+
+    Example:
+        >>> float(as_weight(lambda s, t, cond: 2 * t)(s=0.1, t=0.5))
+        1.0
+    """
     if isinstance(omega, Weight):
         return omega
     if callable(omega):

@@ -276,6 +276,8 @@ class OmegaNet:
     def _seen(self, cond: Any) -> Array | None:
         if self.num_classes is None and self.cond_dim is None:
             return None
+        if cond is None:
+            self.check(None)
         return jnp.asarray(cond if self.cond is None else self.cond(cond))
 
     def weights(self, phi: Any) -> dict[str, Weight]:
