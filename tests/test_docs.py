@@ -138,6 +138,15 @@ def test_every_name_of_guidejax_is_there(page):
             found = getattr(found, name)
 
 
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.stem not in ("README", "design") and any(snippets(page))],
+    ids=lambda page: page.stem,
+)
+def test_snippets_run(page):
+    run(page)
+
+
 # The design
 
 

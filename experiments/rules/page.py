@@ -46,20 +46,44 @@ the excess over the conditional model: ω = 0 is c, and other people's scale w i
 whatever the network predicts, and back. Every number of a rule may be a schedule of (s, t, c).
 
 ```python
+import jax
+import jax.numpy as jnp
+import guidejax as gj
+
+cond, uncond = jnp.ones((2, 3)), jnp.zeros((2, 3))  # two predictions of a network
 x0 = gj.adg(cond, uncond, 4.0)  # by hand, in anybody's loop
+
 guidance = gj.guidance(gj.apg, omega=4.0, eta=0.2)  # bound, for gj.sample
-guidance = gj.guidance(gj.chain(gj.cfg, gj.rescale(0.7)), omega=gj.interval(6.0, lo=0.2, hi=0.8))
-guidance = gj.guidance(gj.autoguidance, omega=1.0)  # a branch with a network of its own:
-x0 = gj.sample(..., guidance=guidance, conditions={"weak": (weak_denoise, labels)})
-skip = gj.rules.add_perturbation.on(perturbed="skip")  # a branch under another name
-guidance = gj.guidance(gj.chain(gj.cfg, gj.rules.add_perturbation(2.0), skip(1.0)), omega=3.0)
+refined = gj.chain(gj.cfg, gj.rescale.bind(phi=0.7))  # one rule after another
+guidance = gj.guidance(refined, omega=gj.interval(6.0, lo=0.2, hi=0.8))
+
+disturb = gj.rules.add_perturbation
+skip = disturb.on(perturbed="skip")  # the same rule again, on a branch of another name
+twice = gj.chain(gj.cfg, disturb.bind(perturbed_omega=2.0), skip.bind(perturbed_omega=1.0))
+guidance = gj.guidance(twice, omega=3.0)
+
+
+def network(gain, x, t, label):
+    return jnp.tanh(gain * x)
+
+
+process = gj.processes.rectified_flow()
+denoise, weak = (gj.denoiser(network, process, params=gain) for gain in (0.9, 0.5))
+x0 = gj.sample(
+    jax.random.key(0),
+    denoise,
+    jnp.ones((2, 3)),
+    guidance=gj.guidance(gj.autoguidance, omega=1.0),
+    conditions={"weak": weak},  # a branch with a network of its own
+    times=gj.uniform_times(8),
+)
 ```
 """
 
 CHOICE = (
     ("nothing yet, any model", "`cfg`, ω from 0.5 up, with `interval`",
      "linear, the same in every space; outside the interval a step is one pass"),
-    ("burnt colours, too much contrast", "`adg`, `apg`, or `rescale(0.7)` after any rule",
+    ("burnt colours, too much contrast", "`adg`, `apg`, or `rescale` after any rule",
      "they bound or restore the norm that extrapolation inflates"),
     ("the same, on a flow model", "`norm_cap`; `cfg_zero`, and `zero_init` after it",
      "defined on the velocity; `cfg_zero` fits u to c before it subtracts it"),
@@ -97,7 +121,7 @@ compare at the best ω of each, on a measure that no method was tuned on, as `ex
 does.
 """
 
-RULES = """\
+RULES_TEXT = """\
 ## All rules
 
 Passes are network evaluations besides the conditional one. “After another” marks a rule that
@@ -175,7 +199,7 @@ def text() -> str:
         "## Which to choose when\n",
         _table(("what you see, or have", "try", "because"), CHOICE),
         WARNINGS,
-        RULES,
+        RULES_TEXT,
         _table(
             ("rule", "formula", "space", "passes", "state", "off at 0", "defaults", "paper"),
             map(_rule_row, ordered()),
