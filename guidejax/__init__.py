@@ -1,7 +1,7 @@
 """guidejax: guidance for diffusion models as pure JAX functions.
 
-Families are submodules: `processes`, `rules`, `schedules`, `solvers`, `objectives`, `metrics`,
-`analytic`, `learning`, `particles` and `data`. What nearly everybody uses stands here.
+Families are submodules: `processes`, `rules`, `schedules`, `weights`, `solvers`, `objectives`,
+`learning`, `metrics`, `analytic`, `particles` and `data`. What nearly everybody uses stands here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from guidejax import processes as processes
 from guidejax import rules as rules
 from guidejax import schedules as schedules
 from guidejax import solvers as solvers
+from guidejax import weights as weights
 from guidejax._denoisers import Denoiser as Denoiser
 from guidejax._denoisers import denoiser as denoiser
 from guidejax._field import GuidedField as GuidedField

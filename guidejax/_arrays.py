@@ -86,18 +86,22 @@ def square_norm(a: Array) -> Array:
 
 
 def magnitude(*arrays: Array, axis: Axes = None) -> Array:
-    """A power of two near the largest |element| of each vector, without gradient; axes are kept.
+    """A power of four near the largest |element| of each vector, without gradient; axes are kept.
 
-    What is divided by it can be squared, whatever its size, and loses no bit by that. Of several
-    arrays it is the magnitude of the largest; where all are 0 it is the least that has an inverse.
+    What is divided by it can be squared, whatever its size, and loses no bit by that; its square
+    root is exact too. Of several arrays it is the magnitude of the largest. NaN and infinity don't
+    count; where all are 0 it is the least that has an inverse.
     """
+    sizes = [jnp.abs(jax.lax.stop_gradient(upcast(a))) for a in arrays]
     peaks = [
-        jnp.max(jnp.abs(upcast(a)), axis=_axes(a, axis), keepdims=True, initial=0) for a in arrays
+        jnp.max(jnp.where(jnp.isfinite(a), a, 0), axis=_axes(a, axis), keepdims=True, initial=0)
+        for a in sizes
     ]
-    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    peak = functools.reduce(jnp.maximum, peaks)
     limits = jnp.finfo(peak.dtype)
-    peak = jnp.clip(peak, 4 * limits.tiny, limits.max / 256)
-    return peak / (2 * jnp.frexp(peak)[0])
+    root = jnp.sqrt(jnp.clip(peak, 16 * limits.tiny, limits.max / 256))
+    root = root / (2 * jnp.frexp(root)[0])
+    return root * root
 
 
 def norm(a: Array, axis: Axes = None, *, keepdims: bool = False) -> Array:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, tree_map, upcast
-from guidejax._geometry import angle, effective_omega, length
+from guidejax._arrays import Array, Tree, norm, tree_map, upcast
+from guidejax._geometry import angle, effective_omega
 from guidejax._guidance import Guidance
 from guidejax.weights.base import Step
 
@@ -104,14 +104,14 @@ def measure(
 ) -> Stats:
     """`Stats` of one evaluation, (batch,) each."""
     g, c = _flat(guided), _flat(predictions["cond"])
-    size = length(c)
+    size = norm(c)
     asked = _asked(guide._values(predictions, step, row)[0], size)
     names = [name for name in predictions if name != "cond"]
     if not names:
         unknown = jnp.full_like(size, jnp.nan)
-        return Stats(asked, jnp.zeros_like(size), unknown, size, unknown, length(g))
+        return Stats(asked, jnp.zeros_like(size), unknown, size, unknown, norm(g))
     u = _flat(predictions["uncond" if "uncond" in names else names[0]])
-    return Stats(asked, effective_omega(g, c, u), angle(c, u), size, length(c - u), length(g))
+    return Stats(asked, effective_omega(g, c, u), angle(c, u), size, norm(c - u), norm(g))
 
 
 def _asked(omega: Any, like: Array) -> Array:

@@ -1,22 +1,23 @@
-"""Products that a compiler may not contract into a fused multiply-add."""
+"""Per-sample arithmetic: sums in float32 at least, lengths of any magnitude."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from guidejax._arrays import combine
+from guidejax._arrays import combine, expand, magnitude, norm, project, quantile, unit
 
 
 def _draw(seed):
     return np.random.default_rng(seed).normal(size=1000).astype(np.float32)
 
 
-def test_combine_is_numpy_bit_for_bit():
+def test_combine_is_the_sum():
     x, y, z = (_draw(seed)[:, None] for seed in range(3))
     c = _draw(3)
     run = jax.jit(lambda *args: combine((args[0], 0.3, -2.0), *args[1:]))
     want = c[:, None] * x + np.float32(0.3) * y + np.float32(-2.0) * z
-    np.testing.assert_array_equal(run(c, x, y, z), want)
+    np.testing.assert_allclose(run(c, x, y, z), want, rtol=1e-5, atol=1e-6)
 
 
 def test_combine_keeps_the_first_dtype_and_sums_in_float32():
@@ -25,3 +26,54 @@ def test_combine_keeps_the_first_dtype_and_sums_in_float32():
     want = 2 * np.asarray(x, np.float32) + np.float32(0.1) * np.asarray(y, np.float32)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_array_equal(got, jnp.asarray(want, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e19, 1e37])
+def test_lengths_of_any_magnitude(size):
+    """What is squared is never out of range, in value or in gradient."""
+    a, b = (np.float32(size) * _draw(seed).reshape(10, 100) for seed in range(2))
+    exact = np.linalg.norm(a.astype(np.float64), axis=1)
+    np.testing.assert_allclose(norm(jnp.asarray(a)), exact, rtol=1e-6)
+    np.testing.assert_allclose(unit(jnp.asarray(a)), a / exact[:, None], rtol=1e-5, atol=1e-7)
+    wide = a.astype(np.float64), b.astype(np.float64)
+    along = np.sum(wide[0] * wide[1], 1) / np.sum(wide[1] ** 2, 1)
+    found = np.asarray(project(jnp.asarray(a), jnp.asarray(b)), np.float64)
+    np.testing.assert_allclose(found / size, along[:, None] * wide[1] / size, rtol=1e-4, atol=1e-6)
+    slope = jax.grad(lambda a: norm(a).sum())(jnp.asarray(a))
+    np.testing.assert_allclose(slope, a / exact[:, None], rtol=1e-4, atol=1e-6)
+
+
+def test_magnitude_is_a_power_of_four_that_loses_no_bit():
+    a = np.exp(np.linspace(-60, 60, 64, dtype=np.float32))[:, None] * _draw(0)[:64, None]
+    size = np.asarray(magnitude(jnp.asarray(a)))
+    assert set(np.unique(np.log2(size) % 2)) == {0.0}
+    np.testing.assert_array_equal(np.asarray(jnp.asarray(a) / size) * size, a)
+    assert np.all((np.abs(a) / size >= 1) & (np.abs(a) / size < 16))
+    # NaN and infinity don't count, the largest of several arrays does.
+    assert float(magnitude(jnp.array([[jnp.nan, 4.0, jnp.inf]]))[0, 0]) == 4.0
+    assert float(magnitude(jnp.array([[1.0]]), jnp.array([[16.0]]))[0, 0]) == 16.0
+
+
+def test_nothing_and_nan():
+    zero = jnp.zeros((2, 3))
+    np.testing.assert_array_equal(norm(zero), 0)
+    np.testing.assert_array_equal(unit(zero), 0)
+    np.testing.assert_array_equal(jax.grad(lambda a: norm(a).sum())(zero), 0)
+    broken = zero.at[0, 1].set(jnp.nan)
+    assert np.isnan(norm(broken)).tolist() == [True, False]
+    assert np.isnan(unit(broken)).any(axis=1).tolist() == [True, False]
+
+
+def test_expand_goes_by_the_batch_or_by_every_axis():
+    x = jnp.zeros((2, 3, 4))
+    assert expand(1.0, x).shape == ()
+    assert expand(jnp.ones(2), x).shape == (2, 1, 1)
+    assert expand(jnp.ones((1, 1, 4)), x).shape == (1, 1, 4)
+    with pytest.raises(ValueError, match="shape"):
+        expand(jnp.ones((2, 3)), x)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.3, 0.5, 1.0])
+def test_quantile_is_numpy_s(q):
+    x = _draw(0).reshape(10, 100)
+    np.testing.assert_allclose(quantile(jnp.asarray(x), q), np.quantile(x, q, axis=1), rtol=1e-5)

@@ -150,6 +150,7 @@ def test_any_number_of_any_rule_may_be_a_schedule(rule):
         for name, value in rule.defaults.items()
         if name not in rule.static and isinstance(value, float)
     }
+    numbers |= {name: 1.0 for name in rule.numbers if name not in rule.defaults}
     bound = rule.bind(**{n: lambda s, t, cond, v=v: v + 0 * t for n, v in numbers.items()})
     chained = gj.chain(gj.cfg, bound) if rule.refines else gj.chain(bound)
     times = jnp.asarray(TIMES)

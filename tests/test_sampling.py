@@ -198,7 +198,9 @@ def test_a_branch_with_a_network_of_its_own():
     weak = make_rule(lambda cond, weak, omega: cond + omega * (cond - weak), space="any")
     zero = lambda x, t, cond: jnp.zeros_like(x)
     got = _sample(
-        guidance=gj.guidance(weak, omega=0.5), uncond=None, conditions={"weak": (zero, LABELS)}
+        guidance=gj.guidance(weak, omega=0.5),
+        uncond=None,
+        conditions={"weak": gj.denoiser(zero, PROCESS)},
     )
     double = lambda x, t, cond: 1.5 * EXACT(x, t, cond)
     want = sample(KEY, double, PROCESS, NOISE, cond=LABELS, times=TIMES)
@@ -486,7 +488,7 @@ NAN_PHI = jax.tree.map(lambda v: v * jnp.nan, PHI)
         ({"uncond": None}, "needs the branch 'uncond'"),
         ({"uncond": jnp.zeros(3, int)}, r"uncond has shape \(3,\)"),
         ({"omega": jnp.ones(3)}, r"omega has shape \(3,\).*\(8,\)"),
-        ({"omega": jnp.ones((8, 2))}, r"omega has shape \(8, 2\)"),
+        ({"omega": jnp.ones((8, 3))}, r"omega has shape \(8, 3\)"),
         ({"omega": lambda s, t, cond: jnp.ones(3)}, r"omega has shape \(3,\)"),
         ({"omega": NET.weight(NAN_PHI)}, "omega is NaN"),
         (

@@ -77,7 +77,10 @@ def test_pytrees_and_many_branches(branches):
     noise = {"image": jnp.ones((BATCH, 3, 2)), "text": jnp.ones((BATCH, 3))}
     run = lambda branches: sample(
         KEY, network, PROCESS, noise, cond=cond, uncond={"c": jnp.zeros(3)}, branches=branches,
-        conditions={"negative": {"c": jnp.full((BATCH, 3), 2.0)}, "weak": (gj.denoiser(other, PROCESS), None)},
+        conditions={
+            "negative": {"c": jnp.full((BATCH, 3), 2.0)},
+            "weak": (gj.denoiser(other, PROCESS), None),
+        },
         guidance=gj.guidance(rule, 1.0), times=gj.uniform_times(3),
     )  # fmt: skip
     jax.tree.map(

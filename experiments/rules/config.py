@@ -63,7 +63,8 @@ SETTINGS: dict[str, Setting] = {
         note="ω_k = 1 after `cfg` at ω.",
     ),
     "beta_cfg": Setting(
-        (-0.8, -0.5, -0.2), (0.0, 3.0, 9.0), schedule=lambda w: gj.schedules.beta_curve(w, on="total"),
+        (-0.8, -0.5, -0.2), (0.0, 3.0, 9.0),
+        schedule=lambda w: gj.schedules.beta_curve(w, on="total"),
         note="ω + 1 follows `beta_curve`, as in the paper; the three are its means.",
     ),
     "compose_and": Setting((0.0, 1.0, 3.0), (0.0, 1.0, 3.0)),
@@ -119,7 +120,7 @@ def spatial() -> list[str]:
 
 def guide(name: str, omega: Any, numbers: Mapping[str, Any]) -> gj.Guidance:
     """A rule with its numbers; one that refines another comes after `cfg`."""
-    bound = RULES[name](**numbers)
+    bound = RULES[name].bind(**numbers)
     schedule = setting(name).schedule
     chained = gj.chain(gj.cfg, bound) if RULES[name].refines else gj.chain(bound)
     return gj.guidance(chained, omega=omega if schedule is None else schedule(omega))

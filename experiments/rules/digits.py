@@ -43,7 +43,7 @@ class Digits:
         self.skipped = dataclasses.replace(
             self.denoise, params=_without_last_block(self.denoise.params)
         )
-        self.gradient = gj.denoiser(gj.rules.input_gradient(self.denoise), PROCESS)
+        self.gradient = gj.rules.input_gradient(self.denoise)
         self.noise = jax.random.normal(jax.random.key(3), (NUM_CLASSES, 8, 8, 1))
 
     @property

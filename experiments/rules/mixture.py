@@ -72,7 +72,7 @@ def noise() -> jax.Array:
 
 @functools.cache
 def _gradient() -> gj.Denoiser:
-    return gj.denoiser(gj.rules.input_gradient(denoiser(model(), PROCESS)), PROCESS)
+    return gj.rules.input_gradient(denoiser(model(), PROCESS))
 
 
 def run(name: str, omegas: Any = None) -> list[Drawn]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import safe_divide, safe_sqrt
-from guidejax._geometry import length, magnitude
+from guidejax._arrays import magnitude, norm, safe_divide, safe_sqrt
 from guidejax.metrics._checks import real_array
 
 Array = jax.Array
@@ -165,8 +165,8 @@ def _channels(images: Array) -> tuple[Array, Array]:
     mean = jnp.mean(images, axis=(-3, -2), keepdims=True)
     centred = images - mean
     size = magnitude(centred, axis=(-3, -2))
-    variance = jnp.mean(jnp.square(centred / size[..., None, None, :]), axis=(-3, -2))
-    return mean[..., 0, 0, :], size * safe_sqrt(variance)
+    variance = jnp.mean(jnp.square(centred / size), axis=(-3, -2))
+    return mean[..., 0, 0, :], size[..., 0, 0, :] * safe_sqrt(variance)
 
 
 def _samples(x: Any) -> Array:
@@ -200,9 +200,7 @@ def sample_rms(x: Any) -> Array:
 
 @jax.jit
 def _rms(x: Array) -> Array:
-    flat = x.reshape(x.shape[0], -1)
-    size = magnitude(flat, axis=1)
-    return size * safe_sqrt(jnp.mean(jnp.square(flat / size[:, None]), axis=1))
+    return norm(x) / math.prod(x.shape[1:]) ** 0.5
 
 
 def sample_norm(x: Any) -> Array:
@@ -222,4 +220,4 @@ def sample_norm(x: Any) -> Array:
         >>> sample_norm(jnp.array([[3.0, -4.0], [0.0, 0.0]])).tolist()
         [5.0, 0.0]
     """
-    return length(_samples(x))
+    return norm(_samples(x))

@@ -356,6 +356,10 @@ def fit(
             f"expected an objective, such as gj.self_consistency(); got the function "
             f"{objective.__name__} itself: call it."
         )
+    if not callable(objective):
+        raise ValueError(
+            f"expected an objective, such as gj.self_consistency(); got {objective!r}."
+        )
     if hasattr(objective, "check"):
         objective.check(denoise)
     example = _guidance_of(guide, phi)
@@ -564,7 +568,7 @@ class _Conditions:
 
 
 def _like(value: Any, cond: Any, name: str, where: str) -> Any:
-    """A branch's condition in the shape of `cond`; in NumPy, that it doesn't wait for the device."""
+    """A branch's condition in the shape of `cond`; in NumPy, so as not to wait for the device."""
     if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
         return value
 

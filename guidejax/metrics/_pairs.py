@@ -9,8 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import expand, is_concrete
-from guidejax._geometry import magnitude
+from guidejax._arrays import is_concrete, magnitude
 from guidejax.metrics._checks import positive_int
 
 Array = jax.Array
@@ -107,8 +106,9 @@ def at_unit_scale(fn: Callable[..., Array], beta: Any, *sets: Array) -> Array:
     though its square be out of range.
     """
     size = magnitude(*sets, axis=(-2, -1))
-    value = fn(*(a / size[..., None, None] for a in sets))
-    root = expand(jnp.sqrt(size) ** jnp.asarray(beta, size.dtype), value)
+    value = fn(*(a / size for a in sets))
+    root = jnp.sqrt(size[..., 0, 0]) ** jnp.asarray(beta, size.dtype)
+    root = root.reshape(root.shape + (1,) * (value.ndim - root.ndim))
     return value * root * root  # size^β by itself may be out of range where the product isn't
 
 

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import expand, norm, safe_divide
-from guidejax._geometry import unit_scale
+from guidejax._arrays import norm, unit
 from guidejax.metrics._checks import (
     class_labels,
     gathered,
@@ -185,10 +184,9 @@ def vendi_from_kernel(kernel: Any) -> Array:
 
 @jax.jit
 def _vendi(x: Array) -> Array:
-    x = unit_scale(x)
-    size = expand(norm(x), x)
     # A zero vector is similar to nothing, which would break K_ii = 1; give it an axis of its own.
-    x = jnp.concatenate([safe_divide(x, size), (size == 0).astype(x.dtype)], axis=-1)
+    absent = norm(x, -1, keepdims=True) == 0
+    x = jnp.concatenate([unit(x), absent.astype(x.dtype)], axis=-1)
     x = x / x.shape[0] ** 0.5
     # K/n and the d x d matrix have the same eigenvalues but for zeros, which add nothing.
     small = matmul(transpose(x), x) if x.shape[1] < x.shape[0] else matmul(x, transpose(x))

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax import _geometry
-from guidejax._arrays import dot, expand, norm, safe_divide
-from guidejax._geometry import unit_scale
+from guidejax._arrays import dot, expand, magnitude, norm, safe_divide
 from guidejax.metrics._checks import same_shapes
 
 Array = jax.Array
@@ -17,7 +16,7 @@ Array = jax.Array
 
 @jax.jit
 def _off_line(guided: Array, cond: Array, uncond: Array) -> Array:
-    shift, delta = unit_scale(guided - cond), unit_scale(cond - uncond)
+    shift, delta = (v / magnitude(v) for v in (guided - cond, cond - uncond))
     omega = safe_divide(dot(shift, delta), dot(delta, delta))
     residual = norm(shift - expand(omega, delta) * delta)
     return jnp.minimum(safe_divide(residual, norm(shift)), 1)

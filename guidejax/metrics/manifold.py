@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from guidejax._geometry import magnitude
+from guidejax._arrays import magnitude
 from guidejax.metrics._checks import point_set, point_sets, positive_int
 from guidejax.metrics._pairs import (
     Method,

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import is_concrete, safe_sqrt
-from guidejax._geometry import magnitude
+from guidejax._arrays import is_concrete, magnitude, safe_sqrt
 from guidejax.metrics._checks import point_sets, positive_int, real_array
 from guidejax.metrics._pairs import (
     at_unit_scale,
@@ -73,7 +72,7 @@ def _rbf(x: Array, y: Array, bandwidths: Array, unbiased: bool, chunk: int | Non
     # In units of the points their squares are in range. Below √tiny the kernel is 0 but at 0.
     size = magnitude(x, y, axis=(-2, -1))
     x, y = x / size, y / size
-    widths = jnp.maximum(widths / size, jnp.finfo(x.dtype).tiny ** 0.5)
+    widths = jnp.maximum(widths / size[0, 0], jnp.finfo(x.dtype).tiny ** 0.5)
 
     def kernel(square: Array) -> Array:
         return jnp.mean(jnp.exp(-square[..., None] / (2 * widths**2)), axis=-1)

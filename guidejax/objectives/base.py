@@ -79,6 +79,7 @@ def particle_keys(keys: Array, n: int, m: int) -> Array:
 
 
 def rewards_of(reward: Callable[[Tree, Any], Array], x0: Tree, cond: Any) -> Array:
+    """`reward(x0, cond)`, or an error where it isn't one number a sample."""
     values, size = reward(x0, cond), batch_size(x0)
     if jnp.shape(values) != (size,):
         raise ValueError(
@@ -93,6 +94,7 @@ def as_pytree(fn: Any) -> Any:
 
 
 def check_numbers(beta: float, lam: float, reward: Any, reward_weight: float) -> None:
+    """Raise `ValueError` where the numbers that every objective has are out of range."""
     if not 0 < beta <= 2 or not 0 <= lam <= 1:
         raise ValueError(f"expected 0 < beta ≤ 2 and 0 ≤ lam ≤ 1, got {beta} and {lam}.")
     if not reward_weight >= 0 or (reward_weight > 0) != (reward is not None):
@@ -113,6 +115,7 @@ def check_branches(names: tuple[str, ...], batch: Batch) -> None:
     for name in names:
         if name not in batch.conditions:
             raise ValueError(
-                f"the guidance needs the branch {name!r}, of which the batch has no condition; it "
-                f"has {', '.join(batch.conditions) or 'none'}. Give fit(conditions={{{name!r}: ...}})."
+                f"the guidance needs the branch {name!r}, of which the batch has no condition (it "
+                f"has {', '.join(batch.conditions) or 'none'}); give fit(conditions={{{name!r}: "
+                "...})."
             )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, Tree, combine, concretely, safe_sqrt
-from guidejax._random import normal_like
+from guidejax._random import as_keys, normal_like
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
@@ -118,6 +118,15 @@ class Process:
         return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[1]
 
 
+def check_process(process: Any) -> None:
+    """Raise `ValueError` unless it is a process."""
+    if not isinstance(process, Process):
+        called = f": call it, {process.__name__}()" if callable(process) else ""
+        raise ValueError(
+            f"expected a process, such as gj.processes.rectified_flow(), got {process!r}{called}."
+        )
+
+
 def check(process: Process) -> None:
     """Raise `ValueError` where a process breaks its promises, saying which and where.
 
@@ -128,6 +137,7 @@ def check(process: Process) -> None:
         >>> from guidejax.processes import rectified_flow
         >>> check(rectified_flow())
     """
+    check_process(process)
     who, t = type(process).__name__, np.linspace(0, 1, 101)
     with concretely():
         alpha, sigma = (np.asarray(f(jnp.asarray(t))) for f in (process.alpha, process.sigma))
@@ -165,7 +175,8 @@ def initial_noise(key: Array, process: Process, shape: Any, t: float = 1.0) -> A
         >>> initial_noise(jax.random.key(0), edm(), (2, 8, 8, 3)).shape
         (2, 8, 8, 3)
     """
-    return process.sigma(t) * normal_like(key, jnp.zeros(shape, jnp.float32))
+    check_process(process)
+    return process.sigma(t) * normal_like(as_keys(key), jnp.zeros(shape, jnp.float32))
 
 
 def noise_to(process: Process, x0: Tree, t: Array, eps: Tree) -> Tree:
@@ -276,6 +287,11 @@ def x0_per_unit(process: Process, t: Array, space: str) -> Array:
 
     At α = 0 an "eps" or "score" difference is 0/0; the factor is 0 there, so that a guided
     prediction falls back on the conditional one.
+
+    Example:
+        >>> from guidejax.processes import rectified_flow
+        >>> float(x0_per_unit(rectified_flow(), 0.75, "eps"))
+        -3.0
     """
     return _coefficients(process, t, space)[1]
 

@@ -139,7 +139,7 @@ def feedback_numbers(
         guide_to: The paper's t1.
 
     Returns:
-        {"temperature": τ, "offset": δ}: 
+        {"temperature": τ, "offset": δ}:
         `feedback.bind(pi=0.95, **feedback_numbers(process, times))`.
 
     Raises:

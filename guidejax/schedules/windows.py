@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from guidejax._arrays import Array
 from guidejax.schedules.base import check_unit, curve, progress, require, scaled, schedule
@@ -33,8 +34,8 @@ def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
     """Guidance in a limited interval: ω = value where lo ≤ t ≤ hi, 0 outside.
 
     Kynkäänniemi et al. 2404.07724, Eq. (5), there in σ and half open at `lo`; here both ends
-    belong to it, to a rounding. Acts on ω; keeps the peak. Outside the interval the sampler makes no
-    unconditional pass.
+    belong to it, to a rounding. Acts on ω; keeps the peak. Outside the interval the sampler makes
+    no unconditional pass.
 
     Args:
         value: ω inside: a number, (batch,) numbers or any `Weight`.
@@ -44,8 +45,8 @@ def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
             "sigma" (σ/α) or "step" (index on the grid, 0 the noisiest).
 
     Raises:
-        ValueError: If lo > hi, an end is NaN, the unit is unknown, or it lies outside [0, 1] in
-            unit "t".
+        ValueError: If lo > hi, an end is NaN, the unit is unknown, or a finite end lies outside
+            [0, 1] in unit "t".
 
     Example:
         >>> weight = interval(4.0, lo=0.2, hi=0.8)
@@ -56,9 +57,10 @@ def interval(value: Any, lo: Any, hi: Any, unit: str = "t") -> Weight:
         raise ValueError(f"unknown unit {unit!r}; expected one of {', '.join(UNITS)}.")
     require("interval", "lo ≤ hi", lambda a, b: a <= b, lo, hi)
     if unit == "t":
-        overlap = lambda a, b: (a <= 1) & (b >= 0)  # noqa: E731
+        # An open end may be infinite.
+        inside = lambda end: (end > -ROUNDING) & (end < 1 + ROUNDING) | np.isinf(end)  # noqa: E731
         expected = "ends within [0, 1] in unit='t' (for steps or noise levels give their unit)"
-        require("interval", expected, overlap, lo, hi)
+        require("interval", expected, lambda a, b: inside(a) & inside(b), lo, hi)
     return as_weight(value) * curve(_interval, {"lo": lo, "hi": hi}, {"unit": unit}, _inside)
 
 

@@ -287,13 +287,13 @@ def constant(value: Any) -> Weight:
     """
     if is_concrete(value):
         try:
+            if value is None or isinstance(value, str):
+                raise TypeError
             numbers = np.asarray(value, np.float32)
         except (TypeError, ValueError):
             raise ValueError(
                 f"expected a number, an array, a function (s, t, cond) or a Weight; got {value!r}."
             ) from None
-        if isinstance(value, str):
-            raise ValueError(f"expected a number, got the string {value!r}.")
         if np.any(np.isnan(numbers)):
             raise ValueError("a weight is NaN; expected a number, 0 being the conditional model.")
     return Weight(value, _constant, _constant_support)

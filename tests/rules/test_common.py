@@ -256,7 +256,6 @@ def test_each_sample_is_guided_alone(rule, numbers):
     assert not np.array_equal(together[1], other[1])
 
 
-
 @cases
 def test_nan_in_nan_out(rule, numbers):
     """In the sample that it came in with, and in no other."""
@@ -501,9 +500,7 @@ def test_output_is_sharded_as_cond_is(mesh):
     expected, guided = run(*given), run(*jax.device_put(given, by_batch))
     for name in RULES:
         assert guided[name].sharding.is_equivalent_to(by_batch, 4), name
-        np.testing.assert_allclose(
-            guided[name], expected[name], rtol=2e-5, atol=2e-5, err_msg=name
-        )
+        np.testing.assert_allclose(guided[name], expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
 
 
 @rules

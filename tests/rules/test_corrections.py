@@ -87,8 +87,8 @@ def test_recfg_takes_its_table_through_the_sampler():
 
     def run(ratio):
         return sample(
-            jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=times,
-            cond=jnp.array([1.0, 2.0]), uncond=jnp.zeros(2),
+            jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise,
+            times=times, cond=jnp.array([1.0, 2.0]), uncond=jnp.zeros(2),
             guidance=guidance(recfg, 2.0, ratio=ratio),
         )  # fmt: skip
 

@@ -23,9 +23,7 @@ def test_inpaint_is_a_projection():
 def test_sampling_keeps_the_known_part_and_the_rest_follows_it():
     """A network that predicts each picture's mean colour: the unknown half takes the known's."""
     known, mask = jnp.full((1, 4, 4, 3), 0.5), jnp.zeros((1, 4, 4, 1)).at[:, :2].set(1)
-    mean = lambda x, t, cond: jnp.broadcast_to(
-        jnp.mean(x, axis=(1, 2, 3), keepdims=True), x.shape
-    )
+    mean = lambda x, t, cond: jnp.broadcast_to(jnp.mean(x, axis=(1, 2, 3), keepdims=True), x.shape)
     denoise = gj.denoiser(mean, gj.processes.rectified_flow())
     rule = gj.chain(gj.cfg, inpaint.bind(known=known, mask=mask))
     x = gj.sample(

@@ -127,7 +127,8 @@ def denoise(x, t, cond):
 def run(g, times, **kwargs):
     """A network that predicts its condition: DDIM on a rectified flow moves x by hand."""
     return sample(
-        jax.random.key(0), gj.denoiser(denoise, rectified_flow()), jnp.zeros((2, 3)), times=jnp.asarray(times),
+        jax.random.key(0), gj.denoiser(denoise, rectified_flow()), jnp.zeros((2, 3)),
+        times=jnp.asarray(times),
         cond=jnp.asarray([1.0, 2.0]), uncond=jnp.asarray([0.5, 0.5]), guidance=g, **kwargs,
     )  # fmt: skip
 

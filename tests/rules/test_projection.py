@@ -99,13 +99,13 @@ def test_no_momentum_is_apg(three):
 
 
 def test_momentum_starts_afresh_in_each_run():
-    process, times = rectified_flow(), jnp.asarray([1.0, 0.6, 0.3])
+    times = jnp.asarray([1.0, 0.6, 0.3])
     denoise = lambda x, t, cond: jnp.tanh(x + cond[:, None])
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(2, 5)))
     arguments = {"times": times, "cond": jnp.asarray([1.0, -1.0]), "uncond": jnp.zeros(2)}
     run = lambda rule, **numbers: sample(
         jax.random.key(0),
-        gj.denoiser(denoise, gj.processes.rectified_flow()),
+        gj.denoiser(denoise, rectified_flow()),
         noise,
         guidance=guidance(rule, 4.0, **numbers),
         **arguments,
@@ -154,7 +154,7 @@ def test_cfg_zero_is_the_papers(three):
 
 
 def test_zero_init_stands_still_first():
-    process, times = rectified_flow(), [0.9, 0.7, 0.4]
+    times = [0.9, 0.7, 0.4]
     noise = jnp.asarray([[1.0, -2.0], [0.5, 3.0]])
     denoise = lambda x, t, cond: jnp.broadcast_to(cond[:, None], x.shape)
     cond = jnp.asarray([1.0, 2.0])
@@ -163,8 +163,8 @@ def test_zero_init_stands_still_first():
         share = interval(1.0, lo=0, hi=first - 1, unit="step") if first else 0.0
         g = guidance(chain(cfg_zero, zero_init.bind(share=share)), omega=omega)
         return sample(
-            jax.random.key(0), gj.denoiser(denoise, gj.processes.rectified_flow()), noise, times=jnp.asarray(times), cond=cond,
-            uncond=0 * cond, guidance=g,
+            jax.random.key(0), gj.denoiser(denoise, rectified_flow()), noise,
+            times=jnp.asarray(times), cond=cond, uncond=0 * cond, guidance=g,
         )  # fmt: skip
 
     for omega in (0.0, 2.0):  # with the unconditional pass and without

@@ -223,7 +223,7 @@ def test_wrong_numbers(facts):
 
 
 @pytest.mark.parametrize(
-    "name", ["base", "schedules", "windows", "ramps", "tables", "budgets", "stagewise"]
+    "name", ["base", "windows", "ramps", "tables", "budgets", "stagewise", "cfgpp"]
 )
 def test_doctests(name):
     module = importlib.import_module(f"guidejax.schedules.{name}")

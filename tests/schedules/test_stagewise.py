@@ -175,7 +175,8 @@ def test_the_ode_has_the_width_of_the_closed_form(x64, std):
     def width(table, times):
         omega = as_weight(lambda s, t, cond: table[jnp.sum(knots[1:-1] >= t - 1e-9)])
         x = gj.sample(
-            jax.random.key(0), gj.denoiser(denoise, PROCESS), jnp.array([[0.5], [-0.5]]), times=times,
+            jax.random.key(0), gj.denoiser(denoise, PROCESS), jnp.array([[0.5], [-0.5]]),
+            times=times,
             cond=jnp.zeros(2, int), uncond=1, guidance=gj.guidance(gj.cfg, omega=omega),
         )  # fmt: skip
         return x[0, 0] - x[1, 0]

@@ -23,8 +23,8 @@ def _learned(**kwargs):
 def _sample(omega, cond):
     network = lambda x, t, c: jnp.tanh(x + jnp.reshape(c, (4, -1))[:, :1] * t[:, None])
     return gj.sample(
-        KEY, gj.denoiser(network, PROCESS), jnp.ones((4, 3)), cond=cond, uncond=jnp.zeros_like(cond),
-        times=TIMES, guidance=gj.guidance(gj.cfg, omega),
+        KEY, gj.denoiser(network, PROCESS), jnp.ones((4, 3)),
+        cond=cond, uncond=jnp.zeros_like(cond), times=TIMES, guidance=gj.guidance(gj.cfg, omega),
     )  # fmt: skip
 
 
