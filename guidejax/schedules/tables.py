@@ -41,13 +41,15 @@ class _Table:
         chosen = jnp.asarray(step.cond)[..., None] == jnp.arange(self.classes)
         return jnp.sum(jnp.where(chosen, row, 0), axis=-1)
 
-    def check(self, cond: Any) -> None:
-        """Raise `ValueError` where `cond` is no label of the table: the sampler asks."""
+    def check(self, cond: Any, who: str = "table") -> None:
+        """Raise `ValueError` where `cond` is no label of the table: the sampler and `fit` ask."""
         if self.classes is None:
             return
         if cond is None:
-            raise ValueError("this table has a column a class and needs `cond`; got cond=None.")
-        check_labels(cond, self.classes, "table")
+            raise ValueError(
+                f"{who}: this table has a column a class and needs `cond`; got cond=None."
+            )
+        check_labels(cond, self.classes, who)
 
 
 def _check_fits(values: Any, step: Step) -> None:
