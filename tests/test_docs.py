@@ -1,6 +1,7 @@
 """What a user copies from the README and the docs works, and what they say of the code is so."""
 
 import ast
+import doctest
 import importlib
 import json
 import pathlib
@@ -46,6 +47,10 @@ def run(page):
         if not is_file(snippet):
             exec(compile(snippet, page.name, "exec"), names)
     return names
+
+
+def test_there_are_snippets():
+    assert {"README", "design", "rules"} <= {page.stem for page in PAGES if any(snippets(page))}
 
 
 # The README
@@ -171,6 +176,7 @@ def add(tmp_path, monkeypatch):
         importlib.invalidate_caches()
         undo.append((family, dict(vars(family)), set(sys.modules)))
         exec(line, vars(family))
+        assert doctest.testmod(sys.modules[f"{family.__name__}.{file.stem}"]).failed == 0
         return family
 
     yield add
