@@ -96,7 +96,7 @@ def test_stable_diffusion(name):
     want = ddim_in_numpy(noise.astype(float), INDICES, text, both, 7.5, rule)
     plain = ddim_in_numpy(noise.astype(float), INDICES, text, text, 1, cfg_in_numpy)
     assert np.abs(want - plain).max() > 0.1
-    np.testing.assert_allclose(x, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+    np.testing.assert_allclose(x, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 def test_a_negative_prompt_of_another_length():
@@ -111,9 +111,9 @@ def test_a_negative_prompt_of_another_length():
     guide = gj.guidance(gj.negative_prompt, omega=2.0)
     for branches in ("sequential", "batched"):  # of two shapes, they can't share a pass
         x = run(guidance=guide, conditions={"negative": negative}, branches=branches)
-        np.testing.assert_allclose(x, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+        np.testing.assert_allclose(x, want, rtol=0, atol=2e-5 * np.abs(want).max())
     x = run(guidance=gj.guidance(gj.cfg, omega=2.0), uncond=negative)
-    np.testing.assert_allclose(x, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+    np.testing.assert_allclose(x, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("name", ["cfg", "adg"])
@@ -140,7 +140,7 @@ def test_one_line_in_somebody_else_s_loop(name):
 
     for index, before in itertools.pairwise([*INDICES, 1000]):
         x = step(x, index, alphas_cumprod[index], alphas_cumprod[before])
-    np.testing.assert_allclose(x, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+    np.testing.assert_allclose(x, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 # EDM: D(x, σ, label), guided by a weaker network of the same kind.
@@ -190,7 +190,7 @@ def test_edm_with_a_weak_network_against_heun_by_hand():
         x = moved
     for given in (weak, (weak, labels)):
         got = run(conditions={"weak": given})
-        np.testing.assert_allclose(got, x, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(got, x, rtol=1e-5, atol=1e-4)
 
 
 def batches_of_labels(size=64):
@@ -470,9 +470,10 @@ def test_a_table_is_learned_saved_and_loaded(tmp_path, guide, objective, phi):
     straight = run(batches_with_null(), steps=40, **{**options, "checkpoint_dir": None})
     np.testing.assert_array_equal(found, straight)
     same(learning.load(tmp_path, start), found)
-    # ω = 1 is exact: they rise towards it, all but the last step's, which is of small error here.
-    assert np.all(half[:-1] > 0.3)
-    assert np.all(found[:-1] > half[:-1] + 0.1)
+    # ω = 1 is exact: they rise towards it.
+    assert np.all(half > 0.3)
+    assert np.all(found > half + 0.1)
+    np.testing.assert_allclose(found, 1.0, atol=0.2)
     with pytest.raises(ValueError, match="other numbers"):
         learning.load(tmp_path, jnp.zeros(7))
 
