@@ -80,6 +80,14 @@ SETTINGS: dict[str, Setting] = {
     "mambo_g": Setting(
         mixture_numbers={"damping": 1.0}, digits_numbers={"damping": 1.0}, note="Damping 1."
     ),
+    "inpaint": Setting(
+        mixture_numbers={"known": jnp.array([[0.0, 0.75]]), "mask": jnp.array([[0.0, 1.0]])},
+        digits_numbers={
+            "known": jnp.full((1, 1, 1, 1), -1.0),
+            "mask": (jnp.arange(8) >= 4).astype(float)[None, None, :, None],
+        },
+        note="Known are the height of a point, 0.75, and that the right half of a digit is empty.",
+    ),
     "mimic": Setting(
         mixture_numbers={"mimic_omega": 1.0}, digits_numbers={"mimic_omega": 0.5},
         note="It mimics ω = 1 on the mixture and 0.5 on the digits.",

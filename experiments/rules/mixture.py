@@ -84,7 +84,8 @@ def run(name: str, omegas: Any = None) -> list[Drawn]:
     exact = denoiser(model(), PROCESS)
     labels = {branch: jnp.full(POINTS, label) for branch, label in LABELS.items()}
     cond, uncond = labels.pop("cond"), labels.pop("uncond")
-    conditions = {**labels, "gradient": (_gradient(), cond)}
+    conditions: dict[str, Any] = {name: (exact, label) for name, label in labels.items()}
+    conditions["gradient"] = (_gradient(), cond)
     drawn = []
     for omega in chosen.mixture if omegas is None else omegas:
         guidance = guide(name, omega, numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import operator
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -24,15 +25,16 @@ FAMILIES = {
     "stateful": "Stateful",
     "feedback_guidance": "Feedback",
     "corrections": "Corrections",
+    "data_consistency": "Agreement with what is known",
     "logits": "Logits",
 }
 
 # Exported beside the rules: makers of rules, of their numbers and branches, and what goes with
 # the solver's step.
 HELPERS = (
-    "chain", "compose", "stack", "rule", "make_rule", "input_gradient", "recfg_table",
-    "feedback_numbers", "cfgpp_omega", "fkc_log_weight", "effective_sample_size",
-    "systematic_resample",
+    "chain", "rules.compose", "rules.stack", "rules.rule", "rules.make_rule",
+    "rules.input_gradient", "rules.recfg_table", "rules.feedback_numbers", "schedules.cfgpp_omega",
+    "particles.fkc_log_weight", "particles.effective_sample_size", "particles.systematic_resample",
 )  # fmt: skip
 
 INTRODUCTION = """\
@@ -290,7 +292,7 @@ def _schedule_row(facts: Schedule) -> tuple[str, ...]:
 
 
 def _helper_row(name: str) -> tuple[str, str]:
-    return f"`{name}`", headline(getattr(gj, name))
+    return f"`gj.{name}`", headline(operator.attrgetter(name)(gj))
 
 
 def _section(rule: Rule) -> str:
