@@ -207,7 +207,7 @@ class Run:
         self,
         name: str,
         images: dict[str, Any],
-        weights: dict[str, gj.Weight],
+        weights: dict[str, Any],
         test: arenas.Arena,
     ) -> None:
         folder = self.out / "figures" / name

@@ -74,7 +74,7 @@ def tune(
         # Arrays, so that one program serves the whole search, interval ends and all.
         traced = {name: jnp.asarray(value) for name, value in numbers.items()}
         value = arena.score(
-            _generate_traced(method)(key, denoise, traced, count, plan.sampling_steps)
+            generate_traced(method)(key, denoise, traced, count, plan.sampling_steps)
         )
         tick()
         return value
@@ -85,7 +85,8 @@ def tune(
 _PROGRAMS: dict[str, Any] = {}
 
 
-def _generate_traced(method: str) -> Any:
+def generate_traced(method: str) -> Any:
+    """`generate` under a tuned method whose numbers are traced: one program for a whole search."""
     if method not in _PROGRAMS:
 
         def run(key, denoise, numbers, count, steps):
@@ -107,6 +108,21 @@ def updates(method: str, plan: Plan) -> int:
     return plan.rollout_steps if method == "rollout" else plan.consistency_steps
 
 
+def rollout(plan: Plan, params: dict[str, Any], x0: Any) -> Any:
+    """The rollout objective: moments in pixels and in the networks that learning may see."""
+    features: tuple[Any, ...] = (
+        gj.objectives.pixels,
+        *(networks.feature(n, params[n]) for n in networks.SEEN),
+    )
+    return gj.rollout(
+        [gj.objectives.frechet_moments(f, jnp.asarray(x0)) for f in features],
+        particles=plan.rollout_group,
+        steps=plan.sampling_steps,
+        pooled=0.97,
+        beta=2.0,
+    )
+
+
 def learn(
     method: str,
     plan: Plan,
@@ -121,17 +137,7 @@ def learn(
 ) -> Any:
     """φ of a learned method."""
     if method == "rollout":
-        features: tuple[Any, ...] = (
-            gj.objectives.pixels,
-            *(networks.feature(n, params[n]) for n in networks.SEEN),
-        )
-        objective: Any = gj.rollout(
-            [gj.objectives.frechet_moments(f, jnp.asarray(train["x0"])) for f in features],
-            particles=plan.rollout_group,
-            steps=plan.sampling_steps,
-            pooled=0.97,
-            beta=2.0,
-        )
+        objective: Any = rollout(plan, params, train["x0"])
     else:
         objective = (
             gj.self_consistency(1.75, 4) if method == "self-consistency" else gj.objectives.l2(4)

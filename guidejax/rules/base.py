@@ -100,7 +100,7 @@ class Rule:
         functools.update_wrapper(self, self.fn, updated=())
         self.__name__ = self.name
         if self.renamed:
-            del self.__wrapped__  # its parameters have other names
+            vars(self).pop("__wrapped__")  # its parameters have other names
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -259,7 +259,7 @@ def make_rule(
         >>> mean(1.0, 3.0)
         2.0
     """
-    name = name or getattr(fn, "__name__", type(fn).__name__)
+    name = name or str(getattr(fn, "__name__", type(fn).__name__))
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; expected one of {', '.join(SPACES)}.")
     if takes is None:

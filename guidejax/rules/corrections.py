@@ -90,7 +90,7 @@ def recfg(
         [[2.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    rho = expand(ratio, u).astype(u.dtype)
+    rho = expand(ratio, u).astype(u.dtype)  # type: ignore[arg-type]  # no Weight once bound
     return restore(c + expand(omega, c) * (c - rho * u), cond)
 
 

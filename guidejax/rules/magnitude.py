@@ -79,7 +79,7 @@ def power_law(cond: Array, uncond: Array, omega: Array, *, power: Array | float 
     """
     c = upcast(cond)
     delta = c - upcast(uncond)
-    size, most = norm(delta), jnp.finfo(c.dtype).max ** 0.8
+    size, most = norm(delta), float(jnp.finfo(c.dtype).max) ** 0.8
     over = (1 + jnp.asarray(power)) * jnp.log(jnp.where(size > 0, size, 1)) > jnp.log(most)
     weight = jnp.where(
         over,

@@ -280,7 +280,7 @@ class OmegaNet:
             self.check(None)
         return jnp.asarray(cond if self.cond is None else self.cond(cond))
 
-    def weights(self, phi: Any) -> dict[str, Weight]:
+    def weights(self, phi: Any) -> dict[str, Any]:
         """Every output as a `Weight`, by name: `gj.guidance(gj.apg, **net.weights(phi))`."""
         sees = bool(self.sees)
         return {
