@@ -216,7 +216,7 @@ def text() -> str:
         READING.format(**{where: _branches(known) for where, known in BRANCHES.items()}),
     ]
     for name, members in itertools.groupby(ordered(), family):
-        parts.append(f"## {FAMILIES.get(name, name)}\n")
+        parts.append(f"## {FAMILIES.get(name, name.capitalize())}\n")
         parts.extend(map(_section, members))
     return "\n".join(parts)
 

@@ -1,8 +1,6 @@
 """What every schedule must be: a schedule is tested here by being listed in `SCHEDULES`."""
 
-import doctest
 import functools
-import importlib
 import inspect
 
 import jax
@@ -220,11 +218,3 @@ def test_wrong_numbers(facts):
         if option in inspect.signature(facts.make).parameters:
             with pytest.raises(ValueError, match="unknown"):
                 make(facts, facts.example, {option: "mine"})
-
-
-@pytest.mark.parametrize(
-    "name", ["base", "windows", "ramps", "tables", "budgets", "stagewise", "cfgpp"]
-)
-def test_doctests(name):
-    module = importlib.import_module(f"guidejax.schedules.{name}")
-    assert doctest.testmod(module).failed == 0
