@@ -21,7 +21,7 @@ from guidejax._arrays import (
     shard_like,
     tree_map,
 )
-from guidejax.processes.base import PREDICTIONS, Process, to_x0
+from guidejax.processes.base import PREDICTIONS, Process, check_process, to_x0
 
 # What a network may be told of the time, beside any function of t.
 TOLD = ("t", "index", "sigma", "log_snr")
@@ -52,6 +52,7 @@ class Denoiser:
 
     def __call__(self, x: Tree, t: Any, cond: Any = None) -> Tree:
         """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,)."""
+        check_floating("x", x)
         t = jnp.asarray(t, jnp.result_type(float))
         own, inner, seen = self.process, t, x
         if self.trained_on is not None:
@@ -168,13 +169,21 @@ class _NNX:
     def __call__(self, params, x, t, cond):
         from flax import errors, nnx
 
+        module = nnx.merge(self.graphdef, params)
+        leaves = lambda: dict(jax.tree_util.tree_leaves_with_path(nnx.state(module)))  # noqa: E731
+        before, reason = leaves(), ""
         try:
-            return nnx.merge(self.graphdef, params)(x, t, cond)
+            output = module(x, t, cond)
+            after = leaves()
+            changed = any(after.get(path) is not leaf for path, leaf in before.items())
         except errors.TraceContextError as error:
+            changed, reason = True, f" {error}"
+        if changed:
             raise ValueError(
                 "the NNX module changes its own state as it is called, as dropout and batch norm "
-                f"do in training mode: call module.eval() before gj.denoiser(module, ...). {error}"
-            ) from error
+                "do in training mode: call module.eval() before gj.denoiser(module, ...)." + reason
+            )
+        return output
 
 
 def _is_module(network: Any, library: str) -> bool:
@@ -259,13 +268,11 @@ def denoiser(
     return Denoiser(params, process, None, wrapped, prediction, time)
 
 
-def check_process(process: Any) -> None:
-    """Raise `ValueError` unless it is a process."""
-    if not isinstance(process, Process):
-        called = f": call it, {process.__name__}()" if callable(process) else ""
-        raise ValueError(
-            f"expected a process, such as gj.processes.rectified_flow(), got {process!r}{called}."
-        )
+def check_floating(what: str, x: Tree) -> None:
+    """Raise `ValueError` where an array of `x` is not of floating point numbers."""
+    for leaf in jax.tree.leaves(x):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(f"{what} is {jnp.result_type(leaf)}; expected floating point numbers.")
 
 
 def check_denoiser(denoise: Any) -> None:

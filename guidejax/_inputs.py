@@ -22,7 +22,7 @@ from guidejax._arrays import (
     tree_map,
 )
 from guidejax._branches import Branches
-from guidejax._denoisers import Denoiser, check_denoiser, same_process
+from guidejax._denoisers import Denoiser, check_denoiser, check_floating, same_process
 from guidejax._guidance import Guidance, unguided
 from guidejax.processes.base import Process
 from guidejax.solvers.base import Solver
@@ -58,12 +58,12 @@ def as_solver(solver: Any) -> Solver:
     return solver
 
 
-def check(times: Times, noise: Tree, cond: Any, guide: Guidance, denoise: Any, solver: Solver):
+def check(
+    times: Times, noise: Tree, cond: Any, guide: Guidance, denoise: Any, solver: Solver
+) -> None:
     """Raise `ValueError` for whatever is known to be wrong with the arguments of `sample`."""
     check_denoiser(denoise)
-    for leaf in jax.tree.leaves(noise):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(f"noise is {jnp.result_type(leaf)}; expected floating point numbers.")
+    check_floating("noise", noise)
     batch = batch_size(noise)
     if times.ndim not in (1, 2) or times.shape[0] < 2:
         raise ValueError(f"times must be (steps + 1,) with steps ≥ 1, got shape {times.shape}.")
@@ -202,6 +202,7 @@ def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
     """Say where a function is made anew at each call, so that each call compiles anew."""
     network: Any = denoise.network
     functions = [getattr(network, "fn", network), denoise.time]
+    functions += [link.rule.fn for link in guide.links]
     functions += [getattr(weight.fn, "fn", weight.fn) for weight in every_weight(guide)]
     for function in functions:
         code = getattr(function, "__code__", None)
@@ -230,6 +231,7 @@ def find_branches(
     """The condition of each named branch, and its network where that isn't the main one."""
     if not isinstance(given, Mapping):
         raise ValueError(f"conditions must be a mapping by branch, got {type(given).__name__}.")
+    _check_no_numbers("cond", cond)
     found: dict[str, tuple[Denoiser | None, Any]] = {}
     known = {**({} if uncond is None else {"uncond": uncond}), **given}
     for name in names:
@@ -238,7 +240,19 @@ def find_branches(
             raise ValueError(f"the guidance needs the branch {name!r}; give {who}({how}).")
         network, value = as_branch(name, known[name], cond, denoise.process)
         found[name] = (network, like_cond(value, cond, name))
+        _check_no_numbers(name, found[name][1])
     return found
+
+
+def _check_no_numbers(name: str, cond: Any) -> None:
+    """Raise `ValueError` where a condition is a number or a list of them: it has no batch axis."""
+    for leaf in jax.tree.leaves(cond):
+        if jnp.ndim(leaf) == 0:
+            raise ValueError(
+                f"{name} holds {leaf!r} without a batch axis"
+                + (f" ({name} is a {type(cond).__name__})" if cond is not leaf else "")
+                + "; expected arrays, (batch, ...)."
+            )
 
 
 def as_branch(name: str, value: Any, cond: Any, process: Process) -> tuple[Denoiser | None, Any]:

@@ -151,7 +151,9 @@ def sample(
     if is_concrete(times) and not np.any(times[-1]):
         final = made(into_data=True)
     where = evaluations(steps, len(usual), len(final) or None)
-    asked = asked_times(solver, denoise.process, times) if "between" in usual else ()
+    asked: tuple[Any, ...] = ()
+    if "between" in usual + final:
+        asked = asked_times(solver, denoise.process, times, into_data=bool(final))
     at = places(times, asked, usual + final, where)
     count = len(where.step)
 

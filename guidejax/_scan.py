@@ -89,7 +89,7 @@ def places(
 
     Args:
         times: The grid.
-        asked: For each evaluation of a usual step, its times, where any is "between".
+        asked: For each query, its time at every step, where any is "between".
         kinds: For each query, where it is: "start", "end" or "between".
         where: The run.
     """
@@ -107,7 +107,7 @@ def places(
 
         columns = [lib.asarray(column) for column in asked]
         shape = np.broadcast_shapes(grid.shape[1:], *(c.shape[1:] for c in columns))
-        made = lib.stack([wide(c) for c in columns])[where.number, step]
+        made = lib.stack([wide(c) for c in columns])[where.query, step]
         keep = (kind == "between").reshape((-1,) + (1,) * len(shape))
         s, t = wide(s), lib.where(keep, made, wide(t))
     return s, t

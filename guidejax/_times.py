@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import concretely
-from guidejax.processes import Process
+from guidejax.processes.base import Process, check_process
 
 
 def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> np.ndarray:
@@ -50,6 +50,7 @@ def karras_times(
         >>> karras_times(rectified_flow(), 3, sigma_min=0.25, sigma_max=4.0, rho=1.0).tolist()
         [0.800000011920929, 0.6800000071525574, 0.20000000298023224, 0.0]
     """
+    check_process(process)
     if steps < 1 or not 0 < sigma_min < sigma_max or not rho > 0:
         raise ValueError(
             "expected steps ≥ 1, 0 < sigma_min < sigma_max and rho > 0, "

@@ -1,8 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import guidejax as gj
+from guidejax import analytic
 from guidejax import processes as pr
 
 PROCESSES = {
@@ -199,3 +203,362 @@ def test_no_two_kinds_of_process_share_a_program():
     for one in kinds:
         same = [jax.tree.structure(one()) == jax.tree.structure(other()) for other in kinds]
         assert same == [other is one for other in kinds]
+
+
+# Tables.
+
+
+def _bars(steps=50):
+    """Stable Diffusion's ᾱ with fewer steps, by its code: √β evenly spaced."""
+    return np.cumprod(1 - np.linspace(0.00085**0.5, 0.12**0.5, steps) ** 2)
+
+
+def _zero_terminal(bars):
+    """Algorithm 1 of 2305.08891, on √ᾱ."""
+    root = np.sqrt(bars)
+    first, last = root[0], root[-1]
+    return ((root - last) * first / (first - last)) ** 2
+
+
+TABLES = {"sd": _bars(), "zero terminal": _zero_terminal(_bars())}
+EACH_TABLE = pytest.mark.parametrize("bars", TABLES.values(), ids=TABLES)
+
+
+@EACH_TABLE
+def test_a_table_at_its_entries(x64, bars):
+    process, count = pr.discrete(bars), len(bars)
+    t = (np.arange(count) + 1) / count
+    np.testing.assert_allclose(process.alpha(t) ** 2, bars, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(process.sigma(t) ** 2, 1 - bars, rtol=1e-11, atol=1e-15)
+    np.testing.assert_array_equal(process.index(t), np.arange(count))
+    np.testing.assert_allclose(process.times(np.arange(count)), t)
+
+
+@EACH_TABLE
+def test_a_table_between_its_entries(x64, bars):
+    """Linear in the log-SNR; from clean to the first entry σ/α is linear, into zero SNR α/σ is."""
+    process, count = pr.discrete(bars), len(bars)
+    finite = bars[bars > 0]
+    log_snr = np.log(finite / (1 - finite))
+    u = np.linspace(1, len(finite), 301)
+    want = np.interp(u, np.arange(1, len(finite) + 1), log_snr)
+    np.testing.assert_allclose(process.log_snr(u / count), want, rtol=1e-9, atol=1e-9)
+    share = np.linspace(0, 1, 11)
+    ratio = process.sigma(share / count) / process.alpha(share / count)
+    np.testing.assert_allclose(ratio, share * np.sqrt((1 - bars[0]) / bars[0]), rtol=1e-9)
+    assert float(process.alpha(0.0)) == 1
+    assert float(process.sigma(0.0)) == 0
+    if bars[-1] == 0:
+        t = (count - 1 + share) / count
+        ratio = process.alpha(t) / process.sigma(t)
+        start = np.sqrt(bars[-2] / (1 - bars[-2]))
+        np.testing.assert_allclose(ratio, (1 - share) * start, rtol=1e-9, atol=1e-12)
+
+
+def test_the_index_that_a_network_is_told():
+    """N t − 1, whole within a rounding of an entry, 0 between clean and the first entry."""
+    process = pr.scaled_linear()
+    told = []
+    denoise = gj.denoiser(lambda x, t, cond: told.append(t) or x, process, time="index")
+    t = jnp.array([0.0, 0.0004, 0.001, 0.0015, 0.5, 0.9995, 1.0])
+    denoise(jnp.ones((7, 2)), t)
+    np.testing.assert_allclose(told[0], [0, 0, 0, 0.5, 499, 998.5, 999], rtol=1e-5, atol=1e-3)
+    grid = jnp.arange(1, 1001) / 1000
+    np.testing.assert_array_equal(process.index(grid), np.arange(1000))
+    # As a sampler's loop has them, in float32: any of diffusers' leading grids of 50.
+    leading = np.arange(0, 1000, 20)[::-1] + 1
+    np.testing.assert_array_equal(process.index(process.times(leading)), leading)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@EACH_TABLE
+def test_a_table_s_inverse(bars, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        process = pr.discrete(bars)
+        t = jnp.linspace(0, 1, 401, dtype=dtype)
+        back = jax.jit(lambda t: process.inverse_log_snr(process.log_snr(t)))(t)
+        assert back.dtype == dtype
+        np.testing.assert_allclose(back, t, rtol=2e-5 if dtype == jnp.float32 else 1e-10, atol=1e-7)
+        wanted = jnp.asarray([-jnp.inf, -200.0, -8.0, 0.0, 5.0, 30.0, jnp.inf, jnp.nan], dtype)
+        found = jax.jit(process.inverse_log_snr)(wanted)
+        assert float(found[0]) == 1
+        assert float(found[-2]) == 0
+        assert np.all(np.diff(found[:-1]) <= 0)
+        assert np.isnan(found[-1])
+
+
+@EACH_TABLE
+def test_a_table_s_gradients_are_finite(bars):
+    process, count = pr.discrete(bars), len(bars)
+    inner = jnp.asarray([1e-4, 0.5 / count, 1.5 / count, 0.31, 0.53, 0.97, 0.999])
+    whole = jnp.concatenate([inner, jnp.array([0.0, 1 / count, 0.5, 1.0])])  # and at entries
+
+    @jax.jit
+    def slopes(process):
+        each = lambda f, t: jax.vmap(jax.grad(f))(t)
+        back = each(process.inverse_log_snr, process.log_snr(inner))
+        here = [each(f, whole) for f in (process.alpha, process.sigma, process.index)]
+        number = jax.grad(lambda process: process.alpha(0.37) + process.sigma(0.5 / count))
+        return here, each(process.log_snr, inner), back, number(process).log_snrs
+
+    here, log_snr, back, number = slopes(process)
+    assert all(np.all(np.isfinite(slope)) for slope in here)
+    assert np.all(np.isfinite(log_snr) & (log_snr < 0))
+    np.testing.assert_allclose(back * log_snr, 1, rtol=1e-3)
+    assert np.all(np.isfinite(number))
+    assert np.any(number != 0)
+
+
+def test_presets_are_their_papers_formulas(x64):
+    entries = np.arange(1, 1001) / 1000
+    bars = lambda process: np.asarray(process.alpha(entries)) ** 2
+    linear = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    np.testing.assert_allclose(bars(pr.linear()), linear, rtol=1e-9)
+    scaled = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    np.testing.assert_allclose(bars(pr.scaled_linear()), scaled, rtol=1e-9)
+    # Nichol & Dhariwal, Eq. (17), with β clipped at 0.999.
+    f = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = [min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999) for i in range(1000)]
+    squared = np.cumprod(1 - np.array(betas))
+    np.testing.assert_allclose(bars(pr.squared_cosine()), squared, rtol=1e-8)
+    zero = pr.zero_terminal_snr(pr.scaled_linear())
+    np.testing.assert_allclose(bars(zero), _zero_terminal(scaled), rtol=1e-8, atol=1e-15)
+    assert float(zero.alpha(1.0)) == 0
+    assert float(zero.sigma(1.0)) == 1
+    np.testing.assert_allclose(zero.alpha(0.001), pr.scaled_linear().alpha(0.001), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "bars",
+    [[0.5], [0.5, 0.9], [1.0, 0.5], [0.9, 0.0, 0.0], [0.9, -0.1], [0.9, np.nan], [[0.9, 0.5]]],
+)
+def test_no_table(bars):
+    with pytest.raises(ValueError, match="alphas_cumprod"):
+        pr.discrete(bars)
+
+
+# Shifts.
+
+EVERY = PROCESSES | {
+    "linear table": lambda: pr.discrete(_bars()),
+    "zero terminal": lambda: pr.discrete(_zero_terminal(_bars())),
+    "shifted flow": lambda: pr.shifted(pr.rectified_flow(), 3.0),
+    "shifted edm": lambda: pr.shifted(pr.edm(), 0.5),
+    "shifted table": lambda: pr.shifted(pr.discrete(_bars()), 2.0),
+}
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 3.0, 6.5])
+def test_the_shift_of_flow_matching(x64, shift):
+    """diffusers' shift · s/(1 + (shift − 1) · s) on σ, which is −2 log shift in the log-SNR."""
+    process, s = pr.shifted(pr.rectified_flow(), shift), np.linspace(0, 1, 21)
+    np.testing.assert_allclose(process.sigma(s), shift * s / (1 + (shift - 1) * s), rtol=1e-12)
+    np.testing.assert_allclose(process.alpha(s), 1 - process.sigma(s), rtol=1e-12, atol=1e-15)
+    inner = s[1:-1]
+    moved = process.log_snr(inner) - pr.rectified_flow().log_snr(inner)
+    np.testing.assert_allclose(moved, -2 * np.log(shift), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_process_keeps_its_promises(name):
+    pr.check(EVERY[name]())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_any_process_may_be_shifted(x64, name):
+    plain, t = EVERY[name](), np.linspace(0.02, 0.98, 13)
+    process, inner = pr.shifted(plain, 2.5), 2.5 * t / (1 + 1.5 * t)
+    for which in ("alpha", "sigma", "log_snr"):
+        got, want = getattr(process, which)(t), getattr(plain, which)(inner)
+        np.testing.assert_allclose(got, want, rtol=1e-12, err_msg=which)
+    np.testing.assert_allclose(process.inverse_log_snr(process.log_snr(t)), t, rtol=1e-9)
+    if hasattr(plain, "log_snrs"):
+        np.testing.assert_allclose(process.index(t), plain.index(inner))
+
+
+# One denoiser on every process.
+
+
+def _exact(process):
+    return analytic.denoiser(analytic.gaussian(jnp.array([0.7, -1.0]), 0.4), process)
+
+
+def _check_moved(source, target):
+    """At equal log-SNR: the exact denoiser of a Gaussian, moved, is that of the other process."""
+    source, target = EVERY[source](), EVERY[target]()
+    moved, truth = _exact(source).on(target), _exact(target)
+    x = jnp.array([[0.3, -2.0], [1.5, 0.1]])
+    t = np.array([1e-3, 0.02, 0.3, 0.5, 0.9, 0.999, 1.0])
+    trained = np.asarray(target.log_snr(t)) >= float(source.log_snr(1.0))
+
+    @jax.jit
+    def run(t):
+        slope = lambda x, t: jax.grad(lambda x, t: moved(x, t).sum(), (0, 1))(x, t)
+        each = lambda f: jax.vmap(lambda t: f(x, t))(t)
+        return each(moved), each(truth), each(slope)
+
+    got, want, slopes = run(jnp.asarray(t))
+    assert np.all(np.isfinite(got))
+    np.testing.assert_allclose(got[trained], want[trained], rtol=1e-6, atol=1e-8)
+    assert np.all(np.isfinite(slopes[0]))  # in x everywhere, in t but for the end
+    assert np.all(np.isfinite(slopes[1][:-1]))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), list(zip(EVERY, [*EVERY][3:] + [*EVERY][:3], strict=True))
+)
+def test_a_moved_denoiser_is_the_exact_one(x64, source, target):
+    _check_moved(source, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", EVERY)
+def test_a_denoiser_moved_onto_any_process(x64, source):
+    for target in EVERY:
+        _check_moved(source, target)
+
+
+def test_a_moved_denoiser_at_both_ends():
+    """t = 0 gives x back, and beyond what it was trained on it is asked at its noisiest."""
+    asked = []
+    network = lambda x, t, cond: asked.append(t) or x
+    denoise = gj.denoiser(network, pr.linear_vp()).on(pr.rectified_flow())
+    x = jnp.array([[1.0, 2.0]])
+    assert np.all(np.isfinite(denoise(x, 1.0)))
+    np.testing.assert_allclose(asked[-1], 1.0)
+    exact = analytic.denoiser(analytic.gaussian(jnp.zeros(2), 1.0), pr.edm())
+    np.testing.assert_allclose(exact.on(pr.cosine())(x, 0.0), x, rtol=1e-6)
+
+
+def test_moving_back_is_where_it_was():
+    denoise = gj.denoiser(lambda x, t, cond: x * t[:, None], pr.rectified_flow())
+    there = denoise.on(pr.edm())
+    assert there.on(pr.rectified_flow()).trained_on is None
+    assert there.on(pr.cosine()).trained_on is denoise.process
+    x = jnp.ones((2, 3))
+    np.testing.assert_array_equal(there.on(pr.rectified_flow())(x, 0.3), denoise(x, 0.3))
+
+
+def test_samples_are_the_same_on_every_process():
+    """DDIM sees the log-SNRs of a grid alone: the same ones give the same samples."""
+    model = analytic.mixture([[-1.0], [1.5]], stds=[0.5, 0.4])
+    flow, edm = pr.rectified_flow(), pr.edm()
+    times = np.linspace(0.98, 0.05, 6)
+    denoise = analytic.denoiser(model, flow)
+    x = flow.sigma(times[0]) * jnp.array([[-1.0], [0.3]])
+    run = lambda denoise, x, times: gj.sample(jax.random.key(0), denoise, x, times=times)
+    want = run(denoise, x, times)
+    other = edm.inverse_log_snr(flow.log_snr(jnp.asarray(times)))
+    got = run(denoise.on(edm), x / flow.alpha(times[0]), np.asarray(other))
+    np.testing.assert_allclose(got * flow.alpha(times[-1]), want, rtol=1e-4)
+
+
+def test_one_process_at_a_time():
+    """A denoiser has its process; `sample` takes none, and a branch of another is refused."""
+    flow = gj.denoiser(lambda x, t, cond: x, pr.rectified_flow())
+    other = gj.denoiser(lambda x, t, cond: x, pr.linear_vp())
+    with pytest.raises(TypeError):
+        gj.sample(
+            jax.random.key(0), flow, jnp.ones((2, 3)), times=gj.uniform_times(2),
+            process=pr.linear_vp(),
+        )  # fmt: skip
+    run = lambda weak: gj.sample(
+        jax.random.key(0), flow, jnp.ones((2, 3)), times=gj.uniform_times(2), cond=jnp.zeros(2),
+        guidance=gj.guidance(gj.autoguidance, 1.0), conditions={"weak": weak},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="weak"):
+        run(other)
+    assert run(other.on(pr.rectified_flow())).shape == (2, 3)
+
+
+# A process of one's own.
+
+
+class Power(pr.Process):
+    """σ = t^exponent."""
+
+    exponent: float
+    kind: str = dataclasses.field(default="plain", metadata={"static": True})
+
+    def alpha(self, t):
+        return 1 - jnp.asarray(t) ** self.exponent
+
+    def sigma(self, t):
+        return jnp.asarray(t) ** self.exponent
+
+
+def test_a_process_of_one_s_own(x64):
+    process = Power(2.0)
+    pr.check(process)
+    assert jax.tree.leaves(process) == [2.0]
+    t = jnp.array([0.2, 0.5, 0.9])
+    np.testing.assert_allclose(process.log_snr(t), 2 * np.log((1 - t**2) / t**2), rtol=1e-12)
+    np.testing.assert_allclose(process.inverse_log_snr(process.log_snr(t)), t, rtol=1e-12)
+    np.testing.assert_allclose(process.derivatives(t), [-2 * t, 2 * t], rtol=1e-12)
+    # d t/dλ of the bisection is that of the closed form.
+    slope = jax.vmap(jax.grad(process.inverse_log_snr))(process.log_snr(t))
+    np.testing.assert_allclose(slope, 1 / jax.vmap(jax.grad(process.log_snr))(t), rtol=1e-9)
+    # jit, vmap and grad in its number.
+    traces = []
+    run = jax.jit(lambda process, t: traces.append(0) or process.sigma(t))
+    np.testing.assert_allclose([run(Power(p), 0.5) for p in (1.0, 3.0)], [0.5, 0.125])
+    assert len(traces) == 1
+    swept = jax.vmap(lambda p: Power(p).sigma(0.5))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(swept, [0.5, 0.25])
+    grad = jax.grad(lambda process: process.sigma(0.5))(process)
+    np.testing.assert_allclose(grad.exponent, 0.25 * np.log(0.5))
+    # What is static is structure.
+    assert jax.tree.structure(Power(2.0, "a")) != jax.tree.structure(Power(2.0, "b"))
+
+
+def test_a_process_of_one_s_own_samples_and_trains():
+    denoise = analytic.denoiser(analytic.gaussian(jnp.array([0.7]), 0.4), Power(2.0))
+    x = jnp.linspace(-1, 1, 3)[:, None]
+    run = jax.jit(
+        lambda d: gj.sample(jax.random.key(0), d, x, times=gj.uniform_times(20), solver=gj.heun())
+    )
+    want = 0.7 + 0.4 * x  # the flow of a Gaussian from σ = 1, α = 0
+    np.testing.assert_allclose(run(denoise), want, atol=5e-3)
+    gradient = jax.grad(lambda d: run(d).sum())(denoise)
+    assert np.isfinite(gradient.process.exponent)
+
+
+@pytest.mark.parametrize("pairs", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_fresh_pairs_of_processes_never_share_a_program(pairs):
+    """Pairs of fresh classes with the same leaves take turns under one jit."""
+    run = jax.jit(lambda process, t: process.sigma(t))
+    for i in range(pairs):
+        pair = []
+        for factor in (1.0, 2.0):
+
+            class Fresh(pr.Process):
+                scale: float
+
+                def alpha(self, t):
+                    return 1 - jnp.asarray(t)
+
+                def sigma(self, t, factor=factor):
+                    return factor * self.scale * jnp.asarray(t)
+
+            pair.append(Fresh)
+        one, two = (kind(3.0) for kind in pair)
+        assert jax.tree.structure(one) != jax.tree.structure(two)
+        for _ in range(3):
+            assert (float(run(one, 0.5)), float(run(two, 0.5))) == (1.5, 3.0), i
+
+
+@pytest.mark.parametrize("shape", ["tanh", "constant"])
+def test_power_law_on_edm_with_many_steps(shape):
+    """256 uniform steps, t⁷ · 80 from 1e-15 to 80: a power of ‖δ‖ is neither 0/0 nor infinite."""
+    networks = {
+        "tanh": lambda x, t, cond: jnp.tanh(x + cond[:, None]),
+        "constant": lambda x, t, cond: jnp.broadcast_to(cond[:, None], x.shape),
+    }
+    process = pr.edm()
+    x = gj.sample(
+        jax.random.key(0), gj.denoiser(networks[shape], process),
+        80 * jnp.ones((2, 3)), times=gj.uniform_times(256), cond=jnp.array([0.5, 1.0]), uncond=0.0,
+        guidance=gj.guidance(gj.rules.power_law, omega=2.0),
+    )  # fmt: skip
+    assert np.all(np.isfinite(x))
+    assert np.all(np.abs(x) < 100)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from solvers.common import DETERMINISTIC, SOLVERS, TWO_STAGE
+from solvers.common import DETERMINISTIC, EVALUATIONS, SOLVERS
 
 import guidejax as gj
 from guidejax.rules import make_rule
@@ -113,7 +113,7 @@ def test_skipped_is_unskipped_where_only_the_run_knows():
     np.testing.assert_allclose(run(0.3, "auto"), _run(INTERVAL, **wide), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if n not in TWO_STAGE])
+@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if n not in EVALUATIONS])
 def test_passes_of_one_stage(name):
     solver = SOLVERS[name]()
     assert _count(INTERVAL, solver=solver) == (8, 4)

@@ -296,7 +296,9 @@ def x0_per_unit(process: Process, t: Array, space: str) -> Array:
     return _coefficients(process, t, space)[1]
 
 
-def bridge(process: Process, s: Array, t: Array, churn: Array) -> tuple[Array, Array, Array]:
+def bridge(
+    process: Process, s: Array, t: Array, churn: Array | float
+) -> tuple[Array, Array, Array]:
     """Coefficients (A, B, C) of the DDIM bridge x_s = A x_t + B x0 + C ε, s < t.
 
     With r_ij = (α_t/α_s)^i (σ_s/σ_t)^j and churn e (Galashov et al. 2510.00815, Eqs. (2), (23)):

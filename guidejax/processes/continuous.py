@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax._arrays import is_concrete
-from guidejax.processes.base import Process
+from guidejax.processes.base import Process, check_process
 
 
 class RectifiedFlow(Process):
@@ -65,8 +65,8 @@ class LinearVP(Process):
 
     def inverse_log_snr(self, log_snr):
         # B = softplus(−λ), then the positive root of the quadratic in t, written so that it
-        # doesn't cancel where B is small.
-        b = jax.nn.softplus(-jnp.asarray(log_snr))
+        # doesn't cancel where B is small; far beyond t = 1 any finite λ will do.
+        b = jax.nn.softplus(-jnp.maximum(log_snr, -1e4))
         root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b)
         return 2 * b / (self.beta_min + root)
 
@@ -178,10 +178,17 @@ class _Shifted(Process):
 
     def inverse_log_snr(self, log_snr):
         inner = self.process.inverse_log_snr(log_snr)
-        return inner / (self.shift - (self.shift - 1) * inner)
+        here = jnp.minimum(inner, 1)
+        # Beyond t = 1 τ has a pole; there the process's own time says enough.
+        return jnp.where(inner > 1, inner, here / (self.shift - (self.shift - 1) * here))
+
+
+class _ShiftedTable(_Shifted):
+    """The same of a process with a table."""
 
     def index(self, t):
-        return self.process.index(self._inner(t))
+        table: Any = self.process
+        return table.index(self._inner(t))
 
 
 def shifted(process: Process, shift: float) -> Process:
@@ -200,12 +207,13 @@ def shifted(process: Process, shift: float) -> Process:
         shift: k, positive; 1 changes nothing.
 
     Raises:
-        ValueError: If k is not positive.
+        ValueError: If k is not positive, or `process` is none.
 
     Example:
         >>> float(shifted(rectified_flow(), 3.0).sigma(0.5))
         0.75
     """
+    check_process(process)
     if is_concrete(shift) and not float(shift) > 0:
         raise ValueError(f"expected a positive shift, got {shift}.")
-    return _Shifted(process, shift)
+    return (_ShiftedTable if hasattr(process, "index") else _Shifted)(process, shift)

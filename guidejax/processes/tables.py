@@ -26,25 +26,41 @@ class Discrete(Process):
         pick = lambda n: jnp.max(jnp.where(number == n, self.log_snrs, -jnp.inf), axis=-1)  # noqa: E731
         return pick(before), pick(before + 1)
 
-    def log_snr(self, t):
-        """λ(t): straight lines between the entries, and what `discrete` says beyond them."""
+    def _ratios(self, t: Any) -> tuple[Array, Array, Array, Array, Array]:
+        """(whether before the first entry, σ/α there, whether into zero SNR, α/σ there, else λ).
+
+        Each is finite, with a finite gradient, where it isn't asked for too.
+        """
         count = self.log_snrs.shape[0]
         t = jnp.asarray(t, jnp.result_type(float, t))
         u = count * t
         low, high = self._neighbours(u)
         share = u - jnp.clip(jnp.floor(u), 1, count - 1)
-        line = low + share * (jnp.where(jnp.isneginf(high), low, high) - low)
-        to_zero = low + 2 * jnp.log(jnp.maximum(1 - share, 0))
-        clean = self.log_snrs[0] - 2 * jnp.log(jnp.minimum(u, 1))
-        return jnp.where(u < 1, clean, jnp.where(jnp.isneginf(high), to_zero, line))
+        clean, to_zero = u < 1, jnp.isneginf(high)
+        line = low + share * (jnp.where(to_zero, low, high) - low)
+        first = jnp.minimum(u, 1) * jnp.exp(-self.log_snrs[0] / 2)
+        last = jnp.where(to_zero, 1 - share, 1) * jnp.exp(low / 2)
+        return clean, first, to_zero & ~clean, last, line
+
+    def log_snr(self, t):
+        """λ(t): straight lines between the entries, and what `discrete` says beyond them."""
+        clean, first, to_zero, last, line = self._ratios(t)
+        towards = 2 * jnp.log(jnp.where(to_zero, last, 1))
+        return jnp.where(
+            clean, -2 * jnp.log(jnp.where(clean, first, 1)), jnp.where(to_zero, towards, line)
+        )
 
     def alpha(self, t):
         """α = √sigmoid(λ)."""
-        return jnp.sqrt(jax.nn.sigmoid(self.log_snr(t)))
+        clean, first, to_zero, last, line = self._ratios(t)
+        inner = jnp.where(to_zero, last * (1 + last**2) ** -0.5, jnp.sqrt(jax.nn.sigmoid(line)))
+        return jnp.where(clean, (1 + first**2) ** -0.5, inner)
 
     def sigma(self, t):
         """σ = √sigmoid(−λ)."""
-        return jnp.sqrt(jax.nn.sigmoid(-self.log_snr(t)))
+        clean, first, to_zero, last, line = self._ratios(t)
+        inner = jnp.where(to_zero, (1 + last**2) ** -0.5, jnp.sqrt(jax.nn.sigmoid(-line)))
+        return jnp.where(clean, first * (1 + first**2) ** -0.5, inner)
 
     def inverse_log_snr(self, log_snr):
         """The t at which λ(t) = `log_snr`."""
@@ -102,8 +118,8 @@ def discrete(alphas_cumprod: Any) -> Discrete:
         [0.0, 1.0, 2.0]
     """
     if not is_concrete(alphas_cumprod):
-        bars = jnp.asarray(alphas_cumprod)
-        return Discrete(jnp.log(bars) - jnp.log1p(-bars))
+        traced = jnp.asarray(alphas_cumprod)
+        return Discrete(jnp.log(traced) - jnp.log1p(-traced))
     bars = np.asarray(alphas_cumprod, np.float64)
     falls = bars.ndim == 1 and bars.size > 1 and bool(np.all(np.diff(bars) < 0))
     if not (falls and bars[0] < 1 and bars[-1] >= 0):

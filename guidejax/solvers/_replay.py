@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, tree_map
+from guidejax._arrays import Array, Tree, concretely, is_concrete, tree_map
 from guidejax.processes.base import Process
 from guidejax.solvers.base import Solver
 
@@ -85,7 +85,7 @@ def kinds(solver: Solver, process: Process, batched: bool, into_data: bool) -> t
 
 @functools.lru_cache(maxsize=512)
 def _kinds(step, init, branches, treedef, shapes, batched, into_data):
-    found = []
+    found: list[str] = []
 
     def run(numbers_and_process, x, t, s, key):
         numbers, process = numbers_and_process
@@ -113,16 +113,32 @@ def evaluations(solver: Solver) -> int:
     return len(kinds(solver, rectified_flow(), batched=False, into_data=False))
 
 
-@jax.jit
-def asked_times(solver: Solver, process: Process, times: Array) -> tuple[Array, ...]:
-    """The time of each call of each step of a grid: (steps,) or (steps, batch) a call."""
+def asked_times(solver: Solver, process: Process, times: Any, into_data: bool) -> tuple[Any, ...]:
+    """The time of each query at each step of a grid: (steps,) or (steps, batch) a query.
 
-    def one(t, s):
+    With `into_data` those of a step that is known to end at s = 0 follow those of a usual step.
+    NumPy where they are known now, under jit too, where JAX would trace them.
+    """
+    if not is_concrete(solver, process, times):
+        return _asked_times(solver, process, times, into_data)
+    with concretely():
+        return tuple(np.asarray(t) for t in _asked_times(solver, process, times, into_data))
+
+
+@functools.partial(jax.jit, static_argnames="into_data")
+def _asked_times(
+    solver: Solver, process: Process, times: Array, into_data: bool
+) -> tuple[Array, ...]:
+
+    def calls(t, s):
         x = jnp.zeros((*(t.shape or (1,)), 1))
         denoise = Recorded(_itself(solver.branches))
         key, memory = jax.random.key(0), solver.init(x, t)
         solver.step(solver.numbers, denoise, process, x, t, s, key, memory)
         return tuple(jnp.asarray(u) for _, u in denoise.asked)
+
+    def one(t, s):
+        return calls(t, s) + (calls(t, np.zeros(t.shape, t.dtype)) if into_data else ())
 
     return jax.vmap(one)(times[:-1], times[1:])
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, combine, is_concrete, safe_sqrt
+from guidejax._arrays import Array, Tree, combine, is_concrete, safe_divide, safe_sqrt
 from guidejax.processes.base import Process
 
 STATIC = {"static": True}
@@ -66,7 +66,33 @@ def slope(process: Process, x: Tree, x0: Tree, t: Array) -> Tree:
     return combine((alpha_dot - alpha * growth, growth), x0, x)
 
 
-def toward(process: Process, s: Array, t: Array, keep: Array) -> tuple[Array, Array, Array]:
+def _size(process: Process, t: Array) -> Array:
+    return process.alpha(t) + process.sigma(t)
+
+
+def straight_slope(process: Process, x: Tree, x0: Tree, t: Array) -> Tree:
+    """dz/dτ = ε̂ − x̂0 = (x − (α + σ) x̂0)/σ in z = x/(α + σ) and τ = σ/(α + σ); 0 where σ = 0.
+
+    In these coordinates every process is rectified flow, and regular from pure noise (α = 0) on.
+    """
+    here = safe_divide(1.0, process.sigma(t))
+    return combine((here, -here * _size(process, t)), x, x0)
+
+
+def along(process: Process, x: Tree, t: Array, s: Array, direction: Tree) -> Tree:
+    """x_s from x_t where dz/dτ is `direction`: z_s = z_t + (τ_s − τ_t) dz/dτ."""
+    shrink = _size(process, s) / _size(process, t)
+    return combine((shrink, process.sigma(s) - shrink * process.sigma(t)), x, direction)
+
+
+def within(process: Process, t: Array, s: Array, share: Array | float) -> Array:
+    """The time at which τ = σ/(α + σ) has gone this share of its way from t to s."""
+    here, there = (process.sigma(time) / _size(process, time) for time in (t, s))
+    tau = here + share * (there - here)
+    return process.inverse_log_snr(2 * (jnp.log1p(-tau) - jnp.log(tau)))
+
+
+def toward(process: Process, s: Array, t: Array, keep: Array | float) -> tuple[Array, Array, Array]:
     """(A, B, C) of x_s = α_s x̂0 + σ_s (keep · ε̂ + √(1 − keep²) ε) = A x_t + B x̂0 + C ε.
 
     `keep` is the share of the noise ε̂ = (x_t − α_t x̂0)/σ_t that stays: 1 is DDIM.
@@ -75,7 +101,7 @@ def toward(process: Process, s: Array, t: Array, keep: Array) -> tuple[Array, Ar
     ratio = sigma_s / process.sigma(t)
     a = ratio * keep
     b = process.alpha(s) - process.alpha(t) * a
-    return a, b, sigma_s * safe_sqrt(1 - keep**2)
+    return a, b, sigma_s * safe_sqrt(jnp.asarray(1 - keep**2))
 
 
 def noise_left(process: Process, s: Array, t: Array) -> Array:

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, Tree, combine, safe_divide
-from guidejax.processes.base import Process
-from guidejax.solvers.base import Solver, at_data, toward
-
-
-def _size(process: Process, t: Array) -> Array:
-    return process.alpha(t) + process.sigma(t)
-
-
-def _slope(process: Process, x: Tree, x0: Tree, t: Array) -> Tree:
-    """dz/dτ = (x − n x̂0)/σ."""
-    here = safe_divide(1.0, process.sigma(t))
-    return combine((here, -here * _size(process, t)), x, x0)
+from guidejax._arrays import combine
+from guidejax.solvers.base import Solver, along, at_data, straight_slope, toward
 
 
 def _step(numbers, denoise, process, x, t, s, key, memory):
@@ -25,11 +14,10 @@ def _step(numbers, denoise, process, x, t, s, key, memory):
     x_s = combine((a, b), x, x0)  # Euler's step in these coordinates, which is DDIM's
     if at_data(s):
         return x_s, memory
-    length = process.sigma(s) - _size(process, s) * process.sigma(t) / _size(process, t)
+    start, end = straight_slope(process, x, x0, t), straight_slope(process, x_s, denoise(x_s, s), s)
     # Where s = 0 is only known at run time the slope there is 0/0, and DDIM's step stands.
-    half = jnp.where(process.sigma(s) > 0, length / 2, 0)
-    there = _slope(process, x_s, denoise(x_s, s), s)
-    return combine((1, half, -half), x_s, there, _slope(process, x, x0, t)), memory
+    half = jnp.where(process.sigma(s) > 0, 1 / 2, 0)
+    return along(process, x, t, s, combine((1 - half, half), start, end)), memory
 
 
 def heun() -> Solver:

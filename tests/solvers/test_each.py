@@ -1,5 +1,7 @@
 """What is true of one solver alone."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 
 import guidejax as gj
 from guidejax import analytic, solvers
+from guidejax.rules import make_rule
 from guidejax.schedules import cfgpp_omega
 from tests.helpers import sample
 
-from .common import MEAN, PROCESSES, STD
+from .common import MEAN, PROCESSES, STD, flow
 
 KEY = jax.random.key(0)
 RF = gj.processes.rectified_flow()
@@ -115,6 +118,149 @@ def test_dpmpp_2m_is_the_paper_s_algorithm(x64, process):
         ratio = process.sigma(s) / process.sigma(t)
         x, before = ratio * x - process.alpha(s) * jnp.expm1(-h) * d, x0
     np.testing.assert_allclose(got, x, rtol=1e-9, atol=1e-9)
+
+
+def _time(process, log_snr):
+    """The time of a log-SNR, by bisection in NumPy."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        noisier = 2 * np.log(process.alpha(middle) / process.sigma(middle)) < log_snr
+        low, high = (low, middle) if noisier else (middle, high)
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_dpm_solver_2_is_the_paper_s_algorithm(x64, process):
+    """Algorithm 1 of 2206.00927, in ε̂ and with its own exponentials."""
+    process, times = PROCESSES[process], np.asarray(gj.uniform_times(4, 0.9, 0.1))
+    noise = np.asarray(NOISE, np.float64)
+    got = _sample(solvers.dpm_solver_2(), process, noise=jnp.asarray(noise), times=times)
+    alpha, sigma = (lambda t, f=f: float(f(t)) for f in (process.alpha, process.sigma))
+    lam = lambda t: np.log(alpha(t) / sigma(t))
+
+    def eps(x, t):
+        return (x - alpha(t) * np.asarray(half(x, jnp.full(6, t), None))) / sigma(t)
+
+    x = noise
+    for t, s in itertools.pairwise(times):
+        h = lam(s) - lam(t)
+        m = _time(process, lam(t) + lam(s))
+        u = alpha(m) / alpha(t) * x - sigma(m) * np.expm1(h / 2) * eps(x, t)
+        x = alpha(s) / alpha(t) * x - sigma(s) * np.expm1(h) * eps(u, m)
+    np.testing.assert_allclose(got, x, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_unipc_is_the_paper_s_algorithm(x64, process):
+    """2302.04867 in x̂0: the coefficients from their linear system, the corrector from the start.
+
+    φ_k as integrals: φ_k(h) = ∫₀¹ e^((1−δ)h) δ^(k−1)/(k−1)! dδ, at −h for x̂0.
+    """
+    process, times = PROCESSES[process], np.asarray(gj.uniform_times(6, 0.95, 0.05))
+    noise = np.asarray(NOISE, np.float64)
+    got = _sample(solvers.unipc(), process, noise=jnp.asarray(noise), times=times)
+    nodes, shares = np.polynomial.legendre.leggauss(30)
+    nodes, shares = (nodes + 1) / 2, shares / 2
+    lam = np.log(process.alpha(times) / process.sigma(times))
+    alpha, sigma = np.asarray(process.alpha(times)), np.asarray(process.sigma(times))
+
+    def coefficients(h, ratios):
+        # Σ_m a_m r_m^(k−1) = k! φ_(k+1)(−h)/φ₁(−h) for D_m/r_m, B = φ₁ h up to its sign.
+        rhs = [
+            np.sum(shares * np.exp(-h * (1 - nodes)) * nodes**k)
+            / np.sum(shares * np.exp(-h * (1 - nodes)))
+            for k in (1, 2)[: len(ratios)]
+        ]
+        return np.linalg.solve(np.vander(ratios, len(ratios), increasing=True).T, rhs)
+
+    def move(i, x, start, differences):
+        """From time i − 1 to i."""
+        h = lam[i] - lam[i - 1]
+        ahead = sigma[i] / sigma[i - 1] * x - alpha[i] * np.expm1(-h) * start
+        return ahead - alpha[i] * np.expm1(-h) * differences
+
+    x = corrected = noise
+    before = []  # x̂0 at times 0, 1, ...
+    for i in range(6):
+        x0 = np.asarray(half(x, jnp.full(6, times[i]), None))
+        change = 0.0
+        if i:  # UniC: of first order at first, with its simplified coefficient 1/2
+            h = lam[i] - lam[i - 1]
+            if i == 1:
+                change = (x0 - before[0]) / 2
+            else:
+                r = (lam[i - 2] - lam[i - 1]) / h
+                rho = coefficients(h, [r, 1.0])
+                change = rho[0] * (before[-2] - before[-1]) / r + rho[1] * (x0 - before[-1])
+            corrected = move(i, corrected, before[-1], change)
+            r = (lam[i - 1] - lam[i]) / (lam[i + 1] - lam[i])
+            change = (before[-1] - x0) / r / 2
+        x = move(i + 1, corrected, x0, change)
+        before.append(x0)
+    np.testing.assert_allclose(got, x, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.1])
+def test_midpoint_and_rk4_by_hand(x64, end):
+    """On rectified flow they are the textbook's in t, on dx/dt = (x − x̂0)/t."""
+    times, noise = np.asarray(gj.uniform_times(4, 1.0, end)), np.asarray(NOISE, np.float64)
+    f = lambda x, t: (x - np.asarray(half(x, jnp.full(6, t), None))) / t
+    one, four = noise, noise
+    for t, s in itertools.pairwise(times):
+        h = s - t
+        one = one + h * f(one + h / 2 * f(one, t), t + h / 2)
+        k1 = f(four, t)
+        if s == 0:  # Heun's third-order tableau
+            k2 = f(four + h / 3 * k1, t + h / 3)
+            k3 = f(four + 2 * h / 3 * k2, t + 2 * h / 3)
+            four = four + h * (k1 + 3 * k3) / 4
+            continue
+        k2 = f(four + h / 2 * k1, t + h / 2)
+        k3 = f(four + h / 2 * k2, t + h / 2)
+        four = four + h * (k1 + 2 * k2 + 2 * k3 + f(four + h * k3, s)) / 6
+    run = lambda solver: _sample(solver, noise=jnp.asarray(noise), times=times)
+    np.testing.assert_allclose(run(solvers.midpoint()), one, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(run(solvers.rk4()), four, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["rectified_flow", "cosine"])
+def test_rk4_is_of_fourth_order_from_noise_to_data(x64, process):
+    """A last step of third order, and a first from α = 0, cost no order of the whole."""
+    process = PROCESSES[process]
+    denoise = analytic.denoiser(analytic.gaussian(jnp.array([MEAN]), STD), process)
+    x = process.sigma(1.0) * jnp.linspace(-2, 2, 5)[:, None]
+    exact = flow(process, x, 1.0, 0.0)
+    run = lambda steps: _sample(solvers.rk4(), process, denoise, x, steps)
+    errors = [float(jnp.abs(run(steps) - exact).max()) for steps in (40, 80)]
+    assert np.log2(errors[0] / errors[1]) > 3.85
+
+
+@pytest.mark.parametrize(
+    ("end", "asked"),
+    [(0.0, [0.5, 1 / 3, 1 / 6]), (0.2, [0.5, 0.35, 0.35, 0.2])],
+)
+def test_a_weight_is_taken_at_the_time_of_each_evaluation(end, asked):
+    """ω = t: that of each evaluation's own time, in a last step into data too.
+
+    Only at the very end, where no step departs, it is that of the last step.
+    """
+    seen = []
+
+    def rule(cond, uncond, omega, *, t):
+        jax.debug.callback(lambda o, t: seen.append((float(o), float(t))), omega, t)
+        return cond + omega * (cond - uncond)
+
+    rule = make_rule(rule, space="x0", takes=("cond", "uncond", "omega", "t"))
+    _sample(
+        solvers.rk4(), RF, lambda x, t, cond: x * cond[:, None], cond=jnp.ones(6), uncond=0.0,
+        guidance=gj.guidance(rule, omega=lambda s, t, cond: t), times=np.array([0.8, 0.5, end]),
+    )  # fmt: skip
+    jax.effects_barrier()
+    omegas, times = np.array(seen).T
+    np.testing.assert_allclose(times, [0.8, 0.65, 0.65, 0.5, *asked], rtol=1e-5)
+    np.testing.assert_allclose(omegas[:-1], times[:-1], rtol=1e-5)
+    np.testing.assert_allclose(omegas[-1], 0.5 if end else times[-1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

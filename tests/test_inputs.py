@@ -1,0 +1,282 @@
+"""Wrong calls, as people write them: an error, or the right value, before the network is traced."""
+
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import guidejax as gj
+from guidejax.rules import make_rule
+
+RF, EDM = gj.processes.rectified_flow(), gj.processes.edm()
+KEY, TIMES = jax.random.key(0), gj.uniform_times(4)
+NOISE, LABELS = jnp.ones((4, 2)), jnp.arange(4)
+CFG = gj.guidance(gj.cfg, omega=1.0)
+WEAK = gj.guidance(gj.autoguidance, omega=1.0)
+
+
+def _never(x, t, cond):
+    raise AssertionError("the network was traced before the input was checked")
+
+
+def _network(x, t, cond):
+    return x * 0.5 + jnp.reshape(cond, (-1, 1)) / 10
+
+
+NEVER, DENOISE = gj.denoiser(_never, RF), gj.denoiser(_network, RF)
+
+
+def _sample(denoise=NEVER, key=KEY, noise=NOISE, **options):
+    options = {"times": TIMES, "cond": LABELS, "uncond": 9, "guidance": CFG, **options}
+    return gj.sample(key, denoise, noise, **options)
+
+
+def _fit(**options):
+    batch = {"x0": np.ones((4, 2), np.float32), "cond": np.arange(4)}
+    options = {
+        "key": KEY, "guide": lambda phi: gj.guidance(gj.cfg, omega=phi), "phi": jnp.array(1.0),
+        "denoise": NEVER, "batches": itertools.repeat(batch), "objective": gj.self_consistency(),
+        "optimizer": optax.adam(1e-2), "steps": 1, "uncond": 9, **options,
+    }  # fmt: skip
+    first = [options.pop(name) for name in ("key", "guide", "phi", "denoise", "batches")]
+    return gj.fit(*first, **options)
+
+
+def _field(**options):
+    options = {"denoise": NEVER, "guidance": CFG, "cond": LABELS, "uncond": 9, **options}
+    return gj.guided(options.pop("denoise"), options.pop("guidance"), **options).x0(NOISE, 0.5)
+
+
+WRONG = {
+    "guidance=7.5": (lambda: _sample(guidance=7.5), "from_scale"),
+    "guidance=gj.cfg": (lambda: _sample(guidance=gj.cfg), "guidance"),
+    "guidance=a weight": (lambda: _sample(guidance=gj.interval(1.0, 0.1, 0.2)), "guidance"),
+    "guided(7.5)": (lambda: _field(guidance=7.5), "from_scale"),
+    "guided(gj.cfg)": (lambda: _field(guidance=gj.cfg), "guidance"),
+    "solver='ddim'": (lambda: _sample(solver="ddim"), "ddim"),
+    "solver uncalled": (lambda: _sample(solver=gj.ddim), "ddim"),
+    "key=0": (lambda: _sample(key=0), "key"),
+    "fit key=0": (lambda: _fit(key=0), "key"),
+    "noise of key=0": (lambda: gj.processes.initial_noise(0, RF, (2, 2)), "key"),
+    "process uncalled": (lambda: gj.denoiser(_never, gj.processes.edm), "edm"),
+    "on an uncalled process": (lambda: NEVER.on(gj.processes.edm), "edm"),
+    "shifted, uncalled": (lambda: gj.processes.shifted(gj.processes.edm, 3.0), "edm"),
+    "karras_times, uncalled": (lambda: gj.karras_times(gj.processes.edm, 5), "edm"),
+    "an index without a table": (
+        lambda: gj.denoiser(_never, gj.processes.shifted(EDM, 2.0), time="index"),
+        "index",
+    ),
+    "noise of an uncalled process": (
+        lambda: gj.processes.initial_noise(KEY, gj.processes.edm, (2, 2)),
+        "edm",
+    ),
+    "objective uncalled": (lambda: _fit(objective=gj.self_consistency), "self_consistency"),
+    "rollout uncalled": (lambda: _fit(objective=gj.rollout), "rollout"),
+    "objective='l2'": (lambda: _fit(objective="l2"), "objective"),
+    "fit of a guidance": (lambda: _fit(guide=CFG), "phi -> Guidance"),
+    "fit of integers": (lambda: _fit(phi=jnp.array(1)), "int32"),
+    "omega='7.5'": (lambda: gj.guidance(gj.cfg, omega="7.5"), "7.5"),
+    "omega=None": (lambda: gj.guidance(gj.cfg, omega=None), "None"),
+    "scale=7.5": (lambda: gj.guidance(gj.cfg, scale=7.5), "from_scale"),
+    "guidance_scale=7.5": (lambda: gj.guidance(gj.cfg, guidance_scale=7.5), "from_scale"),
+    "labels as a list": (lambda: _sample(cond=[0, 1, 2, 3]), "cond"),
+    "null labels as a list": (lambda: _sample(uncond=[9, 9, 9, 9]), "uncond"),
+    "guided labels as a list": (lambda: _field(cond=[0, 1, 2, 3]), "batch axis"),
+    "integer noise": (lambda: _sample(noise=jnp.ones((4, 2), int)), "noise"),
+    "integer x": (lambda: NEVER(jnp.ones((4, 2), int), 0.5, LABELS), "x is int32"),
+    "weak labels": (lambda: _sample(guidance=WEAK, conditions={"weak": LABELS}), "weak"),
+    "other weak labels": (lambda: _sample(guidance=WEAK, conditions={"weak": LABELS + 1}), "weak"),
+    "a bare weak network": (lambda: _sample(guidance=WEAK, conditions={"weak": _never}), "denoise"),
+    "conditions=[...]": (lambda: _sample(guidance=WEAK, conditions=[NEVER]), "conditions"),
+    "a bare network": (lambda: _sample(denoise=_never), "gj.denoiser"),
+    "interval(2, 200, 800)": (lambda: gj.interval(2.0, 200, 800), "interval"),
+    "interval(2, 0, 800)": (lambda: gj.interval(2.0, 0, 800), "interval"),
+    "interval(2, -1, 0.5)": (lambda: gj.interval(2.0, -1, 0.5), "interval"),
+    "EDM at 1e-6": (
+        lambda: _sample(gj.denoiser(_never, EDM), times=np.array([1.0, 0.5, 1e-6])),
+        "underflows",
+    ),
+    "a label per class that isn't": (
+        lambda: gj.schedules.save_table("omega.json", NET.weight(NET.init(KEY)), TIMES, process=RF),
+        "cond",
+    ),
+}
+NET = gj.OmegaNet(num_classes=3, hidden=4, depth=1)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong(name):
+    call, names = WRONG[name]
+    with pytest.raises(ValueError, match=names):
+        call()
+
+
+# What works.
+
+
+def test_an_interval_with_an_open_end():
+    weight = gj.interval(2.0, 0.5, np.inf)
+    assert weight.table(TIMES).tolist() == [2.0, 2.0, 2.0, 0.0]
+    assert gj.interval(2.0, 200, 800, unit="sigma")(0.0, 0.5, process=EDM) == 0
+
+
+@pytest.mark.parametrize("branches", ["sequential", "batched"])
+def test_a_negative_prompt_of_another_length(branches):
+    """Tokens (batch, n, d): each pass has its own n; those that don't fit aren't joined."""
+
+    def network(x, t, cond):
+        return 0.5 * x + jnp.tanh(cond.sum(axis=1))
+
+    prompt = jax.random.normal(KEY, (4, 5, 2))
+    negative = jax.random.normal(jax.random.key(1), (4, 3, 2))
+    got = _sample(
+        gj.denoiser(network, RF), cond=prompt, uncond=None, conditions={"negative": negative},
+        guidance=gj.guidance(gj.negative_prompt, omega=0.7), branches=branches,
+    )  # fmt: skip
+    x = NOISE
+    for t, s in itertools.pairwise(TIMES.tolist()):
+        c, n = network(x, t, prompt), network(x, t, negative)
+        x0 = c + 0.7 * (c - n)
+        x = s / t * x + (1 - s / t) * x0
+    np.testing.assert_allclose(got, x, rtol=1e-5, atol=1e-6)
+
+
+def test_no_guidance_with_times_known_only_at_run_time():
+    """It needs no null condition, and makes the conditional pass alone."""
+    run = jax.jit(lambda times: _sample(DENOISE, times=times, guidance=None, uncond=None))
+    want = _sample(DENOISE, guidance=None, uncond=None)
+    np.testing.assert_allclose(run(jnp.asarray(TIMES)), want, rtol=1e-6)
+
+
+def test_eps_from_pure_noise_with_times_known_only_at_run_time():
+    """α = 0, where ε̂ says nothing of x0: finite, and x0 is taken as 0, the mean of centred data."""
+    denoise = gj.denoiser(lambda x, t, cond: 0.3 * x, RF, "eps")
+    got = jax.jit(lambda times: _sample(denoise, times=times))(jnp.asarray(TIMES))
+    x = 0.75 * NOISE  # from t = 1 with x0 = 0
+    for t, s in itertools.pairwise([0.75, 0.5, 0.25, 0.0]):
+        x = s / t * x + (1 - s / t) * (x - t * 0.3 * x) / (1 - t)
+    np.testing.assert_allclose(got, x, rtol=1e-5)
+
+
+def test_edm_near_zero_at_run_time_is_finite():
+    """t = 1e-6 has σ = 0 in float32: a step into it lands on x̂0, whichever the solver."""
+    want = np.full(NOISE.shape, 0.7)
+    denoise = gj.denoiser(lambda x, t, cond: jnp.full_like(x, 0.7), EDM)
+    times = jnp.array([1.0, 0.5, 1e-6])
+    for solver in (gj.ddim(), gj.heun(), gj.dpmpp_2m()):
+        got = jax.jit(lambda t, s=solver: _sample(denoise, times=t, solver=s))(times)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+class _Dropout(nnx.Module):
+    def __init__(self, rngs):
+        self.dropout, self.linear = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(2, 2, rngs=rngs)
+
+    def __call__(self, x, t, cond):
+        return self.dropout(self.linear(x))
+
+
+class _Norm(nnx.Module):
+    def __init__(self, rngs):
+        self.norm, self.linear = nnx.BatchNorm(2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs)
+
+    def __call__(self, x, t, cond):
+        return self.norm(self.linear(x))
+
+
+@pytest.mark.parametrize("make", [_Dropout, _Norm])
+def test_an_nnx_module_in_training_mode(make):
+    module = make(nnx.Rngs(0))
+    denoise = gj.denoiser(module, RF)
+    calls = (
+        lambda: _sample(denoise),
+        lambda: denoise(NOISE, 0.5, LABELS),
+        lambda: jax.jit(lambda x: gj.denoiser(make(nnx.Rngs(0)), RF)(x, 0.5, LABELS))(NOISE),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="eval"):
+            call()
+    module.eval()
+    assert np.all(np.isfinite(_sample(gj.denoiser(module, RF))))
+
+
+def _new_network(i):
+    return {"denoise": gj.denoiser(lambda x, t, cond: i * x, RF)}
+
+
+def _new_weight(i):
+    return {"denoise": DENOISE, "guidance": gj.guidance(gj.cfg, lambda s, t, cond: i * t)}
+
+
+def _new_rule(i):
+    rule = make_rule(lambda cond, uncond, omega: i * cond, space="x0", exact_at_zero=False)
+    return {"denoise": DENOISE, "guidance": gj.guidance(rule, 1.0)}
+
+
+@pytest.mark.parametrize("make", [_new_network, _new_weight, _new_rule])
+def test_a_function_made_anew_at_each_call_is_told_where(make):
+    """Once, with the line that makes it; a function that stays the same is never told so."""
+    times = np.array([0.9, 0.5])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for i in range(5):
+            _sample(**make(i), times=times)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    code = make.__code__
+    assert f"{code.co_filename}:{code.co_firstlineno + 1}" in str(told[0].message)
+    same = make(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            _sample(**same, times=times)
+
+
+def test_the_ends_of_an_interval_hold_against_roundings():
+    """The same time in three computations, in float32 and float64: inside at either end."""
+    lo = gj.interval(3.0, lo=0.2, hi=0.8)
+    same = (0.2, 1 - 0.8, np.float32(1) - np.float32(0.8), np.float32(0.2), 0.1 + 0.1)
+    for time in same:
+        for t in (time, 1 - time):
+            assert float(lo(s=0.0, t=t)) == 3.0
+            assert bool(lo.active(0.0, t))
+    for t in (0.2 - 1e-4, 0.8 + 1e-4):
+        assert float(lo(s=0.0, t=t)) == 0.0
+        assert not bool(lo.active(0.0, t))
+    # In somebody's loop over float32 times, counted down.
+    t, inside = np.float32(1), []
+    for _ in range(10):
+        inside.append(float(lo(s=t - np.float32(0.1), t=t)) > 0)
+        t = np.float32(t - np.float32(0.1))
+    assert inside == [False, False, *[True] * 7, False]
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "steps"), [(0.0, 0.29, 100), (0.1, 0.7, 10), (0.3, 0.55, 20), (0.0, 0.25, 50)]
+)
+def test_cutoff_counts_the_products_as_they_are_meant(start, stop, steps):
+    """⌊start · N⌋ ≤ i < ⌊stop · N⌋ in exact arithmetic, which a rounded product can miss."""
+    from fractions import Fraction
+
+    first, last = (int(Fraction(str(share)) * steps) for share in (start, stop))
+    table = gj.schedules.cutoff(2.0, start, stop).table(gj.uniform_times(steps))
+    want = [2.0 if first <= i < last else 0.0 for i in range(steps)]
+    np.testing.assert_array_equal(table, want)
+    assert int(0.29 * 100) == 28  # what truncates the rounded product is a step early
+
+
+def test_fdg_projected_is_what_its_docstring_says():
+    """η = 1 is `fdg`, each band adding to c; it is affine in η."""
+    cond, uncond = jax.random.normal(KEY, (2, 3, 8, 8, 2))
+    rules = gj.rules
+    numbers = {"low": 0.4, "levels": 2}
+    run = jax.jit(lambda eta: rules.fdg_projected(cond, uncond, 2.0, parallel=eta, **numbers))
+    plain = rules.fdg(cond, uncond, 2.0, **numbers)
+    np.testing.assert_allclose(run(1.0), plain, rtol=1e-4, atol=1e-5)
+    # Affine in η, between the two ends.
+    np.testing.assert_allclose(run(0.3), 0.3 * run(1.0) + 0.7 * run(0.0), rtol=1e-4, atol=1e-5)
