@@ -76,7 +76,12 @@ class Weight:
         Example:
             >>> constant(2.0).table(jnp.array([1.0, 0.5, 0.0])).tolist()
             [2.0, 2.0]
+
+        Raises:
+            ValueError: If it sees the state, of which a grid knows nothing.
         """
+        if self.sees_state:
+            raise ValueError("a weight that sees x_t or the predictions has no table of its own.")
         row = lambda s, t: self(s, t, cond, process=process, times=times)  # noqa: E731
         return jax.vmap(row)(times[1:], times[:-1])
 

@@ -51,15 +51,16 @@ class Range:
             return self.init
         end = self.lo if self.lo is not None else self.hi
         gap = abs(self.init - end)  # type: ignore[operator]
-        return gap - KNEE / (4 * gap)
+        z = gap - KNEE / (4 * gap)
+        return z if self.lo is not None else -z
 
     def value(self, z: Array) -> Array:
-        """Any z as a number of the range: a sigmoid between two ends, `positive` beyond one."""
+        """Any z as a number of the range, rising: a sigmoid between two ends, else `positive`."""
         if self.lo is not None and self.hi is not None:
             return self.lo + (self.hi - self.lo) * jax.nn.sigmoid(z)
         if self.lo is not None:
             return self.lo + positive(z)
-        return z if self.hi is None else self.hi - positive(z)
+        return z if self.hi is None else self.hi - positive(-z)
 
 
 def positive(z: Array) -> Array:
