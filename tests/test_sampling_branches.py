@@ -1,5 +1,6 @@
 """How the passes of a step are made: four ways, the same samples."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,9 +84,7 @@ def test_pytrees_and_many_branches(branches):
         },
         guidance=gj.guidance(rule, 1.0), times=gj.uniform_times(3),
     )  # fmt: skip
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), run(branches), run("sequential")
-    )
+    chex.assert_trees_all_close(run(branches), run("sequential"), rtol=1e-5)
 
 
 @pytest.mark.parametrize("branches", WAYS[1:])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,7 @@ def test_keep_on_a_mesh(mesh):
         want = jax.tree.map(np.asarray, _run(keep=keep))
         with jax.set_mesh(mesh):
             got = _run(noise, cond, keep=keep)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_memory_grows_with_what_is_kept():

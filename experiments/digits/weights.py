@@ -76,7 +76,7 @@ class Config:
     """The first seed of data split, networks, learning and sampling."""
     seeds: int = 5
     """How many."""
-    updates: int = 1000
+    updates: int = 400
     """Updates of each weight."""
 
 

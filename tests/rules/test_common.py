@@ -5,6 +5,7 @@ import functools
 import importlib
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -455,9 +456,7 @@ def test_scan_and_vmap_carry_the_state(rule):
             (expected, state), _ = compiled(rule, arrays[step][run], omega[run], state)
             np.testing.assert_allclose(guided[step, run], expected, rtol=2e-5, atol=2e-5)
         after = jax.tree.map(lambda leaf, run=run: leaf[run], last)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), after, state
-        )
+        chex.assert_trees_all_close(after, state, rtol=2e-5, atol=2e-5)
 
 
 @rules

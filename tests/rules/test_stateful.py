@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,7 +88,7 @@ def test_cached_difference_reuses_it_without_the_branch():
         b, other = cached_difference(c, None if step % 2 else u, 2.0, state, every=2)
         with_branch.append(a)
         without.append(b)
-        jax.tree.map(np.testing.assert_array_equal, next_state, other)
+        chex.assert_trees_all_equal(next_state, other)
         state = next_state
     np.testing.assert_array_equal(jnp.stack(with_branch), jnp.stack(without))
     with pytest.raises(ValueError, match="every ≥ 1, got 0"):
