@@ -143,15 +143,18 @@ def _check_mask(guide: Guidance, noise: Tree) -> None:
     if len(masks) != len(leaves):
         raise ValueError(f"the mask has {len(masks)} arrays; the state has {len(leaves)}.")
     for one, leaf in zip(masks, leaves, strict=True):
-        try:
-            fits = one is None or np.broadcast_shapes(np.shape(one), leaf.shape) == leaf.shape
-        except ValueError:
-            fits = False
-        if not fits:
+        shape = np.shape(one)
+        padded = (1,) * (leaf.ndim - len(shape)) + shape
+        if one is not None and not _broadcasts(padded, leaf.shape):
             raise ValueError(
                 f"the mask has shape {np.shape(one)}, which doesn't broadcast to the state's "
                 f"{leaf.shape}."
             )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of as many axes broadcasts to the shape `to`."""
+    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
 
 
 def check_values(guide: Guidance, row: tuple[Any, ...], noise: Tree) -> None:
@@ -163,12 +166,12 @@ def check_values(guide: Guidance, row: tuple[Any, ...], noise: Tree) -> None:
         noise: The state.
     """
     batch = batch_size(noise)
-    ndims = {leaf.ndim for leaf in jax.tree.leaves(noise)}
+    shapes = [leaf.shape for leaf in jax.tree.leaves(noise)]
     for (name, _), value in zip(guide.weights, row, strict=True):
         if isinstance(value, tuple):
             continue
         shape = value.shape[1:]
-        whole = len(shape) in ndims and len(shape) > 1 and shape[0] in (1, batch)
+        whole = len(shape) > 1 and any(_broadcasts(shape, leaf) for leaf in shapes)
         if shape not in ((), (batch,)) and not whole:
             raise ValueError(
                 f"{name} has shape {shape} at a step; expected a scalar, ({batch},), the batch of "
