@@ -252,7 +252,7 @@ def test_there_and_back(x64, name, process):
         return float(jnp.abs(back - x).max())
 
     # Errors of the two ways may cancel: at least the order.
-    assert np.log2(gap(40) / gap(80)) > ORDER[name] - 0.25
+    assert np.log2(gap(150) / gap(300)) > ORDER[name] - 0.25
 
 
 def _guided(name, omega, **conditions):
