@@ -143,7 +143,8 @@ def _energy(x: Array, lo: Array | float, hi: Array | float) -> tuple[Array, Arra
     outside = (ranks < first) | (ranks > last)
     # A percentile that is NaN is a comparison that is False: the sum is NaN by its own addition.
     total = jnp.sum(jnp.where(outside, 0, squares) + 0 * (first + last), axis=1)
-    return total, size[:, 0]
+    # NaN sorts last, out of the percentiles.
+    return jnp.where(jnp.isnan(squares[:, -1]), jnp.nan, total), size[:, 0]
 
 
 @rule(space="eps", paper="Zhang et al., arXiv 2412.09966")

@@ -51,7 +51,12 @@ class Solver:
 
 
 def at_data(s: Any) -> bool:
-    """Whether a step is known to end at s = 0, where there is nothing left to evaluate."""
+    """Whether a step is known to end at s = 0, where there is nothing left to evaluate.
+
+    Example:
+        >>> at_data(0.0), at_data(0.25)
+        (True, False)
+    """
     return is_concrete(s) and not np.any(np.asarray(s))
 
 
@@ -59,6 +64,11 @@ def slope(process: Process, x: Tree, x0: Tree, t: Array) -> Tree:
     """dx/dt = α̇ x̂0 + σ̇ ε̂ of the probability-flow ODE (Song et al. 2011.13456, Eq. (13)).
 
     ε̂ = (x − α x̂0)/σ; where σ = 0 it is taken as 0, which is its limit on smooth data.
+
+    Example:
+        >>> from guidejax.processes import rectified_flow
+        >>> slope(rectified_flow(), jnp.array([[1.0]]), jnp.array([[3.0]]), 0.5).tolist()
+        [[-4.0]]
     """
     alpha, sigma = process.alpha(t), process.sigma(t)
     alpha_dot, sigma_dot = process.derivatives(t)
