@@ -142,8 +142,9 @@ def mimic(
     mean = jnp.mean(flat, axis=1, keepdims=True)
     m, centred = m - jnp.mean(m, axis=1, keepdims=True), flat - mean
     if measure == "std":
-        # Up to the factor that they share.
+        # Up to the factor that they share. A percentile that is NaN is seen, though not used.
         wanted, found = (norm(x, axis=1, keepdims=True) for x in (m, centred))
+        found = jnp.where(expand(jnp.isnan(percentile), found), jnp.nan, found)
     else:
         # Not jnp.max, whose gradient compares m with its maximum: where XLA computes the two in
         # different roundings nothing is equal, and it divides by their number.

@@ -124,8 +124,8 @@ def combine(
         "omega": omega,
         "state": state,
         "process": rectified_flow(),
-        "t": jnp.asarray(T),
-        "s": jnp.asarray(S),
+        "t": jnp.asarray(T, jnp.result_type(float)),
+        "s": jnp.asarray(S, jnp.result_type(float)),
     }
     result = rule(**{name: known[name] for name in rule.takes}, **numbers)
     return result if rule.init is not None else (result, state)
