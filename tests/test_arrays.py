@@ -28,6 +28,7 @@ def test_combine_keeps_the_first_dtype_and_sums_in_float32():
     np.testing.assert_array_equal(got, jnp.asarray(want, jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e19, 1e37])
 def test_lengths_of_any_magnitude(size):
     """What is squared is never out of range, in value or in gradient."""
@@ -43,6 +44,7 @@ def test_lengths_of_any_magnitude(size):
     np.testing.assert_allclose(slope, a / exact[:, None], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_magnitude_is_a_power_of_four_that_loses_no_bit():
     a = np.exp(np.linspace(-60, 60, 64, dtype=np.float32))[:, None] * _draw(0)[:64, None]
     size = np.asarray(magnitude(jnp.asarray(a)))
@@ -54,6 +56,7 @@ def test_magnitude_is_a_power_of_four_that_loses_no_bit():
     assert float(magnitude(jnp.array([[1.0]]), jnp.array([[16.0]]))[0, 0]) == 16.0
 
 
+@pytest.mark.slow
 def test_nothing_and_nan():
     zero = jnp.zeros((2, 3))
     np.testing.assert_array_equal(norm(zero), 0)

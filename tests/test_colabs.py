@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 COLABS = pathlib.Path(__file__).parent.parent / "colabs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(COLABS.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)

@@ -76,6 +76,7 @@ def test_rules_by_hand():
     np.testing.assert_allclose(combine(RULES["rescaled"]()), rescaled, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_sample_at_its_own_time():
     t = jnp.array([0.3, 0.8])
     guide = gj.guidance(gj.adg, omega=gj.interval(2.0, lo=0.5, hi=1.0))
@@ -124,6 +125,7 @@ def test_a_schedule_takes_t():
         jax.jit(lambda alone, t: guide.combine(alone, t=t, prediction="eps"))(alone, 0.3)
 
 
+@pytest.mark.slow
 def test_a_learned_weight_takes_s_t_condition_and_process():
     labels = jnp.array([2, 0])
     _, given, _ = predictions("eps")
@@ -154,6 +156,7 @@ def test_times_give_the_step_s_number():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["x0", "eps", "velocity"])
 def test_what_a_weight_sees_is_x0_whatever_the_network_predicts(kind):
     """As `sample` shows it: an angle between ε̂ is another angle."""
@@ -173,6 +176,7 @@ def network(x, t, cond):
     return jnp.sin(x + 3 * t[:, None] + cond[:, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["apg_momentum", "cached_difference", "adaptive", "higs"])
 def test_with_state_it_is_the_loop_of_sample(rule):
     """DDIM written out, the network asked for ε, against `sample`, step by step."""
@@ -227,6 +231,7 @@ def test_the_first_three_of_four_channels():
     np.testing.assert_array_equal(got[..., 3], c[..., 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["x0", "eps"])
 def test_omega_and_mask_by_part_of_the_state(kind):
     x, given, _ = predictions(kind)

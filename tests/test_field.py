@@ -104,6 +104,7 @@ def test_the_drift_is_dx_dt_along_the_exact_flow(name, omega):
     assert same == (name == "rectified_flow")
 
 
+@pytest.mark.slow
 def test_a_mixture_under_a_rule_that_is_not_linear():
     model = analytic.by_class(analytic.mixture([[-1.0, 0.0], [1.0, 1.0]], stds=0.4), [0, 1])
     process, labels, x, t = processes.cosine(), jnp.array([0, 1, 1]), states(), 0.5
@@ -139,6 +140,7 @@ def test_state_of_several_arrays():
         np.testing.assert_allclose(drift[part], (x[part] - 0.75 * x[part]) / 0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_sample_may_have_its_own_time():
     x, t = states(), jnp.array([0.9, 0.5, 0.2])
     omega = gj.interval(2.0, lo=0.3, hi=0.7)
@@ -172,6 +174,7 @@ def learned():
     return net.weight(jax.tree.map(lambda a, k: a + 0.5 * jax.random.normal(k, a.shape), phi, keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "omega",
     [
@@ -198,6 +201,7 @@ def test_times_give_the_step_that_goes_with_each_t(omega):
         np.testing.assert_allclose(x0(field, before[i], t), trail.x0[i], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_learned_weight_between_the_grid_s_times():
     times, zeros, x = np.array([1.0, 0.7, 0.5, 0.2, 0.0]), jnp.zeros(3, jnp.int32), states()
     guide, denoise = gj.guidance(gj.cfg, omega=learned()), exact(FLOW, 1.0, -1.0)
@@ -289,6 +293,7 @@ def test_it_is_a_pytree_and_new_numbers_do_not_recompile():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_vmap_and_grad():
     x = states()
 
@@ -307,6 +312,7 @@ def test_vmap_and_grad():
     np.testing.assert_allclose(gradient, jnp.sum(c - u), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_gradients_in_x_and_t_through_the_run_time_choice():
     guide = gj.guidance(gj.cfg, omega=gj.interval(2.0, lo=0.3, hi=0.7))
@@ -366,6 +372,7 @@ def by_diffrax(field, x, t0, t1, solver, steps):
     ).ys[0]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_diffrax_at_a_constant_omega():
     process, t0, t1 = processes.linear_vp(), 0.95, 0.05
@@ -379,6 +386,7 @@ def test_diffrax_at_a_constant_omega():
     np.testing.assert_allclose(got, ours, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_diffrax_under_an_interval():
     process, x, t0, t1, lo, hi, steps = processes.cosine(), states(), 0.95, 0.05, 0.35, 0.65, 360

@@ -33,6 +33,7 @@ def _apply(guidance, x, branches, cond=None, process=PROCESS, t=T, s=S):
     return guidance.apply(guidance.init(x), branches, step)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "process",
     [
@@ -50,6 +51,7 @@ def test_cfg_is_the_same_in_every_space(x64, space, process):
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES)
 def test_a_nonlinear_rule_works_in_the_space_it_is_told(x64, space):
     x, branches = _branches()
@@ -61,6 +63,7 @@ def test_a_nonlinear_rule_works_in_the_space_it_is_told(x64, space):
     assert np.allclose(got, native) == (space == "x0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [None, *SPACES])
 @pytest.mark.parametrize("rule", [gj.cfg, gj.adg])
 def test_omega_zero_is_the_conditional_model_bit_for_bit(rule, space):
@@ -458,6 +461,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("omega", [0.0, 0.5, 8.0])
 @pytest.mark.parametrize("case", DEGENERATE)

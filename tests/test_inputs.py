@@ -125,6 +125,7 @@ def test_an_interval_with_an_open_end():
     assert gj.interval(2.0, 200, 800, unit="sigma")(0.0, 0.5, process=EDM) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branches", ["sequential", "batched"])
 def test_a_negative_prompt_of_another_length(branches):
     """Tokens (batch, n, d): each pass has its own n; those that don't fit aren't joined."""
@@ -189,6 +190,7 @@ class _Norm(nnx.Module):
         return self.norm(self.linear(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_Dropout, _Norm])
 def test_an_nnx_module_in_training_mode(make):
     module = make(nnx.Rngs(0))
@@ -218,6 +220,7 @@ def _new_rule(i):
     return {"denoise": DENOISE, "guidance": gj.guidance(rule, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_new_network, _new_weight, _new_rule])
 def test_a_function_made_anew_at_each_call_is_told_where(make):
     """Once, with the line that makes it; a function that stays the same is never told so."""
@@ -270,6 +273,7 @@ def test_cutoff_counts_the_products_as_they_are_meant(start, stop, steps):
     assert int(0.29 * 100) == 28  # what truncates the rounded product is a step early
 
 
+@pytest.mark.slow
 def test_fdg_projected_is_what_its_docstring_says():
     """η = 1 is `fdg`, each band adding to c; it is affine in η."""
     cond, uncond = jax.random.normal(KEY, (2, 3, 8, 8, 2))

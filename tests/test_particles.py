@@ -13,6 +13,7 @@ def _gaussian(mean, variance):
     return lambda x, sigma: (variance * x + sigma**2 * mean) / (variance + sigma**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", [False, True])
 def test_weighted_particles_sample_the_product(resample):
     """c = N(1, ½), u = N(0, 1), ω = 1: p_c²/p_u is N(4/3, 1/3) exactly, which CFG alone misses."""
@@ -65,12 +66,14 @@ def test_log_weight_is_edms_in_x_over_alpha(process):
         np.testing.assert_allclose(fkc_log_weight(c, u, omega, process, s, time), 0, atol=1e-30)
 
 
+@pytest.mark.slow
 def test_effective_sample_size_at_its_ends():
     np.testing.assert_allclose(effective_sample_size(jnp.full((2, 7), 300.0)), [7, 7], rtol=1e-4)
     one = jnp.full(7, -jnp.inf).at[3].set(-1000.0)
     np.testing.assert_allclose(effective_sample_size(one), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_systematic_resampling_is_unbiased_and_as_even_as_can_be():
     rng = np.random.default_rng(3)
     log_weights = jnp.asarray(rng.normal(size=37) * 2, jnp.float32).at[5].set(-jnp.inf)

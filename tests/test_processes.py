@@ -63,6 +63,7 @@ def test_noise_to(process):
     assert low.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_ends(process):
     assert float(process.alpha(0.0)) == 1
     assert float(process.sigma(0.0)) == 0
@@ -126,6 +127,7 @@ def test_bridge_at_both_ends_of_churn(x64, process):
     np.testing.assert_allclose(b, variance * process.alpha(s) / process.sigma(s) ** 2, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("churn", [0.0, 0.5, 1.0])
 def test_bridge_by_monte_carlo(process, churn):
     n, s, t, x0 = 200_000, 0.3, 0.6, 1.3
@@ -138,6 +140,7 @@ def test_bridge_by_monte_carlo(process, churn):
     assert abs(float(x_s.var()) / sigma**2 - 1) < 5 * (2 / n) ** 0.5
 
 
+@pytest.mark.slow
 def test_bridge_gradient_without_churn_is_finite(process):
     grads = jax.grad(lambda e: sum(pr.bridge(process, 0.3, 0.6, e)))(0.0)
     assert np.isfinite(grads)
@@ -224,6 +227,7 @@ TABLES = {"sd": _bars(), "zero terminal": _zero_terminal(_bars())}
 EACH_TABLE = pytest.mark.parametrize("bars", TABLES.values(), ids=TABLES)
 
 
+@pytest.mark.slow
 @EACH_TABLE
 def test_a_table_at_its_entries(x64, bars):
     process, count = pr.discrete(bars), len(bars)
@@ -234,6 +238,7 @@ def test_a_table_at_its_entries(x64, bars):
     np.testing.assert_allclose(process.times(np.arange(count)), t)
 
 
+@pytest.mark.slow
 @EACH_TABLE
 def test_a_table_between_its_entries(x64, bars):
     """Linear in the log-SNR; from clean to the first entry σ/α is linear, into zero SNR α/σ is."""
@@ -270,6 +275,7 @@ def test_the_index_that_a_network_is_told():
     np.testing.assert_array_equal(process.index(process.times(leading)), leading)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @EACH_TABLE
 def test_a_table_s_inverse(bars, dtype):
@@ -287,6 +293,7 @@ def test_a_table_s_inverse(bars, dtype):
         assert np.isnan(found[-1])
 
 
+@pytest.mark.slow
 @EACH_TABLE
 def test_a_table_s_gradients_are_finite(bars):
     process, count = pr.discrete(bars), len(bars)
@@ -359,11 +366,13 @@ def test_the_shift_of_flow_matching(x64, shift):
     np.testing.assert_allclose(moved, -2 * np.log(shift), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_every_process_keeps_its_promises(name):
     pr.check(EVERY[name]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_any_process_may_be_shifted(x64, name):
     plain, t = EVERY[name](), np.linspace(0.02, 0.98, 13)
@@ -404,6 +413,7 @@ def _check_moved(source, target):
     assert np.all(np.isfinite(slopes[1][:-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "target"), list(zip(EVERY, [*EVERY][3:] + [*EVERY][:3], strict=True))
 )
@@ -487,6 +497,7 @@ class Power(pr.Process):
         return jnp.asarray(t) ** self.exponent
 
 
+@pytest.mark.slow
 def test_a_process_of_one_s_own(x64):
     process = Power(2.0)
     pr.check(process)
@@ -511,6 +522,7 @@ def test_a_process_of_one_s_own(x64):
     assert jax.tree.structure(Power(2.0, "a")) != jax.tree.structure(Power(2.0, "b"))
 
 
+@pytest.mark.slow
 def test_a_process_of_one_s_own_samples_and_trains():
     denoise = analytic.denoiser(analytic.gaussian(jnp.array([0.7]), 0.4), Power(2.0))
     x = jnp.linspace(-1, 1, 3)[:, None]
@@ -523,6 +535,7 @@ def test_a_process_of_one_s_own_samples_and_trains():
     assert np.isfinite(gradient.process.exponent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_fresh_pairs_of_processes_never_share_a_program(pairs):
     """Pairs of fresh classes with the same leaves take turns under one jit."""

@@ -20,6 +20,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """`import guidejax` brings in nothing but what its dependencies bring in."""
     script = """

@@ -84,6 +84,7 @@ def test_times_of_each_sample():
         np.testing.assert_allclose(got[i::2], _sample(times=grid)[i::2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_omega_of_each_sample():
     omega = jnp.linspace(0, 2, BATCH)
     got = _sample(omega)
@@ -91,6 +92,7 @@ def test_omega_of_each_sample():
         np.testing.assert_allclose(got[i], _sample(omega[i])[i], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_omega_zero_is_the_conditional_model():
     conditional = sample(KEY, EXACT, PROCESS, NOISE, cond=LABELS, times=TIMES)
     for omega in (0.0, jnp.zeros(BATCH), gj.interval(0.0, 0.1, 0.9)):
@@ -108,6 +110,7 @@ def test_churn_draws_from_the_key():
     np.testing.assert_array_equal(run(jax.random.PRNGKey(0)), run(KEY))
 
 
+@pytest.mark.slow
 def test_keys_of_each_sample():
     keys = jax.random.split(KEY, BATCH)
     run = lambda keys, noise, cond: _sample(
@@ -129,6 +132,7 @@ def test_bfloat16_states(churn):
         np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("churn", [0.0, 0.5])
 def test_pytrees_of_states(churn):
     def network(x, t, cond):
@@ -152,6 +156,7 @@ def test_pytrees_of_states(churn):
     np.testing.assert_allclose(half["text"], run(noise, None)["text"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
     total = lambda omega, remat: _sample(omega, remat=remat).sum()
     for part in (total, jax.grad(total)):
@@ -178,6 +183,7 @@ def _linen():
     return gj.denoiser(module, PROCESS, "velocity", params=variables)
 
 
+@pytest.mark.slow
 def test_flax_modules():
     module = _NNX(nnx.Rngs(0))
     dense = _linen().params["params"]["Dense_0"]
@@ -251,6 +257,7 @@ def test_sweeping_omega_under_vmap_compiles_once():
         np.testing.assert_allclose(swept[i], _sample(omegas[i]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_new_numbers_of_an_interval_reuse_its_program():
     denoise, traces, _ = _counting()
     run = jax.jit(lambda lo, omega: _sample(gj.interval(omega, lo, 0.8), denoise=denoise))
@@ -264,6 +271,7 @@ def test_new_numbers_of_an_interval_reuse_its_program():
 INTERVAL = gj.interval(3.0, lo=0.3, hi=0.8)  # of t = 1, 7/8, ..., 1/8: 6/8, 5/8, 4/8, 3/8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["known", "all in jit", "omega traced", "end traced"])
 def test_no_unconditional_pass_outside_the_interval(mode):
     denoise, traces, calls = _counting()
@@ -312,6 +320,7 @@ def test_more_alternations_than_segments():
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_sweeping_an_interval_copies_no_parameters():
     width, sweep = 64, 5
     params = jax.random.normal(KEY, (width, width)) / 8
@@ -334,6 +343,7 @@ def test_sweeping_an_interval_copies_no_parameters():
 # Gradients.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [gj.cfg, gj.adg])
 def test_gradient_in_omega_is_the_finite_difference(x64, rule):
     noise = NOISE.astype(jnp.float64)
@@ -349,6 +359,7 @@ def test_gradient_in_omega_is_the_finite_difference(x64, rule):
     assert np.count_nonzero(each - np.diag(np.diag(each))) == 0
 
 
+@pytest.mark.slow
 def test_gradient_through_an_interval_and_under_vmap():
     total = lambda omega, lo: _sample(gj.interval(omega, lo, 0.8)).sum()
     grads = jax.vmap(jax.grad(total), in_axes=(None, 0))(1.0, jnp.array([0.2, 0.6]))
@@ -356,6 +367,7 @@ def test_gradient_through_an_interval_and_under_vmap():
     np.testing.assert_allclose(grads, want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_in_parameters_held_by_a_closure():
     total = lambda scale: sample(
         KEY, lambda x, t, cond: scale * EXACT(x, t, cond), PROCESS, NOISE, cond=LABELS, times=TIMES
@@ -403,6 +415,7 @@ def test_mesh_doesn_t_change_the_samples(mesh, split):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mesh_with_a_network_and_a_learned_omega(mesh):
     denoise = _linen()
     net = gj.OmegaNet(num_classes=2, hidden=8)
@@ -435,6 +448,7 @@ def test_mesh_with_an_omega_of_each_sample(mesh):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shard_map(mesh):
     keys = jax.random.split(KEY, BATCH)
     want = np.asarray(_sample(noise=NOISE, cond=LABELS, **_tensors(keys)))
@@ -448,6 +462,7 @@ def test_shard_map(mesh):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.devices
 def test_pmap():
     keys = jax.random.split(KEY, BATCH)

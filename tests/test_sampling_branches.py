@@ -36,6 +36,7 @@ def _run(branches, noise=NOISE, cond=LABELS, denoise=_network, **kwargs):
     return sample(key, denoise, PROCESS, noise, cond=cond, uncond=-1.0, branches=branches, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branches", WAYS[1:])
 @pytest.mark.parametrize("solver", [gj.ddim(0.5), gj.heun(), gj.solvers.cfgpp(gj.ddim())])
 def test_same_samples(branches, solver):
@@ -62,6 +63,7 @@ def test_calls_of_the_network(branches, calls):
     assert seen == [((batch, 4), (batch,), (batch,))] * calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branches", WAYS)
 def test_pytrees_and_many_branches(branches):
     """Three branches of the same network in one pass, a fourth with a network of its own."""
@@ -87,6 +89,7 @@ def test_pytrees_and_many_branches(branches):
     chex.assert_trees_all_close(run(branches), run("sequential"), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branches", WAYS[1:])
 def test_on_a_mesh_nothing_is_moved(mesh, branches):
     rows = NamedSharding(mesh, P("data"))
@@ -103,6 +106,7 @@ def test_on_a_mesh_nothing_is_moved(mesh, branches):
         assert collective not in text
 
 
+@pytest.mark.slow
 def test_sharded(branch_mesh):
     """A branch a device, the batch split too, and one collective a step."""
     rows = NamedSharding(branch_mesh, P("data"))
@@ -127,6 +131,7 @@ def test_sharded(branch_mesh):
     assert "all-reduce" in found[0]
 
 
+@pytest.mark.slow
 def test_sharded_with_an_interval(branch_mesh):
     want = np.asarray(_run("sequential"))
     rows = NamedSharding(branch_mesh, P("data"))

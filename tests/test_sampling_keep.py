@@ -59,6 +59,7 @@ def test_all_and_chosen_steps():
     assert chosen.stats is None
 
 
+@pytest.mark.slow
 def test_stats():
     x, trail = _run(keep="stats", rule=gj.cfg)
     np.testing.assert_allclose(x, _run(), rtol=1e-5, atol=1e-6)
@@ -86,6 +87,7 @@ def test_stats_of_a_rule_that_weakens():
     assert np.all(stats.effective_omega > 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["all", "stats", (1, 4)])
 def test_keep_of_pytrees_under_jit_vmap_and_grad(keep):
     network = lambda x, t, cond: jax.tree.map(lambda leaf: 0.5 * leaf + cond[0], x)
@@ -102,6 +104,7 @@ def test_keep_of_pytrees_under_jit_vmap_and_grad(keep):
     assert jax.grad(seen)(1.0) != 0
 
 
+@pytest.mark.slow
 def test_keep_on_a_mesh(mesh):
     rows = NamedSharding(mesh, P("data"))
     noise, cond = jax.device_put((NOISE, LABELS), rows)
@@ -112,6 +115,7 @@ def test_keep_on_a_mesh(mesh):
         chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_what_is_kept():
     noise = jnp.ones((64, 256))
 
@@ -171,6 +175,7 @@ def test_progress_on_stderr(capsys):
 # Rematerialisation.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_remat_changes_nothing(steps):
     def total(omega, remat):
@@ -201,6 +206,7 @@ def _temporary(steps, remat, width=256, batch=128):
     return compiled.memory_analysis().temp_size_in_bytes / noise.nbytes
 
 
+@pytest.mark.slow
 def test_recursive_memory_hardly_grows():
     memory = {
         (remat, steps): _temporary(steps, remat)

@@ -73,6 +73,7 @@ def _small(x, t, cond):
 NETWORKS = {"wide": (_wide, WIDE_NOISE, "velocity"), "small": (_small, NOISE, "x0")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", [n for n in SOLVERS if "cfgpp" not in n])
 def test_skipped_is_unskipped(name, network):
@@ -89,6 +90,7 @@ def test_skipped_is_unskipped(name, network):
 EACH = gj.interval(jnp.linspace(0, 2, BATCH), 0.3, 0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "omega"), [("ddim", INTERVAL), ("ddim", EACH), ("heun", INTERVAL)]
 )
@@ -113,6 +115,7 @@ def test_skipped_is_unskipped_where_only_the_run_knows():
     np.testing.assert_allclose(run(0.3, "auto"), _run(INTERVAL, **wide), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in DETERMINISTIC if n not in EVALUATIONS])
 def test_passes_of_one_stage(name):
     solver = SOLVERS[name]()
@@ -121,6 +124,7 @@ def test_passes_of_one_stage(name):
     assert _count(0.0, solver=solver) == (8, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [gj.heun(), gj.solvers.edm_heun(0.1)])
 def test_passes_of_two_stages(solver):
     """At steps 2 to 5, and at the ends of steps 1 to 4: by the ω of where it denoises from."""
@@ -142,6 +146,7 @@ def test_run_time_gate_of_two_stages():
     np.testing.assert_allclose(got, _run(INTERVAL, solver=gj.heun()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cached_difference_leaves_the_pass_out():
     rule = gj.rules.cached_difference.bind(every=3)
     assert _count(1.0, rule=rule) == (8, 3)  # steps 0, 3, 6
@@ -160,6 +165,7 @@ def test_cached_difference_leaves_the_pass_out():
     np.testing.assert_allclose(_run(1.0, rule=rule), x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adaptive_switches_off_for_real():
     """Once every sample is past its threshold no unconditional pass is left."""
     grid = {"times": gj.uniform_times(8, 0.95)}
@@ -179,6 +185,7 @@ def test_adaptive_switches_off_for_real():
     np.testing.assert_allclose(mixed[0], _run(1.0, **grid)[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_adaptive_under_vmap_and_grad():
     total = lambda omega: _run(omega, rule=gj.rules.adaptive.bind(threshold=-1.0)).sum()
     grads = jax.vmap(jax.grad(total))(jnp.array([0.5, 1.0]))
@@ -207,6 +214,7 @@ def test_each_branch_has_its_own_steps():
     np.testing.assert_allclose(got, run("never"), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_skipping_on_a_mesh(mesh):
     rows = NamedSharding(mesh, P("data"))
     noise, labels = jax.device_put((NOISE, LABELS), rows)
@@ -225,6 +233,7 @@ def _flops(run, *args):
     return jax.jit(run).lower(*args).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_passes():
     """Within 1% of a bare scan of the network's evaluations.
 

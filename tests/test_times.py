@@ -6,6 +6,7 @@ import pytest
 import guidejax as gj
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "process",
     [

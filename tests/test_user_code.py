@@ -99,6 +99,7 @@ def test_stable_diffusion(name):
     np.testing.assert_allclose(x, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_of_another_length():
     text, negative = embeddings(5, seed=1), embeddings(3, seed=2)
     noise = np.random.default_rng(3).normal(size=(2, 4, 4, 4)).astype(np.float32)
@@ -116,6 +117,7 @@ def test_a_negative_prompt_of_another_length():
     np.testing.assert_allclose(x, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cfg", "adg"])
 def test_one_line_in_somebody_else_s_loop(name):
     """The loop in terms of alphas_cumprod stays; guidance is the one line."""
@@ -311,6 +313,7 @@ def test_a_weight_that_sees_the_angle_learns(name):
     assert 0.6 < float(jnp.mean(omega)) < 1.4
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_in_the_loop():
     weight, denoise = SEEING.weight(shaken(SEEING.init(KEY))), off_denoiser()
     label, times = jnp.array([0, 1, 1]), np.array([0.9, 0.6, 0.3, 0.0])
@@ -341,6 +344,7 @@ def _refuse(_, cotangent):
 forward_only.defvjp(lambda x: (forward_only(x), None), _refuse)
 
 
+@pytest.mark.slow
 def test_self_consistency_makes_no_backward_pass_through_the_network():
     """Whatever ω sees of x_t and of the predictions."""
     everything = gj.OmegaNet(hidden=8, depth=1, sees=("angle", "norms", "delta", "state"))
@@ -556,6 +560,7 @@ def velocity(centre_and_spread, x, t, cond):
     return (x - alpha * x0) / sigma - x0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "process", [gj.processes.linear_vp, gj.processes.edm, gj.processes.scaled_linear]

@@ -16,6 +16,7 @@ X = jnp.array([[0.5, 0.1], [1.0, -1.0], [0.3, 2.0]])
 LABELS = jnp.array([0, 1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoise", "score", "log_prob"])
 def test_each_label_is_its_own_mixture(name):
     parts = [
@@ -40,6 +41,7 @@ def test_the_null_model_is_the_sum_of_the_classes(x64):
     np.testing.assert_allclose(each[2], total, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_with_components_of_no_share():
     grads = jax.grad(lambda m, x: m.denoise(x, 0.4, LABELS, PROCESS).sum(), argnums=(0, 1))(
         MODEL, X
@@ -47,6 +49,7 @@ def test_gradients_are_finite_with_components_of_no_share():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_samples_are_of_their_class():
     labels = jnp.tile(LABELS, 2000)
     x = MODEL.sample(jax.random.key(0), labels)
@@ -56,6 +59,7 @@ def test_samples_are_of_their_class():
     assert np.mean(mode[labels == 2] == 0) == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.slow
 def test_an_unconditional_model_of_its_own():
     parts = [analytic.mixture(MEANS[:2], stds=0.3), analytic.gaussian(MEANS[2], 0.5)]
     base = analytic.gaussian(jnp.zeros(2), 1.0)
@@ -70,6 +74,7 @@ def test_an_unconditional_model_of_its_own():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("omega", [0.0, 1.0])
 def test_sampling(omega):
     labels = jnp.tile(jnp.array([0, 1]), 500)
@@ -96,6 +101,7 @@ def test_a_mixture_s_numbers_are_traced():
     np.testing.assert_allclose(plain, WHOLE.denoise(X, 0.4, PROCESS), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_labels_over_a_mesh(mesh):
     x, labels = jnp.tile(X[:1], (8, 1)), jnp.arange(8) % 3
     want = np.asarray(MODEL.denoise(x, 0.4, labels, PROCESS))

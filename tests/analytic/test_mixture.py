@@ -43,6 +43,7 @@ def test_denoise_is_the_posterior_mean_by_quadrature(x64, process, t):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_density_against_scipy(x64, process, full):
     stds = np.array([[0.5, 1.0], [0.2, 0.3]])
@@ -65,6 +66,7 @@ def test_density_against_scipy(x64, process, full):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_score_is_the_gradient_and_tweedie_s_formula_holds(x64, process, full):
     kwargs = {"covariances": COVARIANCES} if full else {"stds": [0.5, 0.2]}
@@ -88,6 +90,7 @@ def test_diagonal_and_full_covariances_agree(x64):
         np.testing.assert_allclose(one, other, rtol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [1e-3, 0.5])
 @pytest.mark.parametrize("t", TIMES)
 def test_float32_from_end_to_end(process, t, std):
@@ -109,6 +112,7 @@ def test_float32_from_end_to_end(process, t, std):
         np.testing.assert_allclose(got["denoise"], np.tile(means.mean(0), (3, 1)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_times_of_each_sample_and_states_of_any_shape(process):
     model = analytic.mixture(np.arange(12.0).reshape(3, 4), stds=0.5)
     x, t = jax.random.normal(jax.random.key(0), (2, 2, 2)), jnp.array([0.2, 0.9])
@@ -120,6 +124,7 @@ def test_times_of_each_sample_and_states_of_any_shape(process):
     assert model.denoise(x.astype(jnp.bfloat16), t, process).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_samples_and_moments(full):
     n = 100_000

@@ -21,6 +21,7 @@ def _velocity(x, t, means, weights, std, omega):
     return cond + omega * (cond - uncond)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("omega", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.95])
 def test_velocity_of_the_setting(x64, omega, t):
@@ -34,6 +35,7 @@ def test_velocity_of_the_setting(x64, omega, t):
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.1, 0.5, 0.8])
 @pytest.mark.parametrize("omega", [-0.5, 0.0, 1.0, 4.0])
 def test_width_under_a_constant(x64, std, omega):
@@ -51,6 +53,7 @@ def _rate(t, std):
     return t * (1 - t) * (1 - std**2) / (a * b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.2, 0.6])
 def test_width_under_a_schedule(x64, std):
     times = gj.uniform_times(4000)
@@ -69,6 +72,7 @@ def test_width_under_a_schedule(x64, std):
     np.testing.assert_allclose(got, std * np.exp(-3 * inside), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "process", [gj.processes.cosine(), gj.processes.linear_vp(), gj.processes.edm(5.0, 1.0)]
 )
@@ -85,6 +89,7 @@ def test_contraction_of_any_process_is_the_sampler_s(x64, process):
     np.testing.assert_allclose((got[1] - got[0]) / 0.1, want, rtol=3e-3)
 
 
+@pytest.mark.slow
 def test_many_omegas_at_once():
     omegas = jnp.array([0.0, 1.0, 2.0])
     got = analytic.within_mode_std(0.5, omegas, gj.uniform_times(4))
@@ -93,6 +98,7 @@ def test_many_omegas_at_once():
     np.testing.assert_allclose(grad, np.log(0.5) * 0.25, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_direction_shift():
     """Theorem 3.2: early on guided samples are nearer to (1 + ω) μ̄ than conditional ones."""
     model, omega = analytic.stagewise(), 2.0

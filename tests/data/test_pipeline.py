@@ -52,6 +52,7 @@ def mnist(catalogue):
     return data.Images("mnist", data_dir=catalogue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key", "shape", "classes", "labels"),
     [
@@ -119,6 +120,7 @@ def test_processes_partition_each_epoch(mnist):
     assert sorted(whole) == sorted(names([mnist.arrays()]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -149,6 +151,7 @@ def test_flips_mirror_half_of_the_images(mnist):
     )  # Three standard deviations of 212 coins.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -268,6 +271,7 @@ def test_worker_processes_make_the_same_batches(mnist):
     it.close()
 
 
+@pytest.mark.slow
 def test_groups(digits_dir):
     images = data.Images("digits", data_dir=digits_dir)
     digits = images.arrays()

@@ -193,6 +193,7 @@ def test_guidejax_of_any_revision_is_spoken_to(monkeypatch, knows_its_process, i
         ours.build(Row("rk4", "rk4"), arrays)
 
 
+@pytest.mark.slow
 def test_this_guidejax_as_a_contender():
     made = problem.make(SIZES["tiny"])
     row = Row("part", "ddim", lo=0.39, hi=0.59)

@@ -45,6 +45,7 @@ def run(tmp_path_factory):
     patch.undo()
 
 
+@pytest.mark.slow
 def test_writes_what_the_readme_promises(run):
     for name in ("report.html", "metrics.json", "log.txt", "table.md"):
         assert (run.out / name).stat().st_size > 0
@@ -73,6 +74,7 @@ def test_the_oracle_is_at_least_as_good_as_the_tuned_interval(run):
         assert oracle["figures"]["frechet"] <= tuned["figures"]["frechet"] * (1 + 1e-4)
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped(run):
     """A second run trains nothing again and comes to the same numbers."""
     before = json.loads((run.out / "metrics.json").read_text())

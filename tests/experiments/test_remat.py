@@ -18,6 +18,7 @@ def run(tmp_path_factory):
     return config, json.loads((out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_memory_is_what_each_choice_says(run):
     _, results = run
     none, step, recursive = (remat.growth(results, name) for name in remat.CHOICES)

@@ -53,6 +53,7 @@ def test_every_setting_is_one_of_a_rule():
             assert RULES[name] in [link.rule for link in guide(name, 1.0, numbers).links]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("omega", "label"), [(0.0, "cond"), (-1.0, "uncond")])
 def test_the_exact_denoisers_sample_their_mixture(omega, label):
     found = mixture.run("cfg", (omega,))[0].path[-1]

@@ -12,6 +12,7 @@ from experiments.benchmarks import problem, stages
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.slow
 def test_both_loops_make_the_same_samples():
     made = stages.runs(problem.SIZES["tiny"], "heun")
     ours, by_hand = (np.asarray(run(jnp.float32(2))) for run in made.values())

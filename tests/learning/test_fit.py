@@ -63,6 +63,7 @@ def test_the_best_by_a_score_is_returned_and_saved(tmp_path):
     np.testing.assert_allclose(climb(), 2.2, rtol=1e-6)  # without a score, the last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 6, 9])
 @pytest.mark.parametrize("omega", [1.42, 2.2])  # the best before the stop, and after it
 def test_a_stopped_run_keeps_the_same_best_bit_for_bit(tmp_path, stop, omega):
@@ -80,6 +81,7 @@ def test_a_stopped_run_keeps_the_same_best_bit_for_bit(tmp_path, stop, omega):
     np.testing.assert_array_equal(climb(directory=tmp_path / "stopped", score=near(omega)), again)
 
 
+@pytest.mark.slow
 def test_batches_held_out_choose(tmp_path):
     """Their loss, the objective's at φ with keys of its own, says which φ is the best."""
     held = batches(2, seed=5)
@@ -133,6 +135,7 @@ def _target(rule, numbers):
     return objective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "shape", "numbers"),
     [
@@ -153,6 +156,7 @@ def test_every_number_of_a_rule_is_learned(rule, shape, numbers):
         np.testing.assert_allclose(got, numbers[name], rtol=0.05, err_msg=name)
 
 
+@pytest.mark.slow
 def test_outputs_keep_the_ranges_they_are_given():
     """Pulled beyond its end, a number stops there; the other goes on."""
     outputs = {"omega": Range(1.0, lo=0.0, hi=1.5), "eta": Range(0.5, lo=0.2)}
@@ -228,6 +232,7 @@ class _Ask:
         return _Line(self.width).apply(phi, jnp.atleast_1d(jnp.asarray(step.t)))[0]
 
 
+@pytest.mark.slow
 def test_a_linen_module_of_one_s_own_fits_saves_and_loads(tmp_path):
     def towards(keys, guidance, denoise, batch, networks=()):
         times = jnp.array([0.2, 0.5, 0.9])
@@ -288,6 +293,7 @@ def test_conditions_of_a_branch_are_the_batch_s_own_or_one_for_all(carried, give
     np.testing.assert_allclose(phi, want, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 5])
 def test_omega_of_a_negative_prompt_by_its_objective(length):
     """Tokens (batch, n, d): c predicts half of x0 and n nothing, so that ω = 1 makes x0."""

@@ -46,6 +46,7 @@ def check(alone, after, metrics):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map(mesh, alone, check_vma):
     spec = P("data")
@@ -58,6 +59,7 @@ def test_shard_map(mesh, alone, check_vma):
     check(alone, *jax.jit(sharded)(state, batch, keys))
 
 
+@pytest.mark.slow
 def test_jit_of_a_sharded_batch(mesh, alone):
     state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
     batch, keys = jax.device_put((BATCH, KEYS), NamedSharding(mesh, P("data")))
@@ -74,6 +76,7 @@ def test_pmap(alone):
         check(alone, *jax.tree.map(lambda a, d=device: a[d], (after, metrics)))
 
 
+@pytest.mark.slow
 def test_vmap_with_an_axis_name(alone):
     """What stands in for devices where there is one."""
     split = lambda a: a.reshape(4, N // 4, *a.shape[1:])
@@ -97,12 +100,14 @@ def options(name):
     return {"steps": 4, "optimizer": SGD, "denoise": EXACT, "objective": OBJECTIVES[name]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_fit_omega_on_a_mesh(mesh, one_device, name):
     phi = fit(batches(4, N, shape=(1,)), mesh=mesh, **options(name))
     np.testing.assert_allclose(flat(phi), one_device[name], atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.devices
 def test_fit_omega_on_a_mesh_of_two_axes_resumes_on_one_device(tmp_path, one_device):
     mesh = jax.make_mesh((4, 2), ("replica", "data"), axis_types=(AxisType.Explicit,) * 2)
@@ -122,6 +127,7 @@ def test_a_group_that_would_be_split(mesh):
         fit(batches(2, N), mesh=mesh, objective=objectives.rollout(particles=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_gradients_all_reduce_is_the_only_collective(mesh, name):
     """And it is as large as φ, and the loss, whatever the batch."""
@@ -151,6 +157,7 @@ def _shapes(out):
     ]
 
 
+@pytest.mark.slow
 def test_samples_of_a_shard_are_those_of_the_batch():
     """An example's loss doesn't depend on who else is in the batch."""
     guide = gj.guidance(gj.cfg, omega=0.5)

@@ -78,6 +78,7 @@ def killed(tmp_path_factory):
     return directories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_killed_run_goes_on_bit_for_bit(killed, straight, kind):
     directory, source, seen = killed[kind], SOURCES[kind](12), []
@@ -159,6 +160,7 @@ def digits(tmp_path_factory):
     return lambda: data.grouped(images, groups=2, per_group=3, seed=1)
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
     options = {
         "net": gj.OmegaNet(num_classes=10, hidden=8, depth=1),
@@ -215,6 +217,7 @@ def test_a_position_that_cannot_be_saved(tmp_path):
         fit(source, checkpoint_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_pairs_and_own_null_conditions():
     size, cond = 4, np.array([0, 1, 1, 0])
     x0, null = np.ones((size, 3), np.float32), np.full(4, 7)
@@ -277,6 +280,7 @@ def test_bad_data(tmp_path, straight, name):
     assert steps_of(tmp_path) == ([*range(1, 13)], [9, 12])
 
 
+@pytest.mark.slow
 def test_bad_data_right_after_a_save(tmp_path):
     """The step before it is saved all the same, though the device was still at it."""
     with pytest.raises(ValueError, match="the data ended after 3 batches"):
@@ -296,6 +300,7 @@ def test_a_loss_that_turns_nan(tmp_path, straight):
     assert steps_of(tmp_path) == ([*range(1, 13)], [9, 12])
 
 
+@pytest.mark.slow
 def test_a_phi_that_turns_nan_after_a_finite_loss(tmp_path):
     """The sixth update breaks φ; the loss and gradient that it came from were finite."""
     breaks = optax.scale_by_schedule(lambda n: jnp.where(n == 5, jnp.nan, -0.01))
@@ -310,6 +315,7 @@ def test_a_phi_that_turns_nan_after_a_finite_loss(tmp_path):
         fit(batches(12), steps=6, optimizer=breaks, steps_per_dispatch=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -343,12 +349,14 @@ def test_refused_before_anything_is_done(tmp_path):
 # How it runs.
 
 
+@pytest.mark.slow
 def test_many_steps_a_dispatch_are_one_step_a_dispatch(straight):
     for count in (1, 12):
         phi = fit(batches(12), steps_per_dispatch=count, save_every=100)
         np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_programs_at_most():
     """However steps, checkpoints and dispatches fall."""
     traces = []
@@ -384,6 +392,7 @@ def test_the_next_batches_are_taken_while_the_device_runs():
     assert events == ["data", "data", 1, "data", 2, "data", 3, 4]
 
 
+@pytest.mark.slow
 def test_the_step_by_hand_is_the_step_of_fit_omega():
     """And the metrics are what their names say."""
     optimizer = optax.sgd(0.1)
@@ -418,6 +427,7 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
     assert int(state.step) == 2
 
 
+@pytest.mark.slow
 def test_keys_of_every_kind(straight):
     """A raw key is the key it is the data of; another generator works as well."""
     phi, *others = (
@@ -429,6 +439,7 @@ def test_keys_of_every_kind(straight):
         assert not np.allclose(other, phi, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_runs_that_are_alike_compile_once():
     """Over seeds and numbers of the objective, and anew for another optimizer."""
     traces = []
@@ -450,6 +461,7 @@ def test_runs_that_are_alike_compile_once():
     assert run(1, optax.adam(2e-2)) == first
 
 
+@pytest.mark.slow
 def test_parameters_on_a_mesh_without_being_told(tmp_path):
     """The denoiser lies where its user put it, in a fresh run and in a resumed one."""
     from jax.sharding import NamedSharding, PartitionSpec
@@ -462,6 +474,7 @@ def test_parameters_on_a_mesh_without_being_told(tmp_path):
     assert steps_of(tmp_path)[1] == [3, 6]
 
 
+@pytest.mark.slow
 def test_omega_step_over_seeds():
     """vmap over states and keys: every seed has the run that it has alone."""
     objective = objectives.self_consistency(particles=2)

@@ -72,6 +72,7 @@ def test_vendi_counts_distinct_samples():
     np.testing.assert_allclose(vendi_score(x), 5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vendi_gradient(x64):
     x, d, step = draw(0, 6, 4), draw(1, 6, 4), 1e-6
     want = (vendi_score(x + step * d) - vendi_score(x - step * d)) / (2 * step)

@@ -36,6 +36,7 @@ def loops(x, y, beta, lam, unbiased):
     return mean(x, y, False) - lam / 2 * own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unbiased", "chunk", "method"),
     [(True, 4, "direct"), (False, None, "gram")],

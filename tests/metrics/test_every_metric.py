@@ -164,6 +164,7 @@ def test_nan_in_nan_out_at_any_magnitude(case):
             np.testing.assert_allclose(result, value * scale**case.degree, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=by_name)
 def test_dtypes_and_vmap(case):
     plain = jax.tree.leaves(jax.eval_shape(case.call, X, Y))

@@ -99,6 +99,7 @@ def test_gradient_on_samples(x64, n, m, d):
     np.testing.assert_allclose(np.sum(gx * dx) + np.sum(gy * dy), want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_on_moments_where_eigenvalues_agree(x64):
     # Through eigh this is 0/0.
     eye, mu = np.eye(3), draw(0, 3)

@@ -73,6 +73,7 @@ def test_angle_in_float32(angle):
     np.testing.assert_allclose(branch_angle(b, a), angle, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_formula(x64):
     cond, uncond, guided = draw(0, 1, 4), draw(1, 1, 4), draw(2, 1, 4)
     d, step = draw(3, 3, 1, 4), 1e-6

@@ -27,6 +27,7 @@ def from_kernel(kernel, x, y, unbiased):
     return own - 2 * kxy.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unbiased", "chunk"), [(True, None), (False, 4)])
 def test_agrees_with_sklearn_kernels(x64, unbiased, chunk):
     x, y = draw(0, 9, 3), draw(1, 6, 3) + 0.5
@@ -60,6 +61,7 @@ def test_gaussians_closed_form():
     np.testing.assert_allclose(mmd_rbf(x, y, 1.0, chunk=512), want, atol=0.01)
 
 
+@pytest.mark.slow
 def test_median_bandwidth_is_the_median(x64):
     x, y = draw(0, 11, 3), draw(1, 8, 3)
     want = np.median(pdist(np.concatenate([x, y])))

@@ -17,6 +17,7 @@ def draw(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beta", "method"),
     [(0.1, "direct"), pytest.param(1.0, "gram", marks=pytest.mark.slow)],

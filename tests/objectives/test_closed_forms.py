@@ -32,6 +32,7 @@ def losses(objective, omegas, n=N):
     return np.asarray(_losses(objective, jnp.asarray(omegas), n), float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("s", "t", "churn", "expected"),
     [(0.4, 0.5, 0.0, 2.0), (0.4, 0.5, 1.0, 0.8), (0.3, 0.7, 0.0, 0.225), (0.3, 0.7, 1.0, 0.035)],
@@ -51,6 +52,7 @@ def test_l2_over_guides(s, t, churn, expected):
     assert abs(best - closed) < 3.5 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 @pytest.mark.parametrize(("s", "t"), [(0.4, 0.5), (0.3, 0.7)])
 def test_energy_does_not(s, t, churn):
@@ -76,12 +78,14 @@ def learn(objective, steps):
     return lambda s, t: np.asarray(TIMES_ONLY.weight(phi)(s, t, process=PROCESS))
 
 
+@pytest.mark.slow
 def test_learned_with_the_energy_distance_an_exact_model_needs_no_guidance():
     omega = learn(objectives.self_consistency(1.0, 4, min_gap=0.1), 150)
     s, t = np.asarray([(s, t) for s in np.arange(0.1, 0.9, 0.1) for t in (s + 0.1, 0.95)]).T
     assert np.all(omega(s, t) < 0.1)  # From 1.
 
 
+@pytest.mark.slow
 def test_learned_with_l2_it_gets_the_closed_form():
     omega = learn(objectives.l2(churn=0.0, **pair(0.4, 0.5)), 150)
     assert omega(0.4, 0.5) == pytest.approx(2.0, abs=0.1)  # From 1.

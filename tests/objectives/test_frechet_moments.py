@@ -21,6 +21,7 @@ def moments_distance(feature, mean, cov, reference):
     return float(np.sum((ours - real) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_second_order_agreement_with_the_frechet_distance():
     rng = np.random.default_rng(0)
@@ -39,6 +40,7 @@ def test_second_order_agreement_with_the_frechet_distance():
     assert errors[1] < 0.15 * errors[0]  # the error is of the next order
 
 
+@pytest.mark.slow
 def test_unbiased_where_the_distributions_agree():
     x = jax.random.normal(KEY, (400, 3))
     feature = gj.objectives.frechet_moments(gj.objectives.pixels, x, rank=3)
@@ -55,6 +57,7 @@ def test_a_flat_feature_is_refused():
         )
 
 
+@pytest.mark.slow
 def test_pooled_compares_the_batch_as_a_whole():
     batch, keys = examples(8), jax.random.split(KEY, 8)
     guide = gj.guidance(gj.cfg, NET.weight(NET.init(KEY)))
@@ -70,6 +73,7 @@ def test_pooled_compares_the_batch_as_a_whole():
     assert np.abs(each - whole).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_gradient_is_finite():
     x = jnp.concatenate([jnp.zeros((4, 3)), jnp.eye(3)])
     feature = gj.objectives.frechet_moments(gj.objectives.pixels, x, rank=2)

@@ -52,6 +52,7 @@ def step(objective, denoise, batch=BATCH, keys=KEYS):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reward", "rollout"])
 def test_the_denoiser_gets_no_gradient_and_omega_does(name):
     def loss(params):
@@ -86,6 +87,7 @@ def test_no_backward_pass_through_the_denoiser():
         jax.eval_shape(step(ALL["rollout"], denoise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_matrix_products_of_the_step(name):
     """Two products a pass, two passes, forward; of width 37, which nothing else has."""
@@ -100,6 +102,7 @@ def test_matrix_products_of_the_step(name):
         assert len(wide) == 4
 
 
+@pytest.mark.slow
 def test_flops_of_a_step_are_those_of_its_forward_passes():
     """Within 5%, the optimizer, the noise and the pairwise distances included."""
     d, objective = 64, LOCAL["energy"]
@@ -117,6 +120,7 @@ def test_flops_of_a_step_are_those_of_its_forward_passes():
     assert flops(step(objective, denoise, batch)) < 1.05 * bare
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["reward", "rollout"])
 def test_gradients_in_omega_agree_with_finite_differences(name):
@@ -142,6 +146,7 @@ def test_gradients_in_omega_agree_with_finite_differences(name):
     np.testing.assert_allclose(gradient, (high - low) / (2 * h), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1.0, 1.75])
 def test_compiled_gradients_in_single_precision(beta):
     """No particle is at a distance from itself, which rounding in a compiled program puts there."""
@@ -160,6 +165,7 @@ def test_compiled_gradients_in_single_precision(beta):
     np.testing.assert_allclose(jax.jit(gradient)(omega), gradient(omega), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_rematerialisation_changes_nothing():
     denoise = gj.denoiser(network, PROCESS, params=params())

@@ -109,6 +109,7 @@ def test_l2_is_equation_21(monkeypatch, churn):
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_l2_takes_one_particle():
     guide = gj.guidance(gj.cfg, omega=1.0)
     loss = objectives.l2()(KEYS, guide, denoise, BATCH)
@@ -135,6 +136,7 @@ def test_reward_is_of_the_one_step_prediction_and_lowers_the_loss(monkeypatch):
     np.testing.assert_allclose(rewarded, plain - 0.7 * np.asarray(expected), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [objectives.self_consistency, objectives.rollout])
 def test_a_reward_of_another_shape_is_refused(make):
     guide = gj.guidance(gj.cfg, omega=1.0)
@@ -143,6 +145,7 @@ def test_a_reward_of_another_shape_is_refused(make):
         objective(KEYS, guide, denoise, BATCH)
 
 
+@pytest.mark.slow
 def test_each_loss_is_of_its_own_example():
     """A part of the batch, in another order, with the keys that go with it."""
     guide, objective = gj.guidance(gj.cfg, omega=0.5), objectives.self_consistency(particles=M)
@@ -152,6 +155,7 @@ def test_each_loss_is_of_its_own_example():
     np.testing.assert_allclose(some, whole[part], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_state_of_several_arrays():
     """The norm is over all of a sample: cut in two it is the same sample."""
     x0 = jnp.concatenate([BATCH.x0, BATCH.x0], axis=-1)
@@ -167,6 +171,7 @@ def test_state_of_several_arrays():
     assert np.all(one / two < 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "cond"),
     [
@@ -193,6 +198,7 @@ def test_omega_with_a_condition_and_without(net, cond):
     assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) > 1e-4
 
 
+@pytest.mark.slow
 def test_times_of_algorithm_1():
     objective = objectives.self_consistency(min_gap=0.1, s_min=0.05, t_max=0.95)
     n = 20_000
@@ -208,6 +214,7 @@ def test_times_of_algorithm_1():
     assert abs(np.corrcoef(s, gap)[0, 1]) < 4 / np.sqrt(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s", "t"), [(0.4, 0.5), (0.1, 0.3), (0.3, 0.7)])
 def test_one_pair_of_times(s, t):
     """t − s rounds above t_max − s_min at (0.1, 0.3)."""
@@ -237,6 +244,7 @@ def energy(x, y, beta, lam):
     return cross - lam / 2 * own / (n * (n - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beta", "lam"), [(1.0, 1.0), (1.5, 0.4)])
 def test_rollout_is_the_energy_distance_of_each_group_and_feature(beta, lam):
     batch, seen = groups(), []
@@ -290,6 +298,7 @@ def test_rollout_wants_whole_groups():
         objective(KEYS, gj.guidance(gj.cfg, omega=1.0), denoise, BATCH)
 
 
+@pytest.mark.slow
 def test_unit_spread():
     x0 = jax.random.normal(KEY, (7, 3, 2)) * 5
     scaled = objectives.unit_spread(objectives.pixels, x0)

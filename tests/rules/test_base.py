@@ -25,6 +25,7 @@ from guidejax.rules import (
 LINEAR = [rule for rule in RULES.values() if rule.fn.__module__.endswith("linear")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", LINEAR, ids=lambda rule: rule.name)
 def test_a_call_computes_whatever_the_rank(rule):
     """Numbers are predictions of one element; and `vmap` over a batch hands them to the rule."""

@@ -240,6 +240,7 @@ def test_space(rule):
             assert np.max(off) > 1e-3, space
 
 
+@pytest.mark.slow
 @cases
 def test_each_sample_is_guided_alone(rule, numbers):
     """As in a batch of itself alone where ω is one number, and untouched by what others are."""
@@ -380,6 +381,7 @@ def test_value_and_gradient_are_finite(rule, numbers, dtype):
                 assert np.all(np.isfinite(np.asarray(leaf, np.float32))), (what, path)
 
 
+@pytest.mark.slow
 @rules
 def test_shapes_and_dtypes_are_kept(rule):
     traced, options = numbers_of(rule)
@@ -399,6 +401,7 @@ def test_shapes_and_dtypes_are_kept(rule):
             assert jax.tree.structure(state) == jax.tree.structure(after)
 
 
+@pytest.mark.slow
 @rules
 def test_single_precision_is_double_and_the_gradient_the_slope(rule):
     """To rounding; and jit is eager, one ω for all the same ω for each."""
@@ -476,6 +479,7 @@ def test_one_compilation_whatever_the_numbers(rule):
     assert traces == [rule.name]
 
 
+@pytest.mark.slow
 def test_output_is_sharded_as_cond_is(mesh):
     """Of every rule, in one program."""
     batch, omega = 8, jnp.linspace(0.5, 4.0, 8)

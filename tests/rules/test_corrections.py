@@ -15,6 +15,7 @@ def normal(seed, shape=(2, 5)):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("process", [rectified_flow(), cosine(), linear_vp()])
 def test_reg_is_the_papers_formula_in_eps(process):
@@ -54,6 +55,7 @@ def test_reg_through_the_sampler():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_recfg_doesnt_shift_the_expectation():
     c, u = 1 + normal(4, (1000, 3)), 2 + normal(5, (1000, 3))

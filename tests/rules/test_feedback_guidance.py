@@ -53,6 +53,7 @@ def test_the_log_ratio_is_that_of_the_two_posteriors(process):
     assert np.ptp(log_ratio) > 0.1  # the samples' paths told them apart
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_path_of_the_unconditional_model_is_guided_up_to_the_cap():
     process, times = edm(sigma_max=2.0, rho=1.0), np.linspace(1, 0.05, 30)

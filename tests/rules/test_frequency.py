@@ -14,6 +14,7 @@ def normal(seed, size=(8, 8)):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(2, *size, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("levels", [1, 4])
@@ -56,6 +57,7 @@ def test_constants_and_fine_noise_land_in_opposite_bands():
     assert jnp.max(jnp.abs(low)) < 0.01 < 0.9 < jnp.min(jnp.abs(high))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", SIZES)
 def test_fdg_is_cfg_with_one_weight_for_all_bands(size):
@@ -70,6 +72,7 @@ def test_fdg_is_cfg_with_one_weight_for_all_bands(size):
         np.testing.assert_allclose(way, cfg(c, u, 4.0), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_fdg_weighs_each_band():
     c, u = normal(4), normal(5)

@@ -78,6 +78,7 @@ def gradient(c, u, omega):
     return jnp.sum(jnp.where(jnp.isneginf(guided), 0, guided).astype(jnp.float32)), guided
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("masked", [[1], [0, 1, 2, 3]], ids=["one", "all"])
 @pytest.mark.parametrize("where", ["cond", "uncond", "both"])

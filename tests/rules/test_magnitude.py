@@ -16,6 +16,7 @@ def length(x):
     return np.linalg.norm(np.asarray(x), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("rule", "numbers"),
@@ -73,6 +74,7 @@ def test_pmc_stops_where_a_root_finder_says(cap):
             np.testing.assert_allclose(got[i], ci + beta * di, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_pmc_is_cfg_under_its_cap():
     c, u = normal(11), normal(12)
     np.testing.assert_array_equal(pmc(c, u, 0.3, cap=100.0), cfg(c, u, 0.3))

@@ -37,6 +37,7 @@ def numpy_apg_update(delta, c, eta, max_norm):
     return delta - along + eta * along
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_norm", [2.0, np.inf])
 @pytest.mark.parametrize("eta", [0.0, 0.4])
 def test_apg_forms(three, eta, max_norm):
@@ -126,6 +127,7 @@ def test_tcfg_is_the_singular_value_decomposition(three):
         np.testing.assert_allclose(guided[i].ravel(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_tcfg_near_its_degenerate_cases(scale):
     """Nearly equal, opposite, and of very unlike norms: the SVD again, at any scale."""
@@ -197,12 +199,14 @@ def test_perp_neg_can_not_undo_the_positive_prompt(three):
     close(perp_neg(c, 2 * c, u, OMEGA, negative_weight=0.0), cfg(c, u, OMEGA))
 
 
+@pytest.mark.slow
 def test_perp_neg_takes_each_sample_by_itself(three):
     c, u, m = map(jnp.asarray, three)
     whole = perp_neg(c, m, u, 2.0)
     close(whole[:1], perp_neg(c[:1], m[:1], u[:1], 2.0))
 
 
+@pytest.mark.slow
 def test_project():
     a, onto = jnp.asarray([[3.0, 1.0], [1.0, 1.0]]), jnp.asarray([[2.0, 0.0], [0.0, 0.0]])
     assert project(a, onto).tolist() == [[3.0, 0.0], [0.0, 0.0]]

@@ -13,6 +13,7 @@ def normal(seed, shape=(2, 4, 4, 3)):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_rescale_is_the_papers_formula_with_numpys_std():
     c, g = normal(0), 3 * normal(1) + 2
@@ -23,12 +24,14 @@ def test_rescale_is_the_papers_formula_with_numpys_std():
     np.testing.assert_allclose(np.std(rescale(c, g, phi=1.0), axis=axes), np.std(c, axis=axes))
 
 
+@pytest.mark.slow
 def test_rescale_leaves_a_constant_as_it_is():
     # 0.1 has a standard deviation of rounding errors, which must not be divided by.
     g = jnp.full((1, 1000), 0.1)
     np.testing.assert_array_equal(rescale(jnp.asarray(normal(0, (1, 1000))), g), g)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refine", [rescale, norm_cap, token_norm, ep_cfg])
 def test_what_needs_no_change_is_returned_bit_for_bit(refine):
     c = normal(2).astype(jnp.float32)
@@ -55,6 +58,7 @@ def test_token_norm_along_another_axis_and_shrinking():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("lo", "hi"), [(45.0, 55.0), (0.0, 100.0), (10.0, 90.0)])
 def test_ep_cfg_with_numpys_percentiles(lo, hi):

@@ -39,6 +39,7 @@ def numpy_adg(c, u, omega, cap=np.pi / 3):
     return np.cos(turn) * c + e * np.sin(turn) / np.sin(theta)
 
 
+@pytest.mark.slow
 def test_adg_against_the_program(pair):
     c, u = pair
     expected = [numpy_adg(*each) for each in zip(*map(np.asarray, pair), OMEGA, strict=True)]
@@ -50,6 +51,7 @@ def test_adg_against_the_program(pair):
     close(adg(c, u, OMEGA, max_angle=jnp.inf), np.stack(expected))
 
 
+@pytest.mark.slow
 def test_adg_by_hand():
     """c and u at 60°, w = 1.78 in the notes on the paper."""
     c, u = jnp.asarray([[1.0, 0.0]]), jnp.asarray([[0.5, 3**0.5 / 2]])
@@ -78,6 +80,7 @@ def test_adg_saturates_in_omega(pair):
     np.testing.assert_array_equal(adg(c, u, -2.0), c)
 
 
+@pytest.mark.slow
 def test_adg_at_small_angles_drops_what_is_along_u():
     """It becomes c + ω P_u⊥(c − u), the formula of CFG-Zero* on x̂0, to second order in c − u."""
     u, direction = map(jnp.asarray, np.random.default_rng(5).normal(size=(2, 3, 30)))
@@ -89,6 +92,7 @@ def test_adg_at_small_angles_drops_what_is_along_u():
     np.testing.assert_allclose(off[1], 1e-2 * off[0], rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [adg, slerp])
 def test_angle_of_each_pixel_and_each_channel(pair, rule):
     c, u = pair

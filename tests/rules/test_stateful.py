@@ -47,6 +47,7 @@ def test_adaptive_is_cfg_before_its_gate_and_takes_a_threshold_a_sample():
     assert state.tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_adaptive_learns_nothing_where_alpha_is_zero():
     """At t = 1 a flow's ε are equal whatever x0: that is no agreement."""
     c, u = pair((90,))

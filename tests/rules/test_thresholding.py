@@ -11,6 +11,7 @@ def normal(seed, shape=(3, 6, 5, 2)):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_quantile_is_numpys_per_sample_and_per_column():
     x = normal(0, (3, 17, 2))
@@ -59,6 +60,7 @@ def test_dynamic_threshold_of_other_ranges_is_the_same_rule_in_other_units():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("percentile", [100.0, 95.0])
 def test_mimic_has_the_range_of_the_lower_omega(percentile):
@@ -105,6 +107,7 @@ def test_mimic_names_its_options():
         mimic(x, x, x, measure="AD")
 
 
+@pytest.mark.slow
 def test_an_empty_batch_comes_back_empty():
     none = jnp.zeros((0, 4, 4, 3))
     for guided in (dynamic_threshold(none), ep_cfg(none, none), mimic(none, none, none)):

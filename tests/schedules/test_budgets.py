@@ -20,6 +20,7 @@ def test_with_mean_is_the_papers_interval():
     np.testing.assert_array_equal(on, inside)
 
 
+@pytest.mark.slow
 def test_with_mean_of_anything():
     labels = jnp.array([0, 1])
     per_class = gj.schedules.table(np.stack([np.arange(12.0), np.ones(12)], axis=1))

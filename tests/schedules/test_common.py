@@ -113,6 +113,7 @@ def test_says_what_it_acts_on_and_keeps(facts):
         assert "eeps" in said
 
 
+@pytest.mark.slow
 @cases
 def test_finite_float32_one_compilation_and_gradients(facts, options):
     for by in (1.0, 1.0625):
@@ -187,6 +188,7 @@ def test_samples_under_jit(name):
     np.testing.assert_allclose(got, sampled(by_hand), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_numbers_over_a_mesh(mesh):
     """Every schedule with an ω a sample, split over devices: the same rows, split alike."""
     batch = mesh.size

@@ -22,6 +22,7 @@ CURVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["t", "step"])
 @pytest.mark.parametrize("make", CURVES, ids=[f.__name__ for f in CURVES])
 def test_curves(make, unit):

@@ -91,6 +91,7 @@ def _official(times, mean):
     return raw * mean / np.sum(raw * -np.diff(times))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 9, 10])
 @pytest.mark.parametrize("power", [1.0, 1.7])
 def test_triangular_is_the_official_code_s(steps, power):
@@ -111,6 +112,7 @@ def _printed(times, w, peak):
     return np.array(raw) * w / np.sum(raw * -np.diff(times))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 9, 10])
 @pytest.mark.parametrize("peak", [0.3, 0.5, 0.8])
 def test_triangular_as_printed(steps, peak):

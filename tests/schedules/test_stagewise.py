@@ -67,6 +67,7 @@ def test_contraction_of_the_known_schedules_against_a_constant(x64):
 # What the theory asks for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", STDS)
 def test_contracts_less_than_all_others_at_the_same_mean(std):
     mean = 3.0
@@ -86,6 +87,7 @@ def test_contracts_less_than_all_others_at_the_same_mean(std):
     assert least < 0.75 * exponent(others["constant"], std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", OURS.values(), ids=OURS)
 def test_keeps_the_mean_on_any_grid_and_process(make):
     for times in (jnp.linspace(1, 0, 8) ** 2, jnp.array([0.9, 0.7, 0.2, 0.05])):
@@ -131,6 +133,7 @@ def test_low_meets_the_conditions_of_the_quadratic_program(x64, std):
         assert np.all(slope[~on] >= slope[on][0] - 1e-6)
 
 
+@pytest.mark.slow
 def test_limits_of_peak_and_penalty(x64):
     table = lambda weight: np.asarray(table_of(weight, GRID))
     np.testing.assert_allclose(
@@ -163,6 +166,7 @@ def test_leaves_out_the_unconditional_pass():
     assert on.sum() <= 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", STDS)
 def test_the_ode_has_the_width_of_the_closed_form(x64, std):
     """Two paths in one mode, through the sampler: their distance is σ_y exp(−∫ ω K)."""

@@ -27,6 +27,7 @@ def test_a_column_a_class():
     np.testing.assert_array_equal(grads, [[1, 2]] * 4)
 
 
+@pytest.mark.slow
 def test_times_of_each_sample():
     own = jnp.stack([jnp.array([1.0, 0.9, 0.1, 0.0]), jnp.array([0.8, 0.5, 0.4, 0.2])], axis=1)
     values = jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
@@ -40,6 +41,7 @@ def test_times_of_each_sample():
     np.testing.assert_array_equal(weight.fn(weight.params, step), [20.0, 2.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knots", [[0.0, 0.5, 1.0], [1.0, 0.5, 0.0]])
 def test_lines_between_knots(knots):
     values = np.array([0.0, 4.0, 2.0])
@@ -61,6 +63,7 @@ def test_where_the_lines_are_zero():
     assert known == [False, True, True, True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [None, [1.0, 0.75, 0.5, 0.25]])
 def test_a_grid_known_at_run_time_is_masked_too(times):
     guidance = gj.guidance(gj.cfg, omega=gj.schedules.table([0.0, 0.0, 3.0, 0.0], times=times))

@@ -28,6 +28,7 @@ def _sample(omega, cond):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["times", "classes", "embeddings"])
 def test_samples_are_those_of_the_learned_omega(kind):
     labels = jnp.array([2, 0, 1, 2])
@@ -66,6 +67,7 @@ def test_zeros_cost_no_pass():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "match"),
     [

@@ -8,6 +8,7 @@ import guidejax as gj
 PROCESS = gj.processes.rectified_flow()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [7, 10, 28, 100])
 @pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (0.1, 0.6), (0.29, 0.7), (0.01, 0.2)])
 def test_cutoff_counts_steps_as_diffusers_does(steps, start, stop):
@@ -56,6 +57,7 @@ def test_steps_to_nothing():
     np.testing.assert_array_equal(by_time, [0, 0, 0, 3, 3])
 
 
+@pytest.mark.slow
 def test_gates_restrict_a_learned_weight():
     net = gj.OmegaNet(hidden=8, init_omega=2.0)
     learned, times = net.weight(net.init(jax.random.key(0))), gj.uniform_times(4)

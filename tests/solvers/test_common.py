@@ -76,6 +76,7 @@ def test_order_of_convergence(x64, name, process):
     np.testing.assert_allclose(np.log2(coarse / fine), ORDER[name], atol=0.15)
 
 
+@pytest.mark.slow
 @on_each_process("edm")
 @pytest.mark.parametrize("name", ORDER)
 def test_the_flow_of_one_gaussian(x64, name, process):
@@ -90,6 +91,7 @@ def test_the_flow_of_one_gaussian(x64, name, process):
     assert error < {1: 0.05, 2: 1e-3, 3: 1e-4, 4: 1e-8}[ORDER[name]]
 
 
+@pytest.mark.slow
 @on_each_process("cosine")
 @pytest.mark.parametrize("name", [name for name, order in ORDER.items() if order > 1])
 def test_higher_order_beats_first_from_noise_to_data(x64, name, process):
@@ -105,6 +107,7 @@ def test_higher_order_beats_first_from_noise_to_data(x64, name, process):
     assert error < plain / 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("name", [n for n in SOLVERS if "euler" not in n])
 def test_exact_where_the_denoiser_is_constant(name, process):
@@ -117,6 +120,7 @@ def test_exact_where_the_denoiser_is_constant(name, process):
     np.testing.assert_allclose(got, point, rtol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_exact_on_straight_paths(name):
     """x̂0 and ε̂ constant along the path: one step is as good as many, on rectified flow."""
@@ -127,6 +131,7 @@ def test_exact_on_straight_paths(name):
     np.testing.assert_allclose(run(jnp.array([1.0, 0.6, 0.5, 0.0])), x - 0.7, rtol=1e-5)
 
 
+@pytest.mark.slow
 @EACH
 def test_dtype_is_kept(name):
     got = _run(name, NOISE.astype(jnp.bfloat16))
@@ -136,6 +141,7 @@ def test_dtype_is_kept(name):
         np.testing.assert_allclose(got.astype(jnp.float32), _run(name), atol=0.08)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("process", ["cosine", "linear_vp", "edm"])
 def test_finite_at_both_ends(name, process):
@@ -143,12 +149,14 @@ def test_finite_at_both_ends(name, process):
     assert np.all(np.isfinite(got))
 
 
+@pytest.mark.slow
 @EACH
 def test_one_step_and_an_early_end(name):
     for times in (gj.uniform_times(1), gj.uniform_times(3, 0.9, 0.1)):
         assert np.all(np.isfinite(_run(name, times=times)))
 
 
+@pytest.mark.slow
 @EACH
 def test_pytrees(name):
     noise = {"image": NOISE.reshape(BATCH, 2, 1), "text": -NOISE}
@@ -158,6 +166,7 @@ def test_pytrees(name):
         np.testing.assert_allclose(got["image"][..., 0], _run(name), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @EACH
 def test_times_of_each_sample(name):
     first, second = gj.uniform_times(4), gj.uniform_times(4, 0.9, 0.05)
@@ -168,6 +177,7 @@ def test_times_of_each_sample(name):
         np.testing.assert_allclose(got[i::2], want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @EACH
 def test_transformations(name):
     """One compilation for any ω; vmap and jit agree with the plain call; gradients are finite."""
@@ -190,6 +200,7 @@ def test_transformations(name):
     assert np.any(grads[0] != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_mesh(name, mesh):
     keys = jax.random.split(KEY, BATCH)
@@ -202,6 +213,7 @@ def test_mesh(name, mesh):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOLVERS)
 def test_passes(name):
     """Steps times evaluations, with those of a last step into s = 0; CFG++ always has its own."""
@@ -218,6 +230,7 @@ def test_passes(name):
     assert calls.count(-1.0) == (4 if name in RENOISED else 0)
 
 
+@pytest.mark.slow
 @EACH
 def test_the_network_stands_once_in_the_program(name):
     """However often a step evaluates it, and for a last step into data too."""
@@ -235,6 +248,7 @@ def test_the_network_stands_once_in_the_program(name):
 TWO = analytic.by_class(MODES, [0, 1])
 
 
+@pytest.mark.slow
 @on_each_process("rectified_flow")
 @pytest.mark.parametrize("name", BOTH_WAYS)
 def test_there_and_back(x64, name, process):
@@ -266,6 +280,7 @@ def test_rising_times_are_refused_where_they_have_no_meaning(name):
         _run(name, times=gj.uniform_times(4, 0.9, 0.1)[::-1])
 
 
+@pytest.mark.slow
 @EACH
 def test_a_last_time_of_zero_known_only_at_run_time(name):
     """Under jit with the grid as an argument: finite, and data where x̂0 is constant."""

@@ -34,6 +34,7 @@ def test_exact_where_the_denoiser_is_constant(name):
     np.testing.assert_allclose(got, point, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_first_order_on_an_exact_gaussian(x64, name):
     """The flow of N(μ, std²) is x_0 = μ + (x_1 − α_1 μ) std / √(α_1² std² + σ_1²)."""
@@ -48,6 +49,7 @@ def test_first_order_on_an_exact_gaussian(x64, name):
     assert errors[-1] < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("omega", [1.0, 2.5, gj.interval(3.0, 0.2, 0.6)])
 def test_first_order_under_guidance(x64, omega):
     """Guidance in one mode contracts by `contraction`, and DDIM gets there with order 1."""
@@ -76,6 +78,7 @@ def test_guided_mean_of_one_mode(x64, omega, gain):
     np.testing.assert_allclose(got[0, 0], gain, atol=1.5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("churn", [0.0, 0.4, 1.0])
 def test_samples_have_the_law_of_the_data(churn):
     process, n, std = gj.processes.cosine(), 40_000, 0.5
@@ -107,6 +110,7 @@ def test_the_last_step_adds_no_noise():
     np.testing.assert_allclose(got, 2.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_churn_is_traced():
     traces = []
 

@@ -34,6 +34,7 @@ def test_euler_is_ddim_on_rectified_flow():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_ancestral_at_its_ends(process):
     process = PROCESSES[process]
@@ -46,6 +47,7 @@ def test_ancestral_at_its_ends(process):
     )
 
 
+@pytest.mark.slow
 def test_ancestral_is_k_diffusion_s():
     """σ_up, σ_down of k-diffusion's get_ancestral_step, in its own coordinates."""
     process = gj.processes.edm(sigma_max=10.0, rho=3.0)
@@ -63,6 +65,7 @@ def test_ancestral_is_k_diffusion_s():
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_edm_heun_is_the_paper_s_algorithm(gamma):
     process = gj.processes.edm(sigma_max=10.0, rho=3.0)
@@ -87,6 +90,7 @@ def test_edm_heun_is_the_paper_s_algorithm(gamma):
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_edm_heun_stays_within_the_process():
     seen = []
 
@@ -100,6 +104,7 @@ def test_edm_heun_stays_within_the_process():
     assert max(seen) <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_dpmpp_2m_is_the_paper_s_algorithm(x64, process):
     """Algorithm 2 of 2211.01095 with its own exponentials, first and last step of first order."""
@@ -130,6 +135,7 @@ def _time(process, log_snr):
     return (low + high) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_dpm_solver_2_is_the_paper_s_algorithm(x64, process):
     """Algorithm 1 of 2206.00927, in ε̂ and with its own exponentials."""
@@ -151,6 +157,7 @@ def test_dpm_solver_2_is_the_paper_s_algorithm(x64, process):
     np.testing.assert_allclose(got, x, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_unipc_is_the_paper_s_algorithm(x64, process):
     """2302.04867 in x̂0: the coefficients from their linear system, the corrector from the start.
@@ -201,6 +208,7 @@ def test_unipc_is_the_paper_s_algorithm(x64, process):
     np.testing.assert_allclose(got, x, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0.0, 0.1])
 def test_midpoint_and_rk4_by_hand(x64, end):
     """On rectified flow they are the textbook's in t, on dx/dt = (x − x̂0)/t."""
@@ -224,6 +232,7 @@ def test_midpoint_and_rk4_by_hand(x64, end):
     np.testing.assert_allclose(run(solvers.rk4()), four, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["rectified_flow", "cosine"])
 def test_rk4_is_of_fourth_order_from_noise_to_data(x64, process):
     """A last step of third order, and a first from α = 0, cost no order of the whole."""
@@ -236,6 +245,7 @@ def test_rk4_is_of_fourth_order_from_noise_to_data(x64, process):
     assert np.log2(errors[0] / errors[1]) > 3.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "asked"),
     [(0.0, [0.5, 1 / 3, 1 / 6]), (0.2, [0.5, 0.35, 0.35, 0.2])],
@@ -263,6 +273,7 @@ def test_a_weight_is_taken_at_the_time_of_each_evaluation(end, asked):
     np.testing.assert_allclose(omegas[-1], 0.5 if end else times[-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", [solvers.ancestral(0.5), solvers.dpmpp_2m(1.0), solvers.edm_heun(0.1, lo=0.05)]
 )
@@ -275,6 +286,7 @@ def test_stochastic_samples_have_the_law_of_the_data(solver):
     assert abs(float(got.std()) / STD - 1) < 5 / (2 * n) ** 0.5 + 0.02
 
 
+@pytest.mark.slow
 def test_the_sde_form_is_closer_than_ancestral():
     """Both have DDPM's noise; the extrapolation is what makes the width second order."""
     process, n = gj.processes.cosine(), 50_000
@@ -286,6 +298,7 @@ def test_the_sde_form_is_closer_than_ancestral():
     assert plain > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_cfgpp_is_ddim_with_its_own_omega(x64, process):
     process, times = PROCESSES[process], gj.uniform_times(5, 0.9, 0.0)
@@ -326,6 +339,7 @@ def test_cfgpp_takes_a_lambda_a_sample_and_refines_a_guidance():
     )
 
 
+@pytest.mark.slow
 def test_second_prediction_takes_the_next_step_s_omega():
     process, times = RF, jnp.array([0.9, 0.6, 0.3])
     network = lambda x, t, cond: 0.5 * x * cond[:, None]
@@ -363,6 +377,7 @@ def test_wrong_numbers(make, match):
         make()
 
 
+@pytest.mark.slow
 def test_edm_heun_takes_a_gamma_of_each_sample():
     """One program for the batch; each sample as in a run of its own γ, 0 among them."""
     process, noise = gj.processes.edm(sigma_max=10.0, rho=3.0), jax.random.normal(KEY, (3, 2))

@@ -25,6 +25,7 @@ def _moved(net):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init_omega", [0.1, 1.0, 6.5])
 @pytest.mark.parametrize(
     "process", [gj.processes.rectified_flow(), gj.processes.linear_vp(), gj.processes.edm()]
@@ -36,6 +37,7 @@ def test_starts_at_the_constant(init_omega, process):
     np.testing.assert_allclose(table, init_omega, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_depends_on_both_times_and_the_class_and_stays_positive():
     net = gj.OmegaNet(num_classes=3, hidden=8)
     omega = lambda s, t: net.weight(_moved(net))(s, t, LABELS, process=PROCESS)
@@ -48,6 +50,7 @@ def test_depends_on_both_times_and_the_class_and_stays_positive():
     assert not np.allclose(base, omega(0.2, 0.6))
 
 
+@pytest.mark.slow
 def test_of_the_times_alone():
     net = gj.OmegaNet(hidden=8)
     phi = _moved(net)
@@ -64,6 +67,7 @@ def test_of_an_embedding():
     assert len(set(omega.tolist())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [0.0, 0.99])
 def test_finite_where_log_snr_is_not(s):
     net = gj.OmegaNet(num_classes=3, hidden=8)
@@ -74,6 +78,7 @@ def test_finite_where_log_snr_is_not(s):
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_learns():
     net = gj.OmegaNet(num_classes=3, hidden=16, depth=1)
     target = jnp.array([0.5, 1.0, 3.0, 1.0])
@@ -87,6 +92,7 @@ def test_learns():
     assert loss(fit(net.init(KEY))) < 1e-2 < loss(net.init(KEY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init_omega", [0.01, 0.05, 2.0])  # z < 0, z = 0, z > 0 at the start
 def test_omega_rises_with_its_output(init_omega):
     net = gj.OmegaNet(hidden=8, depth=1, init_omega=init_omega)
@@ -96,6 +102,7 @@ def test_omega_rises_with_its_output(init_omega):
     np.testing.assert_allclose(slope, want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_comes_back_from_nothing():
     """An output far below zero, where ω is all but 0, is no trap."""
     net = gj.OmegaNet(hidden=8, depth=1)
@@ -118,12 +125,14 @@ def test_comes_back_from_nothing():
     np.testing.assert_allclose(omega(fit(phi)), 1.0, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_needs_the_process():
     net = gj.OmegaNet(hidden=4)
     with pytest.raises(ValueError, match="needs `process`"):
         net.weight(net.init(KEY))(0.2, 0.5)
 
 
+@pytest.mark.slow
 def test_labels_over_a_mesh(mesh):
     net = gj.OmegaNet(num_classes=3, hidden=8)
     phi, labels = _moved(net), jnp.tile(LABELS, 2)

@@ -58,6 +58,7 @@ def _by_hand(omega):
     return x
 
 
+@pytest.mark.slow
 def test_a_weight_that_sees_is_asked_at_every_step():
     np.testing.assert_allclose(_run(LENGTH), _by_hand(LENGTH.at), rtol=1e-5, atol=1e-6)
     state = gj.Weight((), lambda params, step: jnp.abs(step.x).mean(axis=-1), None, True)
@@ -99,6 +100,7 @@ def test_a_weight_that_sees_has_no_table():
             gj.schedules.to_table(weight, TIMES, process=RF)
 
 
+@pytest.mark.slow
 def test_arithmetic_of_weights_that_see():
     inside = gj.interval(1.0, 0.3, 0.7)
     made = {
@@ -151,6 +153,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("sight", SIGHTS)
 def test_sights_are_finite_in_value_and_gradient(sight, case):
@@ -180,6 +183,7 @@ def test_sights_are_what_they_say():
 SOME = [*RANGES.values(), Range(-1.0, hi=0.5), Range(2.0), Range(-0.3, lo=-1.0, hi=4.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", SOME, ids=str)
 def test_a_range_starts_where_it_says_and_keeps_its_ends(each):
     np.testing.assert_allclose(each.value(jnp.array(each.bias())), each.init, rtol=1e-5)
@@ -219,6 +223,7 @@ def test_a_network_of_several_numbers_starts_at_their_ranges():
         gj.OmegaNet(sees=("nose",))
 
 
+@pytest.mark.slow
 def test_a_network_sees_what_a_function_of_the_step_gives():
     """A sight of one's own: (batch, features), joined to the others."""
     mean = lambda step: jnp.mean(step.x, axis=-1, keepdims=True)

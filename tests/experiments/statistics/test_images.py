@@ -77,6 +77,7 @@ def test_channel_statistics(x64):
     np.testing.assert_allclose(std, images.std((2, 3)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_norms(x64):
     x = draw(0, 5, 3, 4)
     flat = x.reshape(5, -1)
@@ -88,6 +89,7 @@ def test_norms(x64):
         np.testing.assert_array_equal(g, 0)
 
 
+@pytest.mark.slow
 def test_bfloat16_sums_in_float32():
     x = jnp.full((1, 64, 64, 3), 1.0, jnp.bfloat16)
     assert float(sample_norm(x)[0]) == pytest.approx(np.sqrt(64 * 64 * 3), rel=1e-6)
@@ -95,6 +97,7 @@ def test_bfloat16_sums_in_float32():
         assert f(x).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_per_sample():
     images = draw(0, 4, 3, 3, 3)
     for f in (saturation, rms_contrast, clipped_fraction, sample_norm, sample_rms):
@@ -124,6 +127,7 @@ def test_nan_in_nan_out_for_that_image_only(statistic):
         statistic(images[:0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**66])
 def test_norms_and_deviations_at_any_magnitude(scale):
     images = draw(0, 3, 2, 2, 3).astype(np.float32)
