@@ -67,6 +67,7 @@ def test_writes_what_the_readme_promises(run):
     assert "http" not in page
 
 
+@pytest.mark.slow
 def test_the_oracle_is_at_least_as_good_as_the_tuned_interval(run):
     results = json.loads((run.out / "metrics.json").read_text())
     for seed in results["seeds"].values():
@@ -85,6 +86,7 @@ def test_goes_on_where_it_stopped(run):
     assert after["seeds"][SECOND] == before["seeds"][SECOND]
 
 
+@pytest.mark.slow
 def test_another_setting_does_not_mix_with_an_old_run(run):
     with pytest.raises(SystemExit, match="other settings"):
         digits.main(dataclasses.replace(run, preset="quick"))

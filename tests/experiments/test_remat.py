@@ -26,6 +26,7 @@ def test_memory_is_what_each_choice_says(run):
     assert len(results["rows"]["16"]["recursive"]["seconds"]) == 2
 
 
+@pytest.mark.slow
 def test_page(run):
     config, results = run
     text = (config.docs / "remat.md").read_text()

@@ -127,6 +127,7 @@ def test_finite_float32_one_compilation_and_gradients(facts, options):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @cases
 def test_numbers_of_each_sample(facts, options):
     """(batch,) numbers are a loop over samples, on one grid or each on its own; any may be ω."""
