@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ from experiments.statistics import paired_ratio_interval
 OMEGAS = (0.1, 0.2, 0.35, 0.6, 1.0, 1.6)
 LOS = (0.0, 0.1, 0.2, 0.3)
 HIS = (0.2, 0.3, 0.4, 0.5, 0.7)
+PUBLISHED = pathlib.Path(__file__).parents[2] / "docs" / "digits" / "weights"
 SPLIT = (997, 400, 400)  # to train, to select, to report on
 
 Range = gj.weights.Range
@@ -78,6 +80,8 @@ class Config:
     """How many."""
     updates: int = 400
     """Updates of each weight."""
+    publish: bool = False
+    """Copy the results to docs/digits/weights, where later runs find the seeds that are done."""
 
 
 def split(seed: int, data_dir: pathlib.Path) -> list[dict[str, np.ndarray]]:
@@ -205,7 +209,9 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in range(config.first_seed, config.first_seed + config.seeds):
-        path = config.out / f"seed{seed}.json"
+        path, published = (folder / f"seed{seed}.json" for folder in (config.out, PUBLISHED))
+        if not path.exists() and published.exists() and config.updates == Config.updates:
+            shutil.copy(published, path)
         if not path.exists():
             found = run(seed, config, functools.partial(print, f"seed {seed},", flush=True))
             part = path.with_suffix(".part")
@@ -214,6 +220,10 @@ def main(config: Config) -> None:
         results.append(json.loads(path.read_text()))
     (config.out / "weights.md").write_text(table(results))
     print(table(results))
+    if config.publish:
+        PUBLISHED.mkdir(parents=True, exist_ok=True)
+        for path in (*config.out.glob("seed*.json"), config.out / "weights.md"):
+            shutil.copy(path, PUBLISHED)
 
 
 if __name__ == "__main__":
