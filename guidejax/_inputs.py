@@ -25,8 +25,8 @@ from guidejax._branches import Branches
 from guidejax._denoisers import Denoiser, check_denoiser, check_floating, same_process
 from guidejax._guidance import Guidance, unguided
 from guidejax.processes.base import Process
+from guidejax.solvers._ddim import ddim
 from guidejax.solvers.base import Solver
-from guidejax.solvers.ddim import ddim
 from guidejax.weights.base import Weight
 
 # Branches that only a network of their own can make differ from the conditional one.

@@ -12,7 +12,7 @@ import numpy as np
 
 from guidejax._arrays import Array, is_concrete
 from guidejax._denoisers import Denoiser
-from guidejax.analytic.mixture import Mixture, draw, posterior
+from guidejax.analytic._mixture import Mixture, draw, posterior
 from guidejax.processes import Process
 
 

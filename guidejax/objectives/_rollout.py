@@ -29,8 +29,8 @@ from guidejax.objectives.base import (
     rewards_of,
 )
 from guidejax.objectives.features import pixels
+from guidejax.solvers._ddim import ddim
 from guidejax.solvers.base import Solver
-from guidejax.solvers.ddim import ddim
 
 
 @jax.tree_util.register_dataclass

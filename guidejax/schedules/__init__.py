@@ -1,5 +1,7 @@
 """Schedules of ω over the run, each a function that makes a `Weight`."""
 
+from guidejax.schedules._cfgpp import cfgpp as cfgpp
+from guidejax.schedules._cfgpp import cfgpp_omega as cfgpp_omega
 from guidejax.schedules.base import SCHEDULES as SCHEDULES
 from guidejax.schedules.base import Schedule as Schedule
 from guidejax.schedules.base import curve as curve
@@ -7,8 +9,6 @@ from guidejax.schedules.base import schedule as schedule
 from guidejax.schedules.budgets import compress as compress
 from guidejax.schedules.budgets import dg_cfg as dg_cfg
 from guidejax.schedules.budgets import with_mean as with_mean
-from guidejax.schedules.cfgpp import cfgpp as cfgpp
-from guidejax.schedules.cfgpp import cfgpp_omega as cfgpp_omega
 from guidejax.schedules.ramps import beta_curve as beta_curve
 from guidejax.schedules.ramps import c2fg as c2fg
 from guidejax.schedules.ramps import clamp_cosine as clamp_cosine

@@ -48,7 +48,7 @@ def cfgpp(solver: Solver, lam: Any = 0.6) -> Solver:
         ValueError: If λ is not in [0, 1] or the solver has more evaluations a step.
 
     Example:
-        >>> from guidejax.solvers.ddim import ddim
+        >>> from guidejax.solvers import ddim
         >>> cfgpp(ddim(), 0.6).branches
         ('uncond',)
     """

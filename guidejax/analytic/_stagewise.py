@@ -12,8 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from guidejax._arrays import Array
+from guidejax.analytic._mixture import gaussian, mixture
 from guidejax.analytic.classes import ClassMixture, with_unconditional
-from guidejax.analytic.mixture import gaussian, mixture
 from guidejax.processes import Process, rectified_flow
 from guidejax.weights.base import as_weight
 
