@@ -1,5 +1,8 @@
 """Forms of the learned weight: where they start, what they are dealt, and the table of them."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,3 +53,12 @@ def test_the_table_is_of_geometric_means_over_the_oracle():
     assert cells["class"][1].startswith("0.500")
     assert cells["times"][2].startswith("4.000")
     assert cells["interval (oracle)"][1] == "1"
+
+
+def test_the_published_table_is_what_its_seeds_make():
+    docs = pathlib.Path(__file__).parents[2] / "docs"
+    seeds = [json.loads(p.read_text()) for p in sorted(docs.glob("digits/weights/seed*.json"))]
+    assert len(seeds) == weights.Config.seeds
+    made = weights.table(seeds)
+    assert (docs / "digits" / "weights" / "weights.md").read_text() == made
+    assert made.strip() in (docs / "digits.md").read_text()
