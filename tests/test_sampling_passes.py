@@ -107,6 +107,7 @@ def test_skipped_is_unskipped_for_every_kind_of_rule(rule, omega, solver):
     np.testing.assert_allclose(run("auto"), run("never"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_skipped_is_unskipped_where_only_the_run_knows():
     wide = {"denoise": _wide, "noise": WIDE_NOISE}
     run = jax.jit(

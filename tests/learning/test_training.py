@@ -94,6 +94,7 @@ def test_a_killed_run_goes_on_bit_for_bit(killed, straight, kind):
         assert source.told == [saved[-1]]
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, straight):
     """And a finished one is not trained again."""
     fit(batches(12), steps=6, checkpoint_dir=tmp_path)

@@ -43,6 +43,7 @@ def test_samples_are_those_of_the_learned_omega(kind):
     assert np.ptp(np.asarray(table.params["values"])) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".npz", ".json"])
 def test_files(tmp_path, ending):
     path = tmp_path / f"omega{ending}"

@@ -59,6 +59,7 @@ def test_of_the_times_alone():
     np.testing.assert_allclose(each[1], net.weight(phi)(0.2, 0.6, process=PROCESS), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_of_an_embedding():
     net = gj.OmegaNet(cond_dim=3, hidden=8)
     cond = jax.random.normal(KEY, (4, 3))
