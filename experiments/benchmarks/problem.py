@@ -96,7 +96,7 @@ ROWS = (
     Row("euler", "euler"),
     Row("heun", "heun", stages=2),
     Row("midpoint", "midpoint", stages=2, last=2),
-    Row("rk4", "rk4", stages=4, last=4),
+    Row("rk4", "rk4", stages=4, last=3),
     Row("edm_heun", "edm_heun", stages=2),
     Row("edm_heun (gamma 0.2)", "edm_heun", number=0.2, stages=2),
     Row("dpmpp_2m", "dpmpp_2m"),
