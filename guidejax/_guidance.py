@@ -23,8 +23,15 @@ from guidejax._arrays import (
     tree_map,
     upcast,
 )
-from guidejax._denoisers import check_process
-from guidejax.processes.base import PREDICTIONS, Process, convert, from_x0, to_x0, x0_per_unit
+from guidejax.processes.base import (
+    PREDICTIONS,
+    Process,
+    check_process,
+    convert,
+    from_x0,
+    to_x0,
+    x0_per_unit,
+)
 from guidejax.rules.base import CONTEXT, SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
 from guidejax.weights.base import ROUNDING, Step, Weight, as_weight

@@ -74,10 +74,8 @@ NETWORKS = {"wide": (_wide, WIDE_NOISE, "velocity"), "small": (_small, NOISE, "x
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "network"),
-    [*((n, "wide") for n in SOLVERS if "cfgpp" not in n), ("ddim", "small"), ("heun", "small")],
-)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", [n for n in SOLVERS if "cfgpp" not in n])
 def test_skipped_is_unskipped(name, network):
     network, noise, prediction = NETWORKS[network]
     denoise = gj.denoiser(network, PROCESS, prediction)

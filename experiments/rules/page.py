@@ -6,6 +6,7 @@ import inspect
 import itertools
 import operator
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,20 +15,11 @@ from experiments.rules.config import DENOISER_STEPS, WEAK_STEPS, setting
 from guidejax.rules import RULES, Rule
 from guidejax.schedules import SCHEDULES, Schedule
 
-FAMILIES = {
-    "linear": "Linear",
-    "projection": "Projection",
-    "rotation": "Rotation",
-    "magnitude": "Magnitude: ω from the size of the difference",
-    "rescaling": "Rescaling, after another rule",
-    "thresholding": "Thresholding, after another rule",
-    "frequency": "Frequency",
-    "stateful": "Stateful",
-    "feedback_guidance": "Feedback",
-    "corrections": "Corrections",
-    "data_consistency": "Agreement with what is known",
-    "logits": "Logits",
-}
+# Files of rules in the order to read them in; any other comes after.
+READING = (
+    "linear", "projection", "rotation", "magnitude", "rescaling", "thresholding", "frequency",
+    "stateful", "feedback_guidance", "corrections", "data_consistency", "logits",
+)  # fmt: skip
 
 # Exported beside the rules: makers of rules, of their numbers and branches, and what goes with
 # the solver's step.
@@ -142,7 +134,7 @@ declaration.
 ![Every schedule](rules/schedules.png)
 """
 
-READING = """\
+READING_TEXT = """\
 ## How to read the pictures
 
 Every rule starts from the same noise. Left, a 2-D mixture with exact denoisers: the arm that points
@@ -184,14 +176,18 @@ BRANCHES = {
 
 def ordered() -> list[Rule]:
     """Every rule, family by family."""
-    order = list(FAMILIES)
-    place = lambda rule: order.index(family(rule)) if family(rule) in FAMILIES else len(order)  # noqa: E731
-    return sorted(RULES.values(), key=place)
+    place = {name: index for index, name in enumerate(READING)}
+    return sorted(RULES.values(), key=lambda rule: place.get(family(rule), len(place)))
 
 
 def family(rule: Rule) -> str:
     """The file that a rule is in."""
     return rule.fn.__module__.rsplit(".", 1)[-1]
+
+
+def heading(rule: Rule) -> str:
+    """What its file says of itself in its first line."""
+    return headline(sys.modules[rule.fn.__module__])
 
 
 def text() -> str:
@@ -213,11 +209,12 @@ def text() -> str:
         ),
         "## Beside the rules\n",
         _table(("name", "what it is"), map(_helper_row, HELPERS)),
-        READING.format(**{where: _branches(known) for where, known in BRANCHES.items()}),
+        READING_TEXT.format(**{where: _branches(known) for where, known in BRANCHES.items()}),
     ]
-    for name, members in itertools.groupby(ordered(), family):
-        parts.append(f"## {FAMILIES.get(name, name.capitalize())}\n")
-        parts.extend(map(_section, members))
+    for _, members in itertools.groupby(ordered(), family):
+        rules = list(members)
+        parts.append(f"## {heading(rules[0])}\n")
+        parts.extend(map(_section, rules))
     return "\n".join(parts)
 
 

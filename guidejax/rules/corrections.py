@@ -68,9 +68,7 @@ def _input_gradient(denoise: Denoiser, x: Tree, t: Array, cond: Any) -> Tree:
 
 
 @rule(space="eps", paper="Xia et al. (ReCFG), arXiv 2410.18737, §3.3")
-def recfg(
-    cond: Array, uncond: Array, omega: Array, *, ratio: Array | float | Weight = 1.0
-) -> Array:
+def recfg(cond: Array, uncond: Array, omega: Array, *, ratio: Array | float = 1.0) -> Array:
     """ReCFG: c + ω (c − ρ ⊙ u), ρ(t) such that guidance doesn't shift the expectation.
 
     Xia et al. 2410.18737: the coefficients of c and u need not sum to one, and ρ = E[c]/E[u] keeps
@@ -90,7 +88,7 @@ def recfg(
         [[2.0]]
     """
     c, u = upcast(cond), upcast(uncond)
-    rho = expand(ratio, u).astype(u.dtype)  # type: ignore[arg-type]  # no Weight once bound
+    rho = expand(ratio, u).astype(u.dtype)
     return restore(c + expand(omega, c) * (c - rho * u), cond)
 
 

@@ -27,7 +27,9 @@ def test_the_page_names_every_rule_and_schedule_and_nothing_else():
     for name in [*RULES, *SCHEDULES]:
         assert f"`{name}`" in text
     assert re.findall(r"^### (\w+)$", text, re.MULTILINE) == [r.name for r in page.ordered()]
-    assert set(page.FAMILIES) <= {page.family(rule) for rule in RULES.values()}
+    assert set(page.READING) <= {page.family(rule) for rule in RULES.values()}
+    for rule in RULES.values():
+        assert f"## {page.heading(rule)}\n" in text
     for row in page.CHOICE:
         for name in re.findall(r"`(?:gj\.)?(\w+)", row[1]):
             assert any(hasattr(room, name) for room in (gj, gj.rules, gj.schedules)), name

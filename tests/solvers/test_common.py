@@ -70,10 +70,10 @@ def _along_the_flow(process, name, steps):
 @pytest.mark.parametrize("name", ORDER)
 def test_order_of_convergence(x64, name, process):
     """Two modes: on one Gaussian alone a method may be better than its order."""
-    exact = _along_the_flow(process, "rk4", 2000)  # to 1e-12, by its order, which is tested below
+    exact = _along_the_flow(process, "rk4", 4000)  # to 1e-13, by its order, which is tested too
     error = lambda steps: float(jnp.abs(_along_the_flow(process, name, steps) - exact).max())
-    coarse, fine = error(200), error(400)
-    np.testing.assert_allclose(np.log2(coarse / fine), ORDER[name], atol=0.15)
+    coarse, fine = error(400), error(800)
+    np.testing.assert_allclose(np.log2(coarse / fine), ORDER[name], atol=0.12)
 
 
 @pytest.mark.slow
