@@ -567,7 +567,7 @@ def guidance(
         options = {
             name: value
             for name, value in each.numbers.items()
-            if name in each.rule.static or value is None or isinstance(value, (str, bool))
+            if name in each.rule.static or value is None
         }
         links.append(_Link(each.rule, space or each.rule.space, tuple(options.items())))
         for name, value in each.numbers.items():

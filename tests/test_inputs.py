@@ -81,6 +81,7 @@ WRONG = {
     "fit of a guidance": (lambda: _fit(guide=CFG), "phi -> Guidance"),
     "fit of integers": (lambda: _fit(phi=jnp.array(1)), "int32"),
     "omega='7.5'": (lambda: gj.guidance(gj.cfg, omega="7.5"), "7.5"),
+    "eta='0.5'": (lambda: gj.guidance(gj.apg, eta="0.5"), "0.5"),
     "omega=None": (lambda: gj.guidance(gj.cfg, omega=None), "None"),
     "scale=7.5": (lambda: gj.guidance(gj.cfg, scale=7.5), "from_scale"),
     "guidance_scale=7.5": (lambda: gj.guidance(gj.cfg, guidance_scale=7.5), "from_scale"),
