@@ -20,10 +20,12 @@ def _optimizations(request):
 
     What a module promises bit for bit must hold in optimized programs; it marks itself `optimized`.
     """
-    fast = request.node.get_closest_marker("optimized") is None
-    if fast != jax.config.read("jax_disable_most_optimizations"):
-        jax.clear_caches()  # No program is of the other kind.
-        jax.config.update("jax_disable_most_optimizations", fast)
+    jax.config.update(
+        "jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None
+    )
+    # Programs are of one kind or the other. And every one holds on to mappings of memory, of which a
+    # process may have 65,530 on Linux: past them the compiler ends in a segmentation fault.
+    jax.clear_caches()
 
 
 @pytest.fixture
