@@ -23,8 +23,8 @@ def _optimizations(request):
     jax.config.update(
         "jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None
     )
-    # Programs are of one kind or the other. And every one holds on to mappings of memory, of which a
-    # process may have 65,530 on Linux: past them the compiler ends in a segmentation fault.
+    # Programs are of one kind or the other. And each holds mappings of memory, of which a process
+    # may have 65,530 on Linux: past them the compiler ends in a segmentation fault.
     jax.clear_caches()
 
 
