@@ -14,7 +14,7 @@ from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
 from guidejax._branches import predict
 from guidejax._denoisers import Denoiser, check_denoiser
 from guidejax._guidance import Guidance, as_time, following
-from guidejax._inputs import as_guidance, every_weight, find_branches
+from guidejax._inputs import as_guidance, check_batched, every_weight, find_branches
 from guidejax._scan import for_any
 from guidejax.processes.base import from_x0
 from guidejax.solvers.base import slope
@@ -145,6 +145,7 @@ def guided(
             f"{', '.join(carrying)} carries state from step to step, which a field can't; "
             "use `sample`, or guidance.combine(state=...) in a loop of your own."
         )
+    check_batched("cond", cond)
     if cond is not None:
         batch_size(cond)
     for weight in every_weight(guide):

@@ -234,7 +234,7 @@ def find_branches(
     """The condition of each named branch, and its network where that isn't the main one."""
     if not isinstance(given, Mapping):
         raise ValueError(f"conditions must be a mapping by branch, got {type(given).__name__}.")
-    _check_no_numbers("cond", cond)
+    check_batched("cond", cond)
     found: dict[str, tuple[Denoiser | None, Any]] = {}
     known = {**({} if uncond is None else {"uncond": uncond}), **given}
     for name in names:
@@ -243,12 +243,12 @@ def find_branches(
             raise ValueError(f"the guidance needs the branch {name!r}; give {who}({how}).")
         network, value = as_branch(name, known[name], cond, denoise.process)
         found[name] = (network, like_cond(value, cond, name))
-        _check_no_numbers(name, found[name][1])
+        check_batched(name, found[name][1])
     return found
 
 
-def _check_no_numbers(name: str, cond: Any) -> None:
-    """Raise `ValueError` where a condition is a number or a list of them: it has no batch axis."""
+def check_batched(name: str, cond: Any) -> None:
+    """Raise `ValueError` where a condition is a number or a list of them, without a batch axis."""
     for leaf in jax.tree.leaves(cond):
         if jnp.ndim(leaf) == 0:
             raise ValueError(

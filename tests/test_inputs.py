@@ -87,7 +87,7 @@ WRONG = {
     "guidance_scale=7.5": (lambda: gj.guidance(gj.cfg, guidance_scale=7.5), "from_scale"),
     "labels as a list": (lambda: _sample(cond=[0, 1, 2, 3]), "cond"),
     "null labels as a list": (lambda: _sample(uncond=[9, 9, 9, 9]), "uncond"),
-    "guided labels as a list": (lambda: _field(cond=[0, 1, 2, 3]), "batch axis"),
+    "guided labels as a list": (lambda: _field(cond=[0, 1, 2, 3]), "cond holds 0 without"),
     "integer noise": (lambda: _sample(noise=jnp.ones((4, 2), int)), "noise"),
     "integer x": (lambda: NEVER(jnp.ones((4, 2), int), 0.5, LABELS), "x is int32"),
     "weak labels": (lambda: _sample(guidance=WEAK, conditions={"weak": LABELS}), "weak"),
@@ -105,6 +105,10 @@ WRONG = {
     "a label per class that isn't": (
         lambda: gj.schedules.save_table("omega.json", NET.weight(NET.init(KEY)), TIMES, process=RF),
         "cond",
+    ),
+    "a function per class that isn't": (
+        lambda: gj.schedules.save_table("omega.json", lambda s, t, cond: cond["a"] + t, TIMES),
+        "conditions",
     ),
 }
 NET = gj.OmegaNet(num_classes=3, hidden=4, depth=1)

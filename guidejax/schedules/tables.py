@@ -162,7 +162,14 @@ def to_table(
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) < 0):
         raise ValueError(f"to_table expects falling times, (steps + 1,), got {times}.")
     weight = as_weight(weight)
-    values = weight.table(jnp.asarray(times), conditions, process=process)
+    try:
+        values = weight.table(jnp.asarray(times), conditions, process=process)
+    except (TypeError, AttributeError, IndexError) as error:
+        if conditions is not None:
+            raise
+        raise ValueError(
+            f"ω has no value without a condition ({error}); give `conditions`."
+        ) from error
     if values.ndim == 1:
         return table(values)
     if conditions is None:
@@ -201,15 +208,15 @@ def save_table(path: Any, weight: Any, times: Any, conditions: Any = None, **kwa
         [2.0, 2.0]
     """
     path = pathlib.Path(path)
+    if path.suffix not in (".npz", ".json"):
+        raise ValueError(f"save_table writes .npz or .json, got {path.name!r}.")
     omega = np.asarray(to_table(weight, times, conditions, **kwargs).params["values"])
     times = np.asarray(times, np.float64)
     entries = {"omega": omega, "scale": omega + 1, "t": times[:-1], "s": times[1:]}
     if path.suffix == ".npz":
         np.savez(path, **entries)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps({name: value.tolist() for name, value in entries.items()}))
     else:
-        raise ValueError(f"save_table writes .npz or .json, got {path.name!r}.")
+        path.write_text(json.dumps({name: value.tolist() for name, value in entries.items()}))
 
 
 def load_table(path: Any) -> Weight:
