@@ -197,11 +197,11 @@ class Run:
             text = f"learning ω by {method}, loss {metrics['loss']:.3f}"
             self.progress.update(task, completed=step, description=text)
 
-        phi = methods.learn(
+        guide = methods.learn(
             method, self.plan, key, denoise, params, train, self.data_dir, seed, directory, tick
         )
         self.progress.remove_task(task)
-        return gj.guidance(gj.cfg, methods.NET.weight(phi))
+        return guide
 
     def _draw(
         self,

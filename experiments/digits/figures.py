@@ -27,6 +27,7 @@ COLORS = {
     "self-consistency": "#54a24b",
     "l2": "#9d755d",
     "rollout": "#e45756",
+    "rollout, along and across": "#8c2d19",
 }
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 

@@ -21,9 +21,20 @@ from experiments.digits.config import NUM_CLASSES, Plan
 
 # What the table and the figures call each method, in their order.
 TUNED = ("constant", "interval", "clamp-linear", "triangular", "adg")
-LEARNED = ("self-consistency", "l2", "rollout")
+ALONG_ACROSS = "rollout, along and across"
+LEARNED = ("self-consistency", "l2", "rollout", ALONG_ACROSS)
 
-NET = gj.OmegaNet(num_classes=NUM_CLASSES, init_omega=0.5)
+OMEGA = gj.weights.Range(0.5, lo=0.0)
+NET = gj.OmegaNet(num_classes=NUM_CLASSES, outputs={"omega": OMEGA})
+# ω, and how much of the difference that lies along c counts: APG's η. It starts as CFG.
+ALONG_ACROSS_NET = gj.OmegaNet(
+    num_classes=NUM_CLASSES, outputs={"omega": OMEGA, "eta": gj.weights.Range(1.0, lo=0.0)}
+)
+
+
+def form(method: str) -> tuple[Any, gj.OmegaNet]:
+    """(rule, network) of a learned method."""
+    return (gj.apg, ALONG_ACROSS_NET) if method == ALONG_ACROSS else (gj.cfg, NET)
 
 
 def guide(method: str, numbers: dict[str, float]) -> gj.Guidance:
@@ -105,7 +116,7 @@ def optimizer(steps: int) -> optax.GradientTransformation:
 
 def updates(method: str, plan: Plan) -> int:
     """Updates of a learned method."""
-    return plan.rollout_steps if method == "rollout" else plan.consistency_steps
+    return plan.rollout_steps if method.startswith("rollout") else plan.consistency_steps
 
 
 def rollout(plan: Plan, params: dict[str, Any], x0: Any) -> Any:
@@ -134,9 +145,9 @@ def learn(
     seed: int,
     checkpoint_dir: pathlib.Path,
     tick: Callable[[int, dict[str, float]], None],
-) -> Any:
-    """φ of a learned method."""
-    if method == "rollout":
+) -> gj.Guidance:
+    """The learned method's guidance."""
+    if method.startswith("rollout"):
         objective: Any = rollout(plan, params, train["x0"])
     else:
         objective = (
@@ -149,11 +160,13 @@ def learn(
         per_group=plan.rollout_group,
         seed=seed,
     )
-    return gj.fit_omega(
+    rule, net = form(method)
+    phi = gj.fit_omega(
         key,
-        NET,
+        net,
         denoise,
         batches,
+        rule=rule,
         objective=objective,
         optimizer=optimizer(steps),
         steps=steps,
@@ -161,3 +174,4 @@ def learn(
         save_every=50,
         progress=tick,
     )
+    return gj.guidance(rule, **net.weights(phi))

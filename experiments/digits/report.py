@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from experiments.digits.methods import ALONG_ACROSS, LEARNED
 from experiments.statistics import mean_interval, paired_ratio_interval
 
 FIGURES = ("frechet", "energy", "agreement", "diversity", "evaluations")
@@ -52,16 +54,17 @@ def claims(seeds: Seeds, denoisers: list[str]) -> list[dict[str, Any]]:
     def add(text: str, value: dict[str, float], holds: bool) -> None:
         found.append({"claim": text, "value": value, "holds": bool(holds)})
 
-    for other in ("interval", "interval (oracle)"):
-        value = ratio(seeds, under, "rollout", other, "frechet")
-        add(f"Fréchet distance, rollout / {other}: at most 0.95, interval below 1", value,
+    rollouts = ("rollout", ALONG_ACROSS)
+    for method, other in itertools.product(rollouts, ("interval", "interval (oracle)")):
+        value = ratio(seeds, under, method, other, "frechet")
+        add(f"Fréchet distance, {method} / {other}: at most 0.95, interval below 1", value,
             value["mean"] <= 0.95 and value.get("high", value["mean"]) < 1)  # fmt: skip
     value = ratio(seeds, under, "rollout", "interval", "energy")
     add("Energy distance per class, rollout / interval: at most 1", value, value["mean"] <= 1)
     value = ratio(seeds, under, "self-consistency", "unguided", "frechet")
     add("Fréchet distance, self-consistency / unguided: below 1", value, value["mean"] < 1)
     for denoiser in denoisers[1:]:
-        for method in ("self-consistency", "l2", "rollout"):
+        for method in LEARNED:
             value = ratio(seeds, denoiser, method, "unguided", "frechet")
             text = f"Fréchet distance, {method} / unguided, {denoiser}: at most 1.01"
             add(text, value, value["mean"] <= 1.01)

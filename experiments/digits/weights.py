@@ -39,31 +39,22 @@ HIS = (0.2, 0.3, 0.4, 0.5, 0.7)
 PUBLISHED = pathlib.Path(__file__).parents[2] / "docs" / "digits" / "weights"
 SPLIT = (997, 400, 400)  # to train, to select, to report on
 
-Range = gj.weights.Range
-OMEGA = Range(methods.NET.init_omega, lo=0.0)
-
-
-def _net(**options: Any) -> gj.OmegaNet:
-    return gj.OmegaNet(init_omega=methods.NET.init_omega, **options)
+Range, OMEGA = gj.weights.Range, methods.OMEGA
+BY_CLASS = functools.partial(gj.OmegaNet, num_classes=NUM_CLASSES)
 
 
 # Each starts as CFG at the same ω.
 VARIANTS: dict[str, tuple[Any, gj.OmegaNet]] = {
-    "times": (gj.cfg, _net()),
-    "class": (gj.cfg, _net(num_classes=NUM_CLASSES)),
-    "class, along and across": (
-        gj.apg,
-        _net(num_classes=NUM_CLASSES, outputs={"omega": OMEGA, "eta": Range(1.0, lo=0.0)}),
-    ),
+    "times": (gj.cfg, gj.OmegaNet(outputs={"omega": OMEGA})),
+    "class": (gj.cfg, methods.NET),
+    "class, along and across": (gj.apg, methods.ALONG_ACROSS_NET),
     "class, low and high": (
-        gj.rules.fdg,
-        _net(num_classes=NUM_CLASSES, outputs={"omega": OMEGA, "low": Range(1.0, lo=0.0)}),
+        gj.rules.fdg, BY_CLASS(outputs={"omega": OMEGA, "low": Range(1.0, lo=0.0)}),
     ),
     "class, seeing delta and angle": (
-        gj.cfg,
-        _net(num_classes=NUM_CLASSES, sees=("delta", "angle")),
+        gj.cfg, BY_CLASS(outputs={"omega": OMEGA}, sees=("delta", "angle")),
     ),
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments.digits import __main__ as digits
-from experiments.digits import networks, report
+from experiments.digits import methods, networks, report
 from experiments.digits.config import FIRST_SEED, PLANS, Config
 
 FIRST, SECOND = str(FIRST_SEED), str(FIRST_SEED + 1)
@@ -99,7 +99,8 @@ def test_claims_fail_when_the_numbers_do():
         names = ("unguided", "interval", "interval (oracle)", "self-consistency", "l2")
         return {
             str(i): {
-                "under": {n: figures(10.0 + i) for n in names} | {"rollout": figures(rollout + i)}
+                "under": {n: figures(10.0 + i) for n in names}
+                | {n: figures(rollout + i) for n in ("rollout", methods.ALONG_ACROSS)}
             }
             for i in range(3)
         }
