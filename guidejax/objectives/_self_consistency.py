@@ -5,25 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, Tree, combine
+from guidejax._arrays import Array, Tree, combine, square_norm, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
+from guidejax.metrics.energy import pairwise_distance_power
 from guidejax.objectives.base import (
     Batch,
+    Evaluations,
     Networks,
     as_pytree,
     check_branches,
     check_numbers,
     check_start,
     cross,
+    expected_power,
+    flat,
     groups,
-    own,
+    mean_of_others,
     particle_keys,
     repeat,
     rewards_of,
@@ -46,6 +50,9 @@ class SelfConsistency:
     t_max: Any
     reward: Callable[[Tree, Any], Array] | None
     reward_weight: Any
+    ends: int = dataclasses.field(metadata={"static": True})
+    antithetic: bool = dataclasses.field(metadata={"static": True})
+    noise: Literal["sampled", "expected"] = dataclasses.field(metadata={"static": True})
 
     def times(self, keys: Array) -> tuple[Array, Array]:
         """(s, t) of each example: t − s ≥ min_gap, s_min ≤ s, t ≤ t_max (Algorithm 1, line 2)."""
@@ -54,9 +61,53 @@ class SelfConsistency:
         gap = self.min_gap + u[:, 1] * (self.t_max - s - self.min_gap)
         return s, jnp.minimum(s + gap, self.t_max)
 
+    def ends_of(self, keys: Array, t: Array) -> Array:
+        """Times s of each t, (batch, ends), as `times` has them given t; one in each stratum.
+
+        There s has a density proportional to 1/(t_max − min_gap − s) for s_min ≤ s ≤ t − min_gap.
+        """
+        u = jax.vmap(lambda key: jax.random.uniform(key, (self.ends,)))(keys)
+        u = (u + jnp.arange(self.ends)) / self.ends
+        top = self.t_max - self.min_gap
+        least = jnp.maximum(jnp.stack([self.t_max - t, jnp.full_like(t, top - self.s_min)]), 1e-6)
+        near, far = jnp.log(least)[..., None]
+        s = top - jnp.exp(far + u * (near - far))
+        return jnp.clip(s, self.s_min, jnp.maximum(t - self.min_gap, self.s_min)[:, None])
+
     def check(self, denoise: Denoiser) -> None:
         """Raise `ValueError` where the denoiser says nothing of x0 at t_max."""
         check_start(self.t_max, denoise)
+
+    def evaluate(
+        self,
+        keys: Array,
+        branches: tuple[str, ...],
+        denoise: Denoiser,
+        batch: Batch,
+        networks: Networks = MappingProxyType({}),
+    ) -> Evaluations:
+        """All that the networks are asked for the losses of these keys (Algorithm 1, lines 2, 4).
+
+        A loss given them draws its s anew, so that they serve more than one update.
+        """
+        return self._at(self.times(fold_in(keys, 0))[1], keys, branches, denoise, batch, networks)
+
+    def _at(self, t, keys, branches, denoise, batch, networks):
+        m = self.particles
+        (x0, cond, conditions), times = repeat((batch[:3], t), m)
+        draws = m // 2 if self.antithetic else m
+        noise = normal_like(
+            particle_keys(keys, 2, draws), tree_map(lambda a: _every(a, m, draws), x0)
+        )
+        if self.antithetic:
+            noise = tree_map(lambda a: _mirrored(a, draws), noise)
+        x = noise_to(denoise.process, x0, times, noise)  # 4
+        # x_t doesn't depend on ω: the networks are evaluated, never differentiated.
+        found = {"cond": denoise(x, times, cond)}
+        for name in branches[1:]:
+            found[name] = networks.get(name, denoise)(x, times, conditions[name])
+        split = lambda a: a.reshape(-1, m, *a.shape[1:])  # noqa: E731
+        return Evaluations(t, *tree_map(split, (x, jax.lax.stop_gradient(found))))
 
     def __call__(
         self,
@@ -68,28 +119,87 @@ class SelfConsistency:
     ) -> Array:
         """Losses (batch,), from one key an example: Algorithm 1, by its lines."""
         check_branches(guidance.branches[1:], batch)
-        m, process = self.particles, denoise.process
-        s, t = self.times(fold_in(keys, 0))  # 2
-        row = guidance.row(Step(s, t, batch.cond, process))  # ω once an example, not a particle
-        (x0, cond, conditions), s, t, row = repeat((batch, s, t, row), m)
-        true = noise_to(process, x0, s, normal_like(particle_keys(keys, 1, m), x0))  # 3
-        x = noise_to(process, x0, t, normal_like(particle_keys(keys, 2, m), x0))  # 4
-        # x_t doesn't depend on ω: the networks are evaluated, never differentiated.
-        found = {"cond": denoise(x, t, cond)}
-        for name in guidance.branches[1:]:
-            found[name] = networks.get(name, denoise)(x, t, conditions[name])
-        found = jax.lax.stop_gradient(found)
+        m, k, process, kept = self.particles, self.ends, denoise.process, batch.evaluations
+        x0 = repeat(batch.x0, k * m)
+        if self.noise == "sampled":
+            draw = normal_like(particle_keys(keys, 1, k * m), x0)
+        if kept is None:
+            s, t = self.times(fold_in(keys, 0))  # 2
+            kept = self._at(t, keys, guidance.branches, denoise, batch, networks)  # 4
+        if batch.evaluations is not None or k > 1:
+            s = self.ends_of(fold_in(keys, 4), kept.t).reshape(-1)
+        check_evaluations(kept, guidance.branches, m)
+        cond, t = repeat((batch.cond, kept.t), k)
+        row = guidance.row(Step(s, t, cond, process))  # ω once an end, not a particle
+        cond, s, t, row = repeat((cond, s, t, row), m)
+        x, found = tree_map(lambda a: _for_each_end(a, k), (kept.x, kept.predictions))
         step = Step(s, t, cond, process, x=x)
         guided, _ = guidance.apply(guidance.init(x), found, step, row)  # 5
-        noise = normal_like(particle_keys(keys, 3, m), x)
-        moved = combine(bridge(process, s, t, self.churn), x, guided, noise)  # 6
-        moved, true = groups(moved, m), groups(true, m)
-        terms = cross(moved, true, self.beta) - self.lam / 2 * own(moved, self.beta)
-        loss = jnp.mean(terms, axis=-1)  # 7, Eq. (22)
+        steps = bridge(process, s, t, self.churn)
+        if self.noise == "expected":
+            terms = self._expected(x0, x, guided, s, process, steps)
+        else:
+            true = noise_to(process, x0, s, draw)  # 3
+            noise = normal_like(particle_keys(keys, 3, k * m), x)
+            moved = groups(combine(steps, x, guided, noise), m)  # 6
+            self_terms = mean_of_others(
+                pairwise_distance_power(moved, moved, self.beta), self.antithetic
+            )
+            terms = cross(moved, groups(true, m), self.beta) - self.lam / 2 * self_terms
+        loss = jnp.mean(terms.reshape(-1, k * m), axis=-1)  # 7, Eq. (22)
         if self.reward is not None:
-            rewards = rewards_of(self.reward, guided, cond).reshape(-1, m)
+            rewards = rewards_of(self.reward, guided, cond).reshape(-1, k * m)
             loss = loss - self.reward_weight * jnp.mean(rewards, axis=-1)
         return loss
+
+    def _expected(self, x0, x, guided, s, process, steps):
+        """The terms of lines 3 and 6, averaged over their noise: given x_t both are Gaussian."""
+        a, b, c = steps
+        mean = combine((a, b), x, guided)
+        dim = flat(mean).shape[-1]
+        away = combine((1.0, -process.alpha(s)), mean, x0)
+        apart = expected_power(
+            square_norm(flat(away)), c**2 + process.sigma(s) ** 2, dim, self.beta
+        )
+        between = pairwise_distance_power(*[groups(mean, self.particles)] * 2, 2.0)
+        spread = (2 * c**2).reshape(-1, self.particles, 1)
+        self_terms = mean_of_others(
+            expected_power(between, spread, dim, self.beta), self.antithetic
+        )
+        return apart.reshape(-1, self.particles) - self.lam / 2 * self_terms
+
+
+def check_evaluations(kept: Evaluations, branches: tuple[str, ...], particles: int) -> None:
+    """Raise `ValueError` where evaluations lack a branch or have another number of particles."""
+    missing = [name for name in branches if name not in kept.predictions]
+    if missing:
+        raise ValueError(
+            f"the evaluations have the branches {', '.join(kept.predictions)}; the guidance needs "
+            f"{', '.join(missing)} too."
+        )
+    for leaf in jax.tree.leaves((kept.x, kept.predictions)):
+        if leaf.ndim < 2 or leaf.shape[1] != particles:
+            raise ValueError(
+                f"the evaluations have shape {leaf.shape}; expected (batch, {particles}, ...), "
+                f"for particles={particles}."
+            )
+
+
+def _every(a: Array, m: int, draws: int) -> Array:
+    """`draws` of every m rows."""
+    return a.reshape(-1, m, *a.shape[1:])[:, :draws].reshape(-1, *a.shape[1:])
+
+
+def _mirrored(noise: Array, draws: int) -> Array:
+    """Every `draws` rows and then their negatives."""
+    half = noise.reshape(-1, draws, *noise.shape[1:])
+    return jnp.concatenate([half, -half], axis=1).reshape(-1, *noise.shape[1:])
+
+
+def _for_each_end(a: Array, k: int) -> Array:
+    """(batch, m, ...), all of it k times for each example: (batch · k · m, ...)."""
+    a = jnp.broadcast_to(a[:, None], (a.shape[0], k, *a.shape[1:]))
+    return a.reshape(-1, *a.shape[3:])
 
 
 def self_consistency(
@@ -103,6 +213,9 @@ def self_consistency(
     t_max: float = 0.99,
     reward: Callable[[Tree, Any], Array] | None = None,
     reward_weight: float = 0.0,
+    ends: int = 1,
+    antithetic: bool = False,
+    noise: Literal["sampled", "expected"] = "sampled",
 ) -> SelfConsistency:
     """Self-consistency: a guided step from t to s should look like true noise at s.
 
@@ -112,6 +225,10 @@ def self_consistency(
     (Galashov et al. 2510.00815, Eqs. (18)–(22), Algorithm 1). The norm is over the whole sample,
     not divided by its dimension. With a reward the loss of an example is less
     `reward_weight` · mean_j R(x̂0(x^j_t, c; ω), c), on the one-step guided prediction.
+
+    As it stands this is the paper's estimator, of 2 m evaluations of the network an example. The
+    last three options estimate the same loss with less noise from the same evaluations, or from
+    fewer; `docs/learning.md` has what each is worth.
 
     Args:
         beta: β in (0, 2].
@@ -123,6 +240,13 @@ def self_consistency(
         t_max: 1 − ζ, the greatest t.
         reward: `reward(x0, cond) -> (batch,)`, differentiable in x0.
         reward_weight: γ_R ≥ 0.
+        ends: Times s for each (x_t, t): the network sees x_t and t alone. They are drawn as the
+            paper's s are, given t, one in each stratum.
+        antithetic: Draw the noise of x_t in pairs ε, −ε, an even number of particles; the second
+            term leaves out the pairs, which aren't independent. At least 4 where λ > 0.
+        noise: "sampled", the particles x^k and the noise of the bridge, as the paper has it;
+            "expected", both averaged over in closed form given x_t, since x̃ − x^k and x̃^j − x̃^k
+            are Gaussian then.
 
     Raises:
         ValueError: If a number is out of its range or no s < t is left.
@@ -136,6 +260,14 @@ def self_consistency(
         raise ValueError(f"expected particles ≥ 2 where lam > 0, else ≥ 1; got {particles}.")
     if not 0 <= churn <= 1:
         raise ValueError(f"expected churn in [0, 1], got {churn}.")
+    if ends < 1:
+        raise ValueError(f"expected ends ≥ 1, got {ends}.")
+    if antithetic and (particles % 2 or (lam > 0 and particles < 4)):
+        raise ValueError(
+            f"antithetic particles come in pairs, two of them where lam > 0; got {particles}."
+        )
+    if noise not in ("sampled", "expected"):
+        raise ValueError(f"expected noise 'sampled' or 'expected', got {noise!r}.")
     # To a rounding: (0.1, 0.3) is pinned by s_min = 0.1, min_gap = 0.2, t_max = 0.3.
     if not (min_gap > 0 and s_min >= 0 and t_max <= 1 and s_min + min_gap <= t_max + 1e-9):
         raise ValueError(
@@ -143,8 +275,9 @@ def self_consistency(
             f"min_gap={min_gap}, t_max={t_max}."
         )
     return SelfConsistency(
-        float(beta), lam, particles, churn, min_gap, s_min, t_max, as_pytree(reward), reward_weight
-    )
+        float(beta), lam, particles, churn, min_gap, s_min, t_max, as_pytree(reward), reward_weight,
+        ends, bool(antithetic), noise,
+    )  # fmt: skip
 
 
 def l2(particles: int = 1, **options: Any) -> SelfConsistency:
@@ -155,8 +288,8 @@ def l2(particles: int = 1, **options: Any) -> SelfConsistency:
 
     Args:
         particles: Particles averaged over.
-        **options: `churn`, `min_gap`, `s_min`, `t_max`, `reward`, `reward_weight`, as for
-            `self_consistency`.
+        **options: `churn`, `min_gap`, `s_min`, `t_max`, `reward`, `reward_weight`, `ends`,
+            `antithetic`, `noise`, as for `self_consistency`.
 
     Example:
         >>> l2().beta, l2().lam

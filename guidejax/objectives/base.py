@@ -6,18 +6,35 @@ key an example. Its gradient reaches the guidance's numbers alone: the networks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
+from guidejax._arrays import Array, Tree, batch_size, is_concrete, safe_divide, tree_map
 from guidejax._denoisers import Denoiser
+from guidejax.metrics._pairs import power
 from guidejax.metrics.energy import pairwise_distance_power
 
 # The networks of branches that aren't the main one's, by name.
 Networks = Mapping[str, Denoiser]
+
+
+class Evaluations(NamedTuple):
+    """What the networks said of noised samples of a batch: all that they are needed for.
+
+    Attributes:
+        t: Times, (batch,).
+        x: x_t ~ N(α_t x0, σ_t² I), (batch, particles, ...), or a pytree.
+        predictions: x̂0(x_t, t) of each branch by name, "cond" among them, each the shape of `x`.
+    """
+
+    t: Array
+    x: Tree
+    predictions: dict[str, Tree]
 
 
 class Batch(NamedTuple):
@@ -27,11 +44,13 @@ class Batch(NamedTuple):
         x0: (batch, ...), or a pytree.
         cond: The conditioning c.
         conditions: By branch: "uncond" the null condition, and those of the rule's other branches.
+        evaluations: What the networks said of noised samples, where that is known already.
     """
 
     x0: Tree
     cond: Any
     conditions: dict[str, Any]
+    evaluations: Evaluations | None = None
 
 
 def flat(x: Tree) -> Array:
@@ -53,12 +72,58 @@ def cross(x: Array, y: Array, beta: float) -> Array:
 
 def own(x: Array, beta: float) -> Array:
     """mean_{k≠j} ‖x_j − x_k‖^β for each j, 0 for a set of one: (..., n, d) -> (..., n)."""
-    count = x.shape[-2]
-    powers = pairwise_distance_power(x, x, beta)
+    return mean_of_others(pairwise_distance_power(x, x, beta))
+
+
+def mean_of_others(pairs: Array, antithetic: bool = False) -> Array:
+    """The mean of each row of (..., n, n) without its own column, and without its antithetic one.
+
+    Of antithetic sets the second half mirrors the first.
+    """
+    count = pairs.shape[-1]
+    keep = 1 - np.eye(count, dtype=np.float32)
+    if antithetic:
+        keep = keep - np.roll(np.eye(count, dtype=np.float32), count // 2, axis=1)
     # Masked, though 0: a compiled x may differ from itself by a rounding (it is computed again
     # where it is used), at which the slope of the power is anything.
-    powers = jnp.where(jnp.eye(count, dtype=bool), 0, powers)
-    return jnp.sum(powers, axis=-1) / max(count - 1, 1)
+    pairs = jnp.where(keep > 0, pairs, 0)
+    return jnp.sum(pairs, axis=-1) / max(count - 1 - antithetic, 1)
+
+
+def expected_power(square: Array, variance: Array, dim: int, beta: float) -> Array:
+    """E‖μ + √v ε‖^β for ε ~ N(0, I) in `dim` dimensions, from ‖μ‖² and v; elementwise.
+
+    With r² = ‖μ‖² + v·dim, the mean square, and φ(λ) = E exp(−λ‖·‖²), which is
+    (1 + 2λv)^(−dim/2) exp(−λ‖μ‖²/(1 + 2λv)), it is
+    r^β − (β/2)/Γ(1 − β/2) ∫ (φ(λ) − exp(−λr²)) λ^(−1−β/2) dλ:
+    x^(β/2) as a mixture of 1 − exp(−λx), less that of r². The integrand is smooth in log λ and
+    falls exponentially at both ends, so that the trapezoidal rule gives it to rounding.
+
+    Args:
+        square: ‖μ‖².
+        variance: v ≥ 0; at 0 the result is ‖μ‖^β, with slope 0 where that is 0.
+        dim: Dimensions.
+        beta: β in (0, 2].
+    """
+    mean_square = square + dim * variance
+    if beta == 2:
+        return mean_square
+    low, high = -17 / (2 - beta / 2), 3 + 34 / (dim + beta)
+    nodes = np.linspace(low, high, math.ceil((high - low) / 0.55) + 1)
+    share = safe_divide(variance, mean_square)[..., None]  # of one dimension, in r²
+    rest = 1 - dim * share
+    x = np.exp(nodes).astype(mean_square.dtype)  # λ r²
+    y = 2 * x * share
+    log_phi = -dim / 2 * jnp.log1p(y) - rest * x / (1 + y)
+    # λr² + log φ, of terms that are positive: no digits are lost where both are near 1.
+    above = dim / 2 * (y - jnp.log1p(y)) + rest * x * y / (1 + y)
+    near = above < 1
+    gap = jnp.where(
+        near, np.exp(-x) * jnp.expm1(jnp.where(near, above, 0)), jnp.exp(log_phi) - np.exp(-x)
+    )
+    weights = np.exp(-nodes * beta / 2).astype(x.dtype) * (nodes[1] - nodes[0])
+    below = beta / 2 / math.gamma(1 - beta / 2) * jnp.sum(gap * weights.astype(x.dtype), axis=-1)
+    return power(mean_square, beta) * (1 - below)
 
 
 def repeat(tree: Tree, m: int) -> Tree:
