@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, combine
+from guidejax._arrays import Array, Tree, batch_size, combine, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
@@ -24,6 +24,7 @@ from guidejax.objectives.base import (
     check_numbers,
     check_start,
     cross,
+    flat,
     groups,
     own,
     rewards_of,
@@ -48,6 +49,8 @@ class Rollout:
     remat: Literal["none", "step"] = dataclasses.field(metadata={"static": True})
     reward: Callable[[Tree, Any], Array] | None
     reward_weight: Any
+    differentiate: int = dataclasses.field(metadata={"static": True})
+    reference: tuple[tuple[Array, Array], ...] | None
 
     def check(self, denoise: Denoiser) -> None:
         """Raise `ValueError` where the denoiser says nothing of x0 at the first time."""
@@ -71,25 +74,55 @@ class Rollout:
         denoise, networks = jax.lax.stop_gradient((denoise, dict(networks)))
         noise = normal_like(fold_in(keys, 0), batch.x0)
         noise = combine((denoise.process.sigma(jnp.asarray(self.times[0])),), noise)
-        conditions = {
-            name: (networks[name], cond) if name in networks else cond
-            for name, cond in batch.conditions.items()
-        }
-        x0 = sample(
-            fold_in(keys, 1), denoise, noise, cond=batch.cond, conditions=conditions,
-            guidance=guidance, solver=self.solver, times=np.asarray(self.times), remat=self.remat,
-        )  # fmt: skip
+        x0 = self._samples(fold_in(keys, 1), guidance, denoise, noise, batch, networks)
         # (samples compared, share of the loss): each condition alone, the batch as a whole.
         levels = ((self.particles, 1 - self.pooled), (size, self.pooled))
         loss = jnp.zeros(size)
-        for feature in self.features:
+        for index, feature in enumerate(self.features):
             ours, real = feature(x0), feature(batch.x0)
-            for count, share in levels:
-                if share:
-                    loss += share / len(self.features) * self._distance(ours, real, count)
+            for level, (count, share) in enumerate(levels):
+                if not share:
+                    continue
+                if level and self.reference is not None:
+                    found = self._far(ours, *self.reference[index])
+                else:
+                    found = self._distance(ours, real, count)
+                loss += share / len(self.features) * found
         if self.reward is not None:
             loss = loss - self.reward_weight * rewards_of(self.reward, x0, batch.cond)
         return loss
+
+    def _samples(self, keys, guidance, denoise, noise, batch, networks):
+        """Guided samples (batch, ...), those that are differentiated first in their group."""
+
+        def draw(guidance, part):
+            keys, noise, cond, conditions = part
+            conditions = {
+                name: (networks[name], value) if name in networks else value
+                for name, value in conditions.items()
+            }
+            return sample(
+                keys, denoise, noise, cond=cond, conditions=conditions, guidance=guidance,
+                solver=self.solver, times=np.asarray(self.times), remat=self.remat,
+            )  # fmt: skip
+
+        m, d = self.particles, self.differentiate
+        everything = keys, noise, batch.cond, batch.conditions
+        if d == m:
+            return draw(guidance, everything)
+        some = tree_map(lambda a: _rows(_grouped(a, m)[:, :d]), everything)
+        rest = tree_map(lambda a: _rows(_grouped(a, m)[:, d:]), everything)
+        # Particles of a group are alike: the slope of a few stands for that of all.
+        some = tree_map(lambda a: _steeper(a, m / d), draw(guidance, some))
+        rest = jax.lax.stop_gradient(draw(jax.lax.stop_gradient(guidance), rest))
+        sides = lambda a, b: (_grouped(a, d), _grouped(b, m - d))  # noqa: E731
+        return tree_map(lambda a, b: _rows(jnp.concatenate(sides(a, b), axis=1)), some, rest)
+
+    def _far(self, ours: Array, real: Array, spread: Array) -> Array:
+        """Each sample's share of the distance of all from the reference: (batch,)."""
+        ours = groups(ours, ours.shape[0])
+        self_terms = own(ours, self.beta) + spread
+        return (cross(ours, real[None], self.beta) - self.lam / 2 * self_terms).reshape(-1)
 
     def _distance(self, ours: Array, real: Array, size: int) -> Array:
         """Each sample's share of the energy distance within every `size` samples: (batch,)."""
@@ -97,6 +130,22 @@ class Rollout:
         # The real samples' own term doesn't depend on ω: with it the loss is a distance.
         self_terms = own(ours, self.beta) + jnp.mean(own(real, self.beta), axis=-1, keepdims=True)
         return (cross(ours, real, self.beta) - self.lam / 2 * self_terms).reshape(-1)
+
+
+def _grouped(a: Array, size: int) -> Array:
+    """(batch, ...) as (groups, size, ...)."""
+    return a.reshape(-1, size, *a.shape[1:])
+
+
+def _rows(a: Array) -> Array:
+    """(groups, size, ...) as (batch, ...)."""
+    return a.reshape(-1, *a.shape[2:])
+
+
+def _steeper(a: Array, factor: float) -> Array:
+    """`a`, whose slope counts `factor` times."""
+    still = jax.lax.stop_gradient(a)
+    return still + factor * (a - still)
 
 
 def rollout(
@@ -112,6 +161,8 @@ def rollout(
     remat: Literal["none", "step"] = "step",
     reward: Callable[[Tree, Any], Array] | None = None,
     reward_weight: float = 0.0,
+    differentiate: int | None = None,
+    reference: Tree = None,
 ) -> Rollout:
     """Rollout consistency: whole guided samples should look like real ones of their condition.
 
@@ -139,6 +190,11 @@ def rollout(
         remat: "step" recomputes activations in the backward pass; "none" keeps them.
         reward: `reward(x0, cond) -> (batch,)` of the final samples, differentiable in x0.
         reward_weight: γ_R ≥ 0.
+        differentiate: Samples of each group that the gradient runs back through, by default all
+            `particles`. The others are sampled only, and the slope of the few counts for all: the
+            same gradient in expectation, as a group's samples are alike, for a part of its price.
+        reference: True samples (n, ...), n ≥ 2, that the pooled term compares with in place of the
+            batch's, which are so much fewer; more of them cost no evaluation. None: the batch's.
 
     Raises:
         ValueError: If a number is out of its range; at the first call, if the batch is no multiple
@@ -161,6 +217,16 @@ def rollout(
     falls = grid.ndim == 1 and grid.size > 1 and bool(np.all(np.diff(grid) < 0))
     if not (falls and grid[0] <= 1 and grid[-1] >= 0):
         raise ValueError(f"rollout expects times that fall within [0, 1], got {times}.")
+    differentiate = particles if differentiate is None else differentiate
+    if not 1 <= differentiate <= particles:
+        raise ValueError(
+            f"rollout expects differentiate from 1 to particles = {particles}, got {differentiate}."
+        )
+    if reference is not None and batch_size(reference) < 2:
+        raise ValueError("rollout expects at least 2 samples of reference.")
+    known = None
+    if reference is not None:
+        known = tuple(_known(flat(feature(reference)), float(beta)) for feature in features)
     return Rollout(
         tuple(as_pytree(feature) for feature in features),
         particles,
@@ -172,4 +238,11 @@ def rollout(
         remat,
         as_pytree(reward),
         reward_weight,
+        differentiate,
+        known,
     )
+
+
+def _known(values: Array, beta: float) -> tuple[Array, Array]:
+    """Features of the reference, and the mean power of their distances."""
+    return values, jnp.mean(own(values, beta))
