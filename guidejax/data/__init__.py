@@ -21,6 +21,8 @@ except ImportError as error:
     ) from error
 
 from guidejax.data.digits import Digits as Digits
+from guidejax.data.evaluations import load_evaluations as load_evaluations
+from guidejax.data.evaluations import write_evaluations as write_evaluations
 from guidejax.data.pipeline import Batches as Batches
 from guidejax.data.pipeline import grouped as grouped
 from guidejax.data.pipeline import load as load

@@ -2,6 +2,7 @@
 
 from guidejax.learning.checkpoints import load as load
 from guidejax.learning.checkpoints import load_omega as load_omega
+from guidejax.learning.evaluations import evaluate as evaluate
 from guidejax.learning.training import TrainState as TrainState
 from guidejax.learning.training import fit as fit
 from guidejax.learning.training import fit_omega as fit_omega

@@ -25,6 +25,7 @@ from guidejax._guidance import guidance as make_guidance
 from guidejax._inputs import as_branch, every_weight
 from guidejax._random import as_keys
 from guidejax.learning.checkpoints import Checkpoints, describe
+from guidejax.learning.evaluations import as_denoiser, as_evaluations
 from guidejax.objectives.base import Batch, as_pytree
 from guidejax.rules.linear import cfg
 
@@ -293,7 +294,8 @@ def fit(
         key: The run's key.
         guide: φ → `Guidance`. Define it once: another function compiles anew.
         phi: What to start from: a pytree of floating point arrays.
-        denoise: The denoiser; its parameters get no gradient.
+        denoise: The denoiser; its parameters get no gradient. The process alone, where the batches
+            come with their evaluations (`guidejax.learning.evaluate`).
         batches: An iterable of batches: mappings with "x0" and "cond" (and a condition under the
             name of any other branch, "uncond" among them, where the data carry their own), or
             pairs (x0, cond). If its iterator has `get_state` and `set_state`, as grain's have, it
@@ -349,6 +351,7 @@ def fit(
     ):
         if value < 1:
             raise ValueError(f"fit expects {name} ≥ 1, got {value}.")
+    denoise = as_denoiser(denoise)
     check_denoiser(denoise)
     made_here = getattr(objective, "__module__", None) or ""
     if inspect.isfunction(objective) and made_here.startswith("guidejax.objectives"):
@@ -547,10 +550,10 @@ class _Conditions:
                     f"{where}: x0 is {leaf.dtype}; expected floats, scaled as the denoiser knows "
                     "them."
                 )
-        others = {}
+        others, kept = {}, as_evaluations(carried.get("evaluations"), size, where)
         for name in self.names:
             value = carried.get(name, self.given.get(name))
-            if value is None and name not in self.networks:
+            if value is None and name not in self.networks and kept is None:
                 how = "uncond=..." if name == "uncond" else f"conditions={{{name!r}: ...}}"
                 raise ValueError(f"{where} has no {name!r}; give fit({how}).")
             others[name] = cond if value is None else _like(value, cond, name, where)
@@ -564,7 +567,7 @@ class _Conditions:
             check_finite(f"{name} of {where}", tree)
         for check in checks:
             check(cond, where)
-        return Batch(x0, cond, others)
+        return Batch(x0, cond, others, kept)
 
 
 def _like(value: Any, cond: Any, name: str, where: str) -> Any:
