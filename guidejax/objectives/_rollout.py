@@ -75,6 +75,11 @@ class Rollout:
         noise = normal_like(fold_in(keys, 0), batch.x0)
         noise = combine((denoise.process.sigma(jnp.asarray(self.times[0])),), noise)
         x0 = self._samples(fold_in(keys, 1), guidance, denoise, noise, batch, networks)
+        return self.compare(x0, batch)
+
+    def compare(self, x0: Tree, batch: Batch) -> Array:
+        """Losses (batch,) of guided samples x0 beside the batch's true ones."""
+        size = batch_size(x0)
         # (samples compared, share of the loss): each condition alone, the batch as a whole.
         levels = ((self.particles, 1 - self.pooled), (size, self.pooled))
         loss = jnp.zeros(size)

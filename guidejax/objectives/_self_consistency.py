@@ -161,7 +161,8 @@ class SelfConsistency:
         apart = expected_power(
             square_norm(flat(away)), c**2 + process.sigma(s) ** 2, dim, self.beta
         )
-        between = pairwise_distance_power(*[groups(mean, self.particles)] * 2, 2.0)
+        particles = groups(mean, self.particles)
+        between = pairwise_distance_power(particles, particles, 2.0)
         spread = (2 * c**2).reshape(-1, self.particles, 1)
         self_terms = mean_of_others(
             expected_power(between, spread, dim, self.beta), self.antithetic

@@ -1,0 +1,492 @@
+"""What learning ω costs in evaluations of the network: the paper's estimator, and cheaper ones.
+
+    python -m experiments.benchmarks.learning                   # on this machine, see --preset
+    python -m experiments.benchmarks.learning --publish         # and write docs/learning.md
+
+Held-out self-consistency loss on mixtures and on the digits, and the Fréchet distance of samples
+on the digits, against evaluations. The learning rate of every estimator is searched on seeds of its
+own, in a grid that widens until its optimum lies inside; then five fresh seeds are run once. Each
+run (world, seed, estimator, rate) is a file, and a benchmark that was stopped goes on from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import sys
+import time
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+
+import guidejax as gj
+from experiments.benchmarks.worlds import PLAN, Digits, Mixtures, stacked
+from experiments.digits import arena as arenas
+from experiments.statistics.intervals import mean_interval, paired_ratio_interval
+from guidejax import learning, objectives
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+TUNED_ON, REPORTED_ON = (3000, 3001), (60, 61, 62, 63, 64)
+OMEGA = gj.weights.Range(0.5, lo=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Learn ω by the paper's estimator and by cheaper ones, and count evaluations."""
+
+    preset: Literal["quick", "full"] = "quick"
+    """quick: an hour on a CPU core. full: as long as in the digits experiment; for a GPU."""
+    worlds: tuple[str, ...] = ("mixtures", "digits", "rollout")
+    """Which parts to run."""
+    together: int = 1
+    """Runs in one program: 6 on a GPU, which has room for them."""
+    out: pathlib.Path = pathlib.Path("runs/benchmarks/learning")
+    """Where the runs, results.json and figure.png go."""
+    publish: bool = False
+    """Write docs/learning.md and its files too."""
+    docs: pathlib.Path = pathlib.Path("docs")
+    """Where that is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """How the loss is estimated, and how often.
+
+    Attributes:
+        label: What the page calls it.
+        updates: Updates of φ.
+        batch: Examples an update; 0 for a rollout, whose batch is a group of each class.
+        kept: Examples evaluated once, before the first update; 0 where each update evaluates its
+            own.
+        particles: Particles of an example, or samples of a class.
+        options: Other options of the objective.
+        gradient: What a rollout's gradient knows of the network: "network"; "linear", the slope of
+            the best linear denoiser; "none".
+        last: Steps at the end of a rollout that are differentiated; 0 is all.
+    """
+
+    label: str
+    updates: int
+    batch: int = 0
+    kept: int = 0
+    particles: int = 4
+    options: tuple[tuple[str, Any], ...] = ()
+    gradient: Literal["network", "linear", "none"] = "network"
+    last: int = 0
+
+    def evaluations(self, updates: Any) -> Any:
+        """Evaluations of one sample by `updates`: a condition each, a backward pass counts two."""
+        if self.kept:
+            return 2 * self.kept * self.particles + 0 * updates
+        if self.batch:
+            return 2 * self.batch * self.particles * updates
+        options = dict(self.options)
+        steps = options.get("steps", PLAN.sampling_steps)
+        share = options.get("differentiate", self.particles) / self.particles
+        share *= (self.last or steps) / steps
+        backward = 2 * share if self.gradient == "network" else 0
+        samples = 10 * self.particles
+        return updates * round(2 * steps * samples * (1 + backward))
+
+
+OURS = (("ends", 4), ("noise", "expected"))
+
+
+def consistency(updates: int) -> dict[str, Estimator]:
+    """The estimators of self-consistency; the paper's makes `updates` of them."""
+    tenth = updates * 2048 // 10
+    return {
+        "paper": Estimator("the paper's: 256 examples, 4 particles", updates, 256),
+        "small": Estimator("the paper's, 32 examples", tenth // 256, 32),
+        "online": Estimator("4 ends, noise expected, 2 particles, 64 examples", tenth // 256, 64,
+                            particles=2, options=OURS),
+        "kept": Estimator("that, a tenth kept and learned from throughout", updates, 256,
+                          kept=_whole(tenth / 4), particles=2, options=OURS),
+        "kept/2": Estimator("that, a twentieth kept", updates, 256,
+                            kept=_whole(tenth / 8), particles=2, options=OURS),
+        "kept/4": Estimator("that, a fortieth kept", updates, 256,
+                            kept=_whole(tenth / 16), particles=2, options=OURS),
+        "long": Estimator("as many as the paper's, kept", 2 * updates, 256,
+                          kept=_whole(10 * tenth / 4), particles=2, options=OURS),
+    }  # fmt: skip
+
+
+def rollouts(updates: int, group: int) -> dict[str, Estimator]:
+    """The estimators of the rollout; its own makes `updates` of groups of `group`."""
+    few = max(group // 6, 1)
+    third = lambda label, **options: _of_cost(  # noqa: E731
+        Estimator(label, 1, particles=group, **options), updates * 2 * 16 * 10 * group
+    )
+    return {
+        "rollout": Estimator("the rollout", updates, particles=group),
+        "fewer": third("the rollout, a third of the updates"),
+        "some": third("a sixth of the samples differentiated",
+                      options=(("differentiate", few),)),
+        "some, reference": third(
+            "a sixth differentiated, all images as reference",
+            options=(("differentiate", few), ("reference", True)),
+        ),
+        "last": third("the last half of the steps differentiated", last=8),
+        "linear": third("the slope of the best linear denoiser", gradient="linear"),
+        "none": third("no slope of the network", gradient="none"),
+    }  # fmt: skip
+
+
+def _whole(examples: float) -> int:
+    """A number of examples in chunks of 256."""
+    return max(round(examples / 256), 1) * 256
+
+
+def _of_cost(estimator: Estimator, evaluations: float) -> Estimator:
+    """The estimator with as many updates as its evaluations allow."""
+    updates = int(evaluations / estimator.evaluations(1))
+    return dataclasses.replace(estimator, updates=updates)
+
+
+PRESETS = {
+    "quick": {"consistency": 600, "rollout": 240, "group": 12, "samples": 1000},
+    "full": {"consistency": 4000, "rollout": 1000, "group": 24, "samples": 2000},
+}
+
+
+# Learning
+
+
+def network(kind: Any) -> gj.OmegaNet:
+    """What learns ω."""
+    return gj.OmegaNet(num_classes=kind.classes, outputs={"omega": OMEGA})
+
+
+@functools.cache
+def guide(kind: Any) -> Any:
+    """φ → a guidance."""
+    net = network(kind)
+    return lambda phi: gj.guidance(gj.cfg, omega=net.weight(phi))
+
+
+def objective(estimator: Estimator, world: Any) -> Any:
+    """The loss, as it is estimated."""
+    options = dict(estimator.options)
+    if estimator.batch:
+        return gj.self_consistency(1.75, estimator.particles, **options)
+    steps = options.pop("steps", PLAN.sampling_steps)
+    if options.pop("reference", False):
+        options["reference"] = world["x0"]
+    made = gj.rollout(
+        world["features"], estimator.particles, steps, pooled=0.97, beta=2.0, remat="none",
+        **options,
+    )  # fmt: skip
+    return _LastSteps(made, estimator.last) if estimator.last else made
+
+
+def _of_classes(kind: Any, x0: jax.Array, cond: jax.Array) -> objectives.Batch:
+    return objectives.Batch(x0, cond, {"uncond": jnp.full(cond.shape, kind.classes)})
+
+
+def marks(updates: int) -> np.ndarray:
+    """After which updates φ is looked at."""
+    return np.unique(np.round(np.geomspace(max(updates / 64, 1), updates, 7)).astype(int))
+
+
+@functools.cache
+def program(kind: Any, estimator: Estimator) -> Any:
+    """(worlds, keys, rates) -> φ at the `marks`, (runs, marks, ...); compiled once."""
+    decay = optax.cosine_decay_schedule(1.0, estimator.updates)
+    ends = jnp.asarray(marks(estimator.updates))
+
+    def one(world, key, rate):
+        begin, run, pool_key = jax.random.split(key, 3)
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adam(lambda count: rate * decay(count))
+        )
+        loss, denoise = objective(estimator, world), sloped(kind, world, estimator.gradient)
+        state = learning.init_state(run, network(kind).init(begin), optimizer)
+        pool = None
+        if estimator.kept:
+
+            def fill(key):
+                which, how = jax.random.split(key)
+                batch = _of_classes(kind, *kind.draw(world, which, 256))
+                keys = jax.random.split(how, 256)
+                found = loss.evaluate(keys, ("cond", "uncond"), denoise, batch)
+                return batch._replace(evaluations=found)
+
+            pool = jax.lax.map(fill, jax.random.split(pool_key, estimator.kept // 256))
+            pool = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), pool)
+
+        def update(count, state):
+            which, how = jax.random.split(jax.random.fold_in(run, count))
+            if estimator.kept:
+                rows = jax.random.randint(which, (estimator.batch,), 0, estimator.kept)
+                batch = jax.tree.map(lambda a: a[rows], pool)
+            elif estimator.batch:
+                batch = _of_classes(kind, *kind.draw(world, which, estimator.batch))
+            else:
+                batch = _of_classes(kind, *kind.groups(world, which, estimator.particles))
+            keys = jax.random.split(how, batch.cond.shape[0])
+            state, _ = learning.train_step(
+                state, denoise, batch, keys, guide=guide(kind), objective=loss,
+                optimizer=optimizer,
+            )  # fmt: skip
+            return state
+
+        def until(state, part):
+            state = jax.lax.fori_loop(part[0], part[1], update, state)
+            return state, state.phi
+
+        return jax.lax.scan(until, state, (jnp.concatenate([jnp.zeros(1, int), ends[:-1]]), ends))[
+            1
+        ]
+
+    return jax.jit(jax.vmap(one))
+
+
+# The rollout's gradient with less of the network in it: tried, and measured beside the others.
+
+
+def sloped(kind: Any, world: Any, slope: str) -> gj.Denoiser:
+    """The world's denoiser, with another slope in x for the gradient."""
+    denoise = kind.denoiser(world)
+    if slope == "network":
+        return denoise
+    images = world["x0"].reshape(world["x0"].shape[0], -1)
+    variances, axes = jnp.linalg.eigh(jnp.cov(images.T))
+
+    def x0(params: Any, x: jax.Array, t: jax.Array, cond: jax.Array) -> jax.Array:
+        inner, variances, axes = params
+        still = jax.lax.stop_gradient(x)
+        found = jax.lax.stop_gradient(inner(still, t, cond))
+        if slope == "none":
+            return found
+        alpha, sigma = (f(t)[:, None] for f in (inner.process.alpha, inner.process.sigma))
+        gain = alpha * variances / (alpha**2 * variances + sigma**2)
+        moved = ((x - still).reshape(x.shape[0], -1) @ axes * gain) @ axes.T
+        return found + moved.reshape(x.shape)
+
+    return gj.denoiser(x0, denoise.process, params=(denoise, jnp.maximum(variances, 0), axes))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _LastSteps:
+    """A rollout whose gradient goes back through its last steps alone."""
+
+    whole: Any
+    last: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, keys, guidance, denoise, batch, networks):
+        cut = len(self.whole.times) - 1 - self.last
+        first, rest = self.whole.times[: cut + 1], self.whole.times[cut:]
+        noise = jax.vmap(lambda key: jax.random.normal(key, batch.x0.shape[1:]))(keys)
+        still = jax.lax.stop_gradient(guidance)
+        ways = {"cond": batch.cond, "uncond": batch.conditions["uncond"]}
+        half = gj.sample(keys[0], denoise, noise, guidance=still, times=np.asarray(first), **ways)
+        half = jax.lax.stop_gradient(half)
+        x0 = gj.sample(keys[0], denoise, half, guidance=guidance, times=np.asarray(rest), **ways)
+        return self.whole.compare(x0, batch)
+
+
+# Measuring
+
+
+@functools.cache
+def held_out(kind: Any) -> Any:
+    """(worlds, keys, φ at marks) -> mean losses of examples that nothing is learned from."""
+    loss = gj.self_consistency(1.75, 2, ends=4, noise="expected")
+
+    def one(world, key, phis):
+        which, how = jax.random.split(key)
+        batch = _of_classes(kind, *kind.kept_back(world, which))
+        keys = jax.random.split(how, batch.cond.shape[0])
+        denoise = kind.denoiser(world)
+
+        def part(chunk):
+            batch, keys = chunk
+            found = loss.evaluate(keys, ("cond", "uncond"), denoise, batch)
+            batch = batch._replace(evaluations=found)
+            at = lambda phi: jnp.mean(loss(keys, guide(kind)(phi), denoise, batch))  # noqa: E731
+            return jax.lax.map(at, phis)
+
+        chunks = jax.tree.map(lambda a: a.reshape(-1, 500, *a.shape[1:]), (batch, keys))
+        return jnp.mean(jax.lax.map(part, chunks), axis=0)
+
+    return jax.jit(jax.vmap(one))
+
+
+class Runs:
+    """The runs in one directory: those that are there are read, the others made."""
+
+    def __init__(self, config: Config):
+        self.config, self.sizes = config, PRESETS[config.preset]
+        self.mixtures = Mixtures()
+        self.digits = Digits(config.out / "digits.npz")
+        self._worlds: dict[Any, Any] = {}
+        self._arenas: dict[Any, Any] = {}
+
+    def world(self, kind: Any, seed: int, split: str) -> Any:
+        """A world, made once."""
+        if (kind.name, seed) not in self._worlds:
+            self._worlds[kind.name, seed] = kind.world(seed, split)
+        return self._worlds[kind.name, seed]
+
+    def get(
+        self, part: str, name: str, estimator: Estimator, pairs: list[tuple[int, float]]
+    ) -> list[dict[str, Any]]:
+        """The runs of these (seed, rate)."""
+        folder = self.config.out / "runs" / self.config.preset / part
+        folder.mkdir(parents=True, exist_ok=True)
+        about = json.loads(json.dumps(dataclasses.asdict(estimator)))
+        plain = name.replace("/", "-over-").replace(", ", "-")
+        paths = {pair: folder / f"{plain}-{pair[1]:.2e}-{pair[0]}.json" for pair in pairs}
+        found = {}
+        for pair, path in paths.items():
+            if path.exists():
+                found[pair] = json.loads(path.read_text())
+                if found[pair]["estimator"] != about:
+                    raise SystemExit(f"{path} is a run of other settings; give another --out.")
+        missing = [pair for pair in pairs if pair not in found]
+        size = self.config.together
+        for start in range(0, len(missing), size):
+            group = missing[start : start + size]
+            # Always as many runs: one program for all.
+            results = self._run(part, estimator, [*group, *[group[-1]] * (size - len(group))])
+            for pair, result in zip(group, results, strict=False):
+                found[pair] = {"estimator": about, "seed": pair[0], "rate": pair[1], **result}
+                partial = paths[pair].with_suffix(".partial")
+                partial.write_text(json.dumps(found[pair]))
+                partial.rename(paths[pair])
+                print(part, name, f"seed {pair[0]}, rate {pair[1]:.1e}:", result, flush=True)
+        return [found[pair] for pair in pairs]
+
+    def _run(
+        self, part: str, estimator: Estimator, pairs: list[tuple[int, float]]
+    ) -> list[dict[str, Any]]:
+        seeds = [seed for seed, _ in pairs]
+        kind: Any = self.mixtures if part == "mixtures" else self.digits
+        split = "test" if seeds[0] in REPORTED_ON else "validation"
+        worlds = [self.world(kind, seed, split) for seed in seeds]
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        begun = time.perf_counter()
+        phis = program(kind, estimator)(
+            stacked(worlds), jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys),
+            jnp.asarray([rate for _, rate in pairs]),
+        )  # fmt: skip
+        jax.block_until_ready(phis)
+        seconds = time.perf_counter() - begun
+        results: list[dict[str, Any]] = [
+            {
+                "evaluations": [int(estimator.evaluations(n)) for n in marks(estimator.updates)],
+                "seconds": round(seconds / len(seeds), 1),
+            }
+            for _ in seeds
+        ]
+        if estimator.batch:
+            held = held_out(kind)(
+                stacked(worlds), jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys), phis
+            )
+            for result, row in zip(results, np.asarray(held), strict=True):
+                result["held"] = [round(float(v), 8) for v in row]
+        if kind is self.digits:
+            for i, (seed, result) in enumerate(zip(seeds, results, strict=True)):
+                last = len(result["evaluations"])
+                at = range(last - 1 if estimator.batch else max(last - 4, 0), last)
+                result["frechet"] = {
+                    str(result["evaluations"][mark]): self._frechet(
+                        seed, split, worlds[i], jax.tree.map(lambda a, i=i, m=mark: a[i, m], phis)
+                    )
+                    for mark in at
+                }
+        return results
+
+    def _frechet(self, seed: int, split: str, world: Any, phi: Any) -> float:
+        if seed not in self._arenas:
+            self._arenas[seed] = self.digits.arena(world, split)
+        x0 = arenas.generate(
+            jax.random.fold_in(jax.random.key(seed), 3), self.digits.denoiser(world),
+            guide(self.digits)(phi), self.sizes["samples"], PLAN.sampling_steps,
+        )  # fmt: skip
+        return round(self._arenas[seed].score(x0), 6)
+
+    def tuned(self, part: str, name: str, estimator: Estimator) -> float:
+        """The learning rate that ends best on the seeds for tuning, inside of its grid."""
+        powers = [-1, 0, 1]
+        while True:
+            pairs = [(seed, rate_at(power)) for power in powers for seed in TUNED_ON]
+            ends = [np.log(end(run)) for run in self.get(part, name, estimator, pairs)]
+            scores = np.reshape(ends, (len(powers), -1)).mean(axis=1)
+            best = int(np.argmin(scores))
+            if 0 < best < len(powers) - 1:
+                return rate_at(powers[best])
+            if len(powers) > 7:
+                raise SystemExit(f"{part}, {name}: no learning rate inside of {powers} is best.")
+            powers = [powers[0] - 1, *powers] if best == 0 else [*powers, powers[-1] + 1]
+
+
+def rate_at(power: int) -> float:
+    """A learning rate of the grid."""
+    return float(f"{0.01 * 10 ** (power / 2):.2e}")
+
+
+def end(run: dict[str, Any]) -> float:
+    """What a run ends with: the held-out loss, or the Fréchet distance of a rollout."""
+    return run["held"][-1] if "held" in run else list(run["frechet"].values())[-1]
+
+
+# What estimators are tuned themselves; the others take the rate of the one that they vary.
+RATE_OF = {
+    "kept/2": "kept", "kept/4": "kept", "long": "kept", "fewer": "rollout", "last": "some",
+    "some, reference": "some", "linear": "some", "none": "some",
+}  # fmt: skip
+
+
+def measure(runs: Runs, part: str) -> dict[str, Any]:
+    """The rates found, and the runs of the report with them."""
+    sizes = runs.sizes
+    estimators = (
+        rollouts(sizes["rollout"], sizes["group"])
+        if part == "rollout"
+        else consistency(sizes["consistency"])
+    )
+    rates: dict[str, float] = {}
+    for name, estimator in estimators.items():
+        if name not in RATE_OF:
+            rates[name] = runs.tuned(part, name, estimator)
+    return {
+        name: {
+            "estimator": dataclasses.asdict(estimator),
+            "rate": rates[RATE_OF.get(name, name)],
+            "runs": runs.get(
+                part,
+                name,
+                estimator,
+                [(seed, rates[RATE_OF.get(name, name)]) for seed in REPORTED_ON],
+            ),
+        }
+        for name, estimator in estimators.items()
+    }
+
+
+def main(config: Config) -> None:
+    """Tune, run the report, draw, and write the page."""
+    runs = Runs(config)
+    path = config.out / f"results-{config.preset}.json"
+    results = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    results |= {"preset": config.preset, "device": jax.devices()[0].device_kind}
+    for part in config.worlds:
+        results["parts"][part] = measure(runs, part)
+        path.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Config, description=__doc__))
