@@ -35,7 +35,8 @@ def stacked(worlds: list[Any]) -> Any:
 class Mixtures:
     """Three classes of two Gaussians in the plane, and a model that knows them too wide.
 
-    The denoiser is exact for components whose standard deviation is 0.25 more than it is.
+    It is exact for components whose standard deviations are `BLUR` more than they are, and for
+    classes of which a share `LEAK` is of the others: what an under-trained network is like.
     """
 
     name: str = "mixtures"
