@@ -92,7 +92,8 @@ def test_refused(tmp_path, written):
     other = batch() | {"x0": np.zeros((6, 2), np.float32)}
     for batches, what in (
         ([], "no example"), ([batch(), nan], "NaN"), ([short], "leading sizes"),
-        ([batch(), other], "expected the same"), ([batch() | {"cond": np.array(["a"] * 6)}], "cond"),
+        ([batch(), other], "expected the same"),
+        ([batch() | {"cond": np.array(["a"] * 6)}], "cond"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=what):
             data.write_evaluations(tmp_path / "other", batches)
