@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, accumulator, dot, expand, restore, upcast
+from guidejax._arrays import Array, accumulator, dot, expand, restore, tree_map, upcast
 from guidejax.processes import Process
 from guidejax.rules.base import buffer, per_sample, rule
 
@@ -114,6 +114,8 @@ def feedback(
     weight = omega + jnp.minimum(rest / jnp.maximum(jnp.exp(log_ratio) - rest, 1e-6), room)
     guided = c + expand(weight, c) * (c - u)
     after = Feedback(log_ratio, jnp.ones_like(state.started), snr, pull, c, u)
+    # A scan carries it: times and ω of another precision don't change its own.
+    after = tree_map(lambda new, old: new.astype(old.dtype), after, state)
     return restore(guided, cond), after
 
 
