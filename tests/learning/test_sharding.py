@@ -133,7 +133,7 @@ def test_the_gradients_all_reduce_is_the_only_collective(mesh, name):
     """And it is as large as φ, and the loss, whatever the batch."""
     sizes = {}
     for n in (N, 4 * N) if name == "energy" else (N,):
-        run = training.Program(guide, SGD, mesh, jax.random.key_impl(KEY)).many_steps()
+        run = training.Program(guide, SGD, jax.random.key_impl(KEY), mesh, ("data",)).many_steps()
         whole = NamedSharding(mesh, P())
         args = (begin(SGD), OBJECTIVES[name], (EXACT, {}))
         batch = jax.tree.map(lambda a: np.asarray(a)[None], examples(n))
