@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Tree, tree_map
+from guidejax.objectives.base import as_pytree
 
 Identity = dict[str, Any]
 # Programs are compared where the same versions of these traced both.
@@ -207,7 +208,7 @@ def of_run(
         key: The run's key, as data.
     """
     shaped = tree_map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), phi)
-    made = guide(phi)
+    made, arrays = guide(phi), as_pytree(objective)
     found = {
         "weight": {**describe(guide), "φ": shapes(phi)},
         "guidance": {
@@ -218,7 +219,7 @@ def of_run(
         "objective": {
             **describe(objective),
             "name": getattr(objective, "__qualname__", None),
-            "arrays": values(objective) if jax.tree.leaves(objective) else None,
+            "arrays": values(arrays) if jax.tree.leaves(arrays) else None,
         },
         "optimizer": program(
             lambda phi: optimizer.update(phi, optimizer.init(phi), phi), shaped
