@@ -181,7 +181,8 @@ def fit(
             next one runs by then.
 
     Returns:
-        φ after the last update; the best, where there is `held_out` or `score`.
+        φ after the last update; the best, where there is `held_out` or `score`. Of several
+        processes each gets it as NumPy arrays.
 
     Raises:
         ValueError: If a batch holds a NaN, a label out of range or shapes that don't fit, the
@@ -312,9 +313,11 @@ class _Run:
             if following is None and running is None:
                 break
             running = following
-        keeper = self.keeper
-        best = keeper is not None and keeper.step > 0
-        return tree_map(jnp.asarray, keeper.phi) if best else self.state.phi  # type: ignore[union-attr]
+        best = None if self.keeper is None else self.keeper.phi
+        if self.hosts.count > 1:
+            # An array of all processes is no use to one alone.
+            return jax.device_get(self.state.phi) if best is None else best
+        return self.state.phi if best is None else tree_map(jnp.asarray, best)
 
     def _next_chunk(self) -> tuple[Any, Exception | None]:
         """The batches of the next dispatch, if any is left; the error that taking them met."""
