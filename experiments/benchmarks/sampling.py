@@ -123,26 +123,38 @@ def measure(
     workers: dict[str, Worker] = {}
     samples: dict[str, np.ndarray] = {}
     limit = 60 * config.patience
+
+    @contextlib.contextmanager
+    def or_missing(name: str) -> Iterator[None]:
+        """Where this contender can't do what is inside, it takes no further part."""
+        try:
+            yield
+        except (Missing, Failed) as reason:
+            results[name] = {"missing": str(reason)}
+            workers.pop(name).close()
+
     try:
-        for entry in contenders:
-            note(f"{row.name}: {entry.name}, first samples")
+        for entry in contenders:  # they import at the same time, and nothing is measured until then
             log = config.out / "logs" / f"{entry.name}.txt"
             worker = Worker(entry.environment.python, entry.module, log, entry.extra)
             workers[entry.name] = worker
-            try:
-                files = (folder / "problem.npz", folder / "samples.npy")
-                first = worker.first(row, size, *files, limit)
-                samples[entry.name] = np.load(files[1])
-                differs = _difference(samples[entry.name], next(iter(samples.values())))
-                results[entry.name] = {"first_s": first, "difference": differs}
+        for name, worker in list(workers.items()):
+            note(f"{row.name}: {name}, imports")
+            with or_missing(name):
+                worker.make(row, size, folder / "problem.npz", limit)
+        for name, worker in list(workers.items()):
+            note(f"{row.name}: {name}, first samples")
+            with or_missing(name):
+                file = folder / "samples.npy"
+                first = worker.first(file, limit)
+                samples[name] = np.load(file)
+                differs = _difference(samples[name], next(iter(samples.values())))
+                results[name] = {"first_s": first, "difference": differs}
                 if not differs <= TOLERANCE[size.dtype]:
                     raise Failed(f"its samples differ by {differs:.1g}")
-                note(f"{row.name}: {entry.name}, its program")
+                note(f"{row.name}: {name}, its program")
                 compilations = worker.ask("compilations", limit)
-                results[entry.name] |= {**worker.ask("cost", limit), "compilations": compilations}
-            except (Missing, Failed) as reason:
-                results[entry.name] = {"missing": str(reason)}
-                workers.pop(entry.name).close()
+                results[name] |= {**worker.ask("cost", limit), "compilations": compilations}
         revisions = [e.name for e in contenders if e.module == envs.OURS and e.name in workers]
         for turn in range(config.firsts if config.against is not None else 0):
             note(f"{row.name}: compilation {turn + 1} of {config.firsts}")
@@ -159,10 +171,10 @@ def measure(
                     times[name].append(seconds)
         for name, pairs in times.items():
             results[name] |= {"floor_s": [a for a, _ in pairs], "run_s": [b for _, b in pairs]}
+        return {entry.name: results[entry.name] for entry in contenders}
     finally:
         for worker in workers.values():
             worker.close()
-    return results
 
 
 def _difference(samples: np.ndarray, reference: np.ndarray) -> float:

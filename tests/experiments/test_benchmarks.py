@@ -275,11 +275,11 @@ def test_a_worker_that_fails_says_so(tmp_path):
     worker = Worker(sys.executable, "tests.experiments.fake_peer", tmp_path / "log.txt")
     with pytest.raises(Failed, match="AttributeError"):
         worker.ask("no_such_thing", 60)
-    files = (path, tmp_path / "samples.npy")
     with pytest.raises(Missing, match="no such solver"):
-        worker.first(Row("heun", "heun", stages=2), SIZES["tiny"], *files, limit_s=60)
+        worker.make(Row("heun", "heun", stages=2), SIZES["tiny"], path, limit_s=60)
+    worker.make(Row("cfg", "ddim"), SIZES["tiny"], path, limit_s=60)
     with pytest.raises(Failed, match="no answer in 0 s"):
-        worker.first(Row("cfg", "ddim"), SIZES["tiny"], *files, limit_s=0.01)
+        worker.first(tmp_path / "samples.npy", limit_s=0.01)
     worker.close()
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
