@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -170,5 +171,6 @@ def stopped(number: int, where: str) -> BaseException:
     """What a run ends with that a signal ended."""
     if number == signal.SIGINT:
         return KeyboardInterrupt(where)
-    name = signal.Signals(number).name
-    return Preempted(f"{name}: {where}")
+    message = f"{signal.Signals(number).name}: {where}"
+    print(message, file=sys.stderr, flush=True)  # Python prints nothing of a SystemExit.
+    return Preempted(message)

@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -14,10 +13,8 @@ from jax.sharding import PartitionSpec as P
 import guidejax as gj
 from guidejax import learning, objectives
 from guidejax.learning import training
-from tests.learning.common import EXACT, KEY, NET, batches, begin, examples, fit, flat, guide
+from tests.learning.common import EXACT, KEY, NET, SGD, batches, begin, examples, fit, flat, guide
 
-# Not Adam, which hides a gradient that is too large by the number of devices.
-SGD = optax.sgd(0.1)
 OBJECTIVE = objectives.self_consistency(particles=2)
 N = 16
 BATCH = examples(N)

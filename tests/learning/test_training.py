@@ -1,11 +1,13 @@
 """fit_omega: what it resumes, what it refuses, and what it leaves behind."""
 
+import datetime
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import grain
 import jax
@@ -106,6 +108,49 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, straight):
     with pytest.raises(ValueError, match=r"of step 12; expected at most steps=6"):
         fit(batches(12), steps=6, checkpoint_dir=tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == straight[1]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_where_the_run_stands(tmp_path, straight, name, capfd):
+    """It ends with a status of its own, and goes on bit for bit; handlers are as they were."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def ask(step, metrics):
+        if step == 6:
+            os.kill(os.getpid(), signal.Signals[name])
+
+    ends = {"SIGTERM": learning.Preempted, "SIGINT": KeyboardInterrupt}[name]
+    with pytest.raises(ends, match="stopped at step 8 of 12, saved") as info:
+        fit(batches(12), checkpoint_dir=tmp_path, save_every=100, progress=ask)
+    if name == "SIGTERM":
+        assert info.value.code == learning.PREEMPTED == 75
+        assert "stopped at step 8" in capfd.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert steps_of(tmp_path) == ([*range(1, 9)], [8])
+    phi = fit(batches(12), checkpoint_dir=tmp_path, save_every=100)
+    np.testing.assert_array_equal(flat(phi), straight[0])
+
+
+def test_a_second_interrupt_is_heard_at_once(tmp_path):
+    def ask(step, metrics):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        raise AssertionError
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(batches(12), checkpoint_dir=tmp_path, progress=ask)
+
+
+def test_saved_by_the_clock(tmp_path, straight):
+    often, never = datetime.timedelta(microseconds=1), datetime.timedelta(days=1)
+    fit(batches(12), checkpoint_dir=tmp_path / "often", save_every=often, steps=8)
+    assert steps_of(tmp_path / "often")[1] == [6, 8]
+    phi = fit(batches(12), checkpoint_dir=tmp_path / "never", save_every=never)
+    assert steps_of(tmp_path / "never")[1] == [12]
+    np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
+    with pytest.raises(ValueError, match="positive"):
+        fit(batches(12), save_every=datetime.timedelta(0))
 
 
 def test_the_log_is_cut_where_it_is_torn(tmp_path, straight):
