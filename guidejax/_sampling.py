@@ -18,7 +18,7 @@ from guidejax._guidance import Guidance
 from guidejax._inputs import as_guidance, as_solver, check, check_values, find_branches
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
-from guidejax._random import as_keys, fold_in
+from guidejax._random import as_keys, drawn_once, fold_in
 from guidejax._scan import Evaluations, Remat, Segment, evaluations, for_any, places, scan, segments
 from guidejax.solvers._replay import Recorded, asked_times, finish, kinds, query, store
 from guidejax.solvers.base import Solver
@@ -221,8 +221,12 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *,
         (x0, _), state, stats = seen[0]
         return x, state, memory, answers, x0, stats
 
-    def replayed(needed, x, state, memory, answers, at):
+    def replayed(needed, x, *carried):
         """One of a step's several evaluations; with the last of them x moves."""
+        with drawn_once(carried[-1]["key"], x):
+            return replay(needed, x, *carried)
+
+    def replay(needed, x, state, memory, answers, at):
         here = (x, at["from"], at["to"], at["key"], memory)
         data = (x, at["from"], np.zeros(at["from"].shape, at["from"].dtype), at["key"], memory)
 

@@ -61,5 +61,5 @@ def wait(processes: list[subprocess.Popen[str]], grace: float = 60.0) -> int:
             for process in processes:
                 process.kill()
         time.sleep(0.1)
-    codes = [process.wait() for process in processes]
-    return next((code for code in codes if code > 0), next((1 for code in codes if code), 0))
+    ends = [process.wait() for process in processes]
+    return next((code for code in ends if code > 0), next((1 for code in ends if code), 0))
