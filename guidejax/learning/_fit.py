@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import inspect
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from guidejax._arrays import Array, batch_size, tree_map
 from guidejax._denoisers import Denoiser, check_denoiser
@@ -214,7 +215,7 @@ def fit(
     axes = _batch_axes(mesh, batch_axes, frozen)
     program = Program(
         guide, optimizer, jax.random.key_impl(as_keys(key)), mesh, axes,
-        mapped=not set(axes) & _axes_of(frozen, mesh),
+        mapped=not _gathered_if_mapped(frozen, mesh, axes),
     )  # fmt: skip
     run = _Run(
         program=program,
@@ -336,7 +337,8 @@ class _Run:
     def _launch(self, chunk: list[Batch], numbers: list[int]) -> _Dispatch:
         """Start the next steps; returns before the device is done."""
         batches = stack(chunk, self.program.mesh, self.program.axes)
-        self.state, metrics = many_steps(self.program)(self.state, *self.fixed, batches)
+        with _mesh_of(self.program):
+            self.state, metrics = many_steps(self.program)(self.state, *self.fixed, batches)
         first, self.done = self.done, self.done + len(chunk)
         scheduled = isinstance(self.save_every, int) and self.done % self.save_every == 0
         position = None if self.identity is None else self.feed.position()
@@ -609,6 +611,19 @@ def _axes_of(tree: Any, mesh: Mesh | None) -> set[str]:
     return found
 
 
+def _gathered_if_mapped(frozen: Any, mesh: Mesh | None, axes: tuple[str, ...]) -> bool:
+    """Whether mapping over the batch's axes would copy a network's shards to every device.
+
+    So it would where parameters are sharded over one of these axes, or over an explicit axis, which
+    `shard_map` takes in whole.
+    """
+    if mesh is None:
+        return False
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    used = _axes_of(frozen, mesh)
+    return any(name in axes or kinds[name] == AxisType.Explicit for name in used)
+
+
 def _batch_axes(mesh: Mesh | None, asked: Any, frozen: Any) -> tuple[str, ...]:
     if mesh is None:
         return ()
@@ -622,6 +637,13 @@ def _batch_axes(mesh: Mesh | None, asked: Any, frozen: Any) -> tuple[str, ...]:
             f"batch_axes names {', '.join(unknown)}; the mesh has {', '.join(mesh.axis_names)}."
         )
     return names
+
+
+def _mesh_of(program: Program) -> contextlib.AbstractContextManager[Any]:
+    """The mesh that a network's own shardings speak of, where nothing is mapped over."""
+    if program.mesh is None or program.mapped:
+        return contextlib.nullcontext()
+    return jax.set_mesh(program.mesh)
 
 
 def _placed(tree: Any, mesh: Mesh | None) -> Any:

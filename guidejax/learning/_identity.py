@@ -251,16 +251,17 @@ def of_data(
 ) -> Identity:
     """What is known once a batch is: the data, and the program of the loss."""
     size = jax.tree.leaves(batch)[0].shape[0]
-    phi, shaped = (
-        tree_map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree)
-        for tree in (phi, batch)
+    # By their shapes alone: arrays on a mesh with explicit axes trace to another program.
+    given = tree_map(
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)),
+        (phi, objective, denoise, networks, batch),
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
     loss = program(
         lambda phi, objective, denoise, networks, batch, keys: objective(
             keys, guide(phi), denoise, batch, networks
         ),
-        phi, objective, denoise, networks, shaped, keys,
+        *given, keys,
     )  # fmt: skip
     first = {"arrays": shapes(tuple(batch)), "values": fingerprint(tuple(batch))}
     return {"data": {"first batch": first}, "loss": loss}

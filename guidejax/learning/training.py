@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from guidejax._arrays import Array, tree_map
+from guidejax._arrays import Array, shard_like, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import as_keys
@@ -131,8 +131,7 @@ class Program:
         axes: The axes of the mesh that the batch is split over.
         mapped: Whether these axes are mapped over (`shard_map`), so that the gradient's mean is
             their one collective and a network needn't know of them; the other axes stay the
-            compiler's. Not where a network's parameters are sharded over one of them: then all is
-            the compiler's, which gathers what the network needs where it needs it.
+            compiler's. If not, all are.
     """
 
     guide: Callable[[Any], Guidance]
@@ -142,11 +141,12 @@ class Program:
     axes: tuple[str, ...] = ()
     mapped: bool = True
 
-    def example_keys(self, state: TrainState, first: Array | int, count: int) -> Array:
-        """One key an example: of its place in the global batch, whoever holds it."""
+    def example_keys(self, state: TrainState, first: Array | int, like: Array) -> Array:
+        """One key an example of `like`: of its place in the global batch, whoever holds it."""
         key = jax.random.wrap_key_data(state.key, impl=self.key_impl)
         key = jax.random.fold_in(key, state.step)
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+        places = shard_like(first + jnp.arange(like.shape[0]), like)
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
 
     def many_steps(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """jit of a scan over a leading axis of batches, data-parallel over the mesh if given."""
@@ -158,8 +158,9 @@ class Program:
             first = 0 if axes is None else jax.lax.axis_index(axes) * size
 
             def one(state, batch):
+                keys = self.example_keys(state, first, jax.tree.leaves(batch.x0)[0])
                 return train_step(
-                    state, denoise, batch, self.example_keys(state, first, size),
+                    state, denoise, batch, keys,
                     guide=self.guide, objective=objective, optimizer=self.optimizer,
                     networks=networks, axis_name=axes,
                 )  # fmt: skip
