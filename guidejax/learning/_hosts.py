@@ -46,7 +46,7 @@ class Hosts:
 
     def __init__(self) -> None:
         self.count, self.index = jax.process_count(), jax.process_index()
-        self._polls = 0
+        self._polls, self._preempted = 0, False
 
     @property
     def first(self) -> bool:
@@ -69,10 +69,10 @@ class Hosts:
             if error is None and failed:
                 index, said = failed[0]
                 raise RuntimeError(f"process {index} of {self.count} ended this run: {said}")
-            if not notice.stop and self._cluster_preempts():
-                notice = notice._replace(stop=int(signal.SIGTERM))
         if error is not None:
             raise error
+        if self._cluster_preempts():
+            notice = notice._replace(stop=notice.stop or int(signal.SIGTERM))
         return notice
 
     def together(self, work: Callable[[], T]) -> T:
@@ -128,14 +128,17 @@ class Hosts:
         ]
 
     def _cluster_preempts(self) -> bool:
-        """Whether JAX's preemption service, which the cluster tells, has every process stop now."""
+        """Whether JAX's preemption service, which the cluster tells, has had every process stop."""
+        if self._preempted or not jax.distributed.is_initialized():
+            return self._preempted
         from jax.experimental import multihost_utils
 
         self._polls += 1
         try:
-            return bool(multihost_utils.reached_preemption_sync_point(self._polls))
+            self._preempted = bool(multihost_utils.reached_preemption_sync_point(self._polls))
         except RuntimeError:  # The service is switched off.
             return False
+        return self._preempted
 
 
 class Signals:

@@ -136,8 +136,7 @@ def shapes(tree: Tree) -> list[str]:
 def values(tree: Tree) -> dict[str, Any]:
     """The places, dtypes, shapes and values of a pytree's arrays."""
     leaves = [_plain(leaf) for leaf in jax.tree.leaves(tree)]
-    few = sum(leaf.size for leaf in leaves) <= FEW
-    if few and all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+    if sum(leaf.size for leaf in leaves) <= FEW and all(_is_here(leaf) for leaf in leaves):
         return {"arrays": shapes(tree), "values": [np.asarray(leaf).tolist() for leaf in leaves]}
     return {"arrays": shapes(tree), "values": fingerprint(tree)}
 
@@ -156,9 +155,13 @@ def _plain(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 
 
+def _is_here(leaf: Any) -> bool:
+    """Whether this process alone can read all of it."""
+    return getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
+
+
 def _bits(leaf: Any) -> int:
-    addressable = getattr(leaf, "is_fully_addressable", True)
-    if addressable and leaf.nbytes <= SMALL:
+    if _is_here(leaf) and leaf.nbytes <= SMALL:
         with np.errstate(over="ignore"):
             return int(_sum(np, np.asarray(leaf)))
     return int(jax.jit(_sum, static_argnums=0)(jnp, leaf))

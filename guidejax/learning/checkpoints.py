@@ -21,6 +21,7 @@ from guidejax.weights.omega_net import OmegaNet
 BEST = "best"
 LOCK = "lock"
 DAMAGED = ".damaged"
+SEAL = "checksums.json"
 
 
 class Saved(NamedTuple):
@@ -69,14 +70,33 @@ def unflatten(arrays: dict[str, np.ndarray], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
-def _seal(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> str:
-    """A hash of what is written."""
-    whole = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        whole.update(f"{name} {array.dtype} {array.shape}".encode())
-        whole.update(array.tobytes())
-    return whole.hexdigest()
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+    """A hash of every file of a checkpoint, but for the seal."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != SEAL
+    }
+
+
+def _write_seal(folder: pathlib.Path) -> None:
+    """Write down what was written: the last thing done to a checkpoint."""
+    part = folder / f"{SEAL}.part"
+    part.write_text(json.dumps(_hashes(folder)))
+    part.replace(folder / SEAL)
+
+
+def _check_seal(folder: pathlib.Path) -> None:
+    """Raise `Damaged` where a checkpoint's files are not those that were written."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text())
+        found = _hashes(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"its checksums can't be read: {error}") from error
+    if sealed != found:
+        names = sealed.keys() | found.keys() if isinstance(sealed, dict) else {SEAL}
+        other = [n for n in sorted(names) if n == SEAL or sealed.get(n) != found.get(n)]
+        raise Damaged(f"another checksum: {', '.join(other[:3])}")
 
 
 def local(directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -114,6 +134,7 @@ def _read(directory: pathlib.Path, step: int) -> Saved:
         "about": ocp.JsonCheckpointHandler(multiprocessing_options=one),
     }
     options = ocp.CompositeOptions(multiprocessing_options=one)
+    _check_seal(directory / str(step))
     try:
         with (
             warnings.catch_warnings(),
@@ -125,13 +146,9 @@ def _read(directory: pathlib.Path, step: int) -> Saved:
             warnings.simplefilter("ignore")  # Of arrays that lie on no device.
             found = reader.restore(directory / str(step), args=args)
         arrays = {name: np.asarray(array) for name, array in found["state"].items()}
-        about = dict(found["about"])
-        seal = about.pop("seal")
     except Exception as error:
         raise Damaged(f"{type(error).__name__}: {error}".splitlines()[0]) from error
-    if seal != _seal(arrays, about):
-        raise Damaged("its checksum is another one")
-    return Saved(step, arrays, about)
+    return Saved(step, arrays, dict(found["about"]))
 
 
 def _alone() -> Any:
@@ -262,11 +279,11 @@ class Checkpoints:
                 multiprocessing_options=_alone(),
             )  # fmt: skip
             self._managers[where] = ocp.CheckpointManager(where, options=options)
-        sealed = {**about, "seal": _seal(arrays, about)}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(sealed)
+            state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
         )
         self._managers[where].save(step, args=args, force=True)
+        _write_seal(where / str(step))
 
     def wait(self) -> None:
         """Wait for what is being written.

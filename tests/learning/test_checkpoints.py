@@ -205,17 +205,17 @@ def gone_on(run, finished):
     return bool(told)
 
 
-@pytest.mark.parametrize("which", ["largest", "about", "first"])
+@pytest.mark.parametrize("which", ["largest", "about", "seal"])
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "remove"])
 def test_a_damaged_checkpoint_is_set_aside(run, finished, which, how):
     found = files(run, 6)
     file = {
         "largest": max(found, key=lambda p: p.stat().st_size),
         "about": next(p for p in found if p.parent.name == "about"),
-        "first": found[0],
+        "seal": run / "6" / checkpoints.SEAL,
     }[which]
     damage(file, how)
-    gone_on(run, finished)
+    assert gone_on(run, finished)
 
 
 def damage(file: pathlib.Path, how: str, at: float = 0.5) -> None:
@@ -245,15 +245,15 @@ def test_damage_anywhere_never_goes_unheard(run, finished, seed):
 
 
 def test_a_state_that_was_altered_is_heard(run, finished):
-    """Intact files, other numbers: the checksum is of what was written."""
+    """Files that can be read, and hold other numbers: the checksums are of what was written."""
     saved, _ = checkpoints.newest(run)
-    about = (run / "6" / "about" / "metadata").read_text()
+    seal = (run / "6" / checkpoints.SEAL).read_text()
     shutil.rmtree(run / "6")
     writer = checkpoints.Checkpoints(run)
     writer._write_now(run, 6, {**saved.arrays, "step": saved.arrays["step"] + 1}, saved.about)
     writer.close()
-    assert (run / "6" / "about" / "metadata").read_text() != about
-    (run / "6" / "about" / "metadata").write_text(about)
+    assert (run / "6" / checkpoints.SEAL).read_text() != seal
+    (run / "6" / checkpoints.SEAL).write_text(seal)
     assert gone_on(run, finished)
 
 
