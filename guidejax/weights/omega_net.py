@@ -352,9 +352,7 @@ def _mlp() -> Any:
                 # A one-hot product, not a gather: nn.Embed raises on a label array that is sharded
                 # over an explicit mesh.
                 one_hot = jax.nn.one_hot(cond, self.num_classes, dtype=features.dtype)
-                table = dense(
-                    self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0)
-                )
+                table = dense(self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0))
                 h = h + table(one_hot)
             elif cond is not None:
                 projected = nn.silu(dense(self.hidden)(cond.astype(features.dtype)))
