@@ -76,6 +76,9 @@ def run(config: Config, every: list[Cell]) -> dict[str, Any]:
     path = config.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {"cells": {}}
     results["versions"] = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")}
+    names = [cell.name for cell in every]
+    before = results["cells"]
+    results["cells"] = {name: before[name] for name in names if name in before}
     done = {name for name, found in results["cells"].items() if "error" not in found}
     chosen = [cell for cell in every if all(word in cell.name for word in config.only)]
     todo = [cell for cell in chosen if config.again or cell.name not in done]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -23,13 +23,17 @@ CHIPS_OF = {"v5e:1x1": 1, "v6e:1x1": 1, EIGHT: 8, MANY: 64, MOST: 256}
 
 
 def pick(results: Found, **fields: Any) -> list[Found]:
-    """The cells with these fields that compiled, smaller topologies first."""
+    """The cells with these fields that compiled: fewer chips first, then as `PROGRAMS` has them."""
     found = [
         cell
         for cell in results["cells"].values()
         if "error" not in cell and all(cell[name] == value for name, value in fields.items())
     ]
-    return sorted(found, key=lambda cell: (CHIPS_OF[cell["topology"]], cell["model"]))
+    order = {what: i for i, what in enumerate(PROGRAMS)}
+    return sorted(
+        found,
+        key=lambda c: (CHIPS_OF[c["topology"]], c["topology"], c["model"], order.get(c["what"], 0)),
+    )
 
 
 def sent(cell: Found) -> int:
@@ -89,32 +93,34 @@ def ratios_table(results: Found) -> str:
     return markdown_table(["program", "chips", "FLOPs", "accessed", "main memory"], rows)
 
 
-def growth(results: Found, what: str, quantity: Callable[[Found], float]) -> tuple[float, float]:
-    """(at no image, for each image more) of a quantity on eight chips, from two batches."""
-    few, many = (
-        pick(results, group="billion", what=what, topology=EIGHT, model=1, batch=batch)[0]
-        for batch in (8, 16)
-    )
-    slope = (quantity(many) - quantity(few)) / 8
-    return quantity(few) - 8 * slope, slope
-
-
 def held(cell: Found) -> float:
     """Bytes that it needs of a chip."""
     return cell["arguments"] + cell["temporaries"] + cell["code"]
 
 
+def growth(results: Found) -> dict[str, tuple[float, float]]:
+    """For each program (bytes at no image, bytes for each image more), from 8 and 16 images."""
+    found = {}
+    for what in PROGRAMS:
+        sizes = {
+            cell["batch"]: held(cell)
+            for cell in pick(results, group="billion", what=what, topology=EIGHT, model=1)
+        }
+        if {8, 16} <= set(sizes):
+            slope = (sizes[16] - sizes[8]) / 8
+            found[what] = sizes[8] - 8 * slope, slope
+    return found
+
+
 def limits_table(results: Found) -> str:
     """How many images a chip holds, by the growth from 8 to 16."""
+    chips = ("v5e", "v6e", "h100")
     rows = []
-    for what in ("sampler", "step", "rollout"):
-        fixed, each = growth(results, what, held)
-        room = [f"{int((CHIPS[name].memory - fixed) / each)}" for name in ("v5e", "v6e", "h100")]
-        rows.append([what, f"{fixed / 1e9:.2f}", f"{each / 1e6:.1f}", *room])
-    head = ["program", "fixed, GB", "an image, MB"]
-    return markdown_table(
-        [*head, *(f"images a {CHIPS[n].name}" for n in ("v5e", "v6e", "h100"))], rows
-    )
+    for what, (fixed, each) in growth(results).items():
+        room = [str(int((CHIPS[name].memory - fixed) / each)) for name in chips]
+        rows.append([what, f"{fixed / 1e9:.2f}", f"{each / 1e6:.0f}", *room])
+    head = ["program", "fixed, GB", "an image, MB", *(CHIPS[name].name for name in chips)]
+    return markdown_table(head, rows)
 
 
 def paper_table(results: Found) -> str:
@@ -154,7 +160,7 @@ def branches_table(results: Found) -> str:
 def small_table(results: Found) -> str:
     """What was found in the programs of the small network, by chips."""
     rows = []
-    for topology in dict.fromkeys(c["topology"] for c in results["cells"].values()):
+    for topology in CHIPS_OF:
         every = [
             c for c in results["cells"].values()
             if c["group"] == "small" and c["topology"] == topology
@@ -196,10 +202,12 @@ def figure(results: Found, path: pathlib.Path) -> None:
     left.invert_yaxis()
     left.set_xscale("log")
     left.set_xlabel("ms of each resource on 8 v5e (data × model)")
-    left.legend(frameon=False)
+    left.legend(frameon=False, ncol=3, loc="lower left", bbox_to_anchor=(0, 1))
     rows = list(branches_rows(results))
     for chip, style in (("v5e", "-"), ("v6e", "--")):
         mine = [(batch, ratio) for name, batch, ratio in rows if name == chip]
+        if not mine:
+            continue
         for quantity, color in (("cycles", "k"), ("bytes", "#e45756"), ("traffic", "#4c78a8")):
             label = {
                 "cycles": "compiler's cycles",
@@ -228,23 +236,15 @@ def figure(results: Found, path: pathlib.Path) -> None:
 def page(results: Found) -> str:
     """docs/scaling.md."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    batches = {
-        batch: sent(
-            pick(results, group="billion", what="step", topology=EIGHT, model=1, batch=batch)[0]
-        )
-        for batch in (8, 16)
-    }
-    flops = {
-        what: [
-            c["flops"]
-            for c in pick(results, group="billion", what=what, model=1, batch=8)
-            if c["topology"].startswith("v5e")
-        ]
-        for what in ("sampler", "step", "rollout")
-    }
-    spread = max(max(each) / min(each) - 1 for each in flops.values())
-    _, slope = growth(results, "rollout", held)
-    _, plain = growth(results, "sampler", held)
+    step = pick(results, group="billion", what="step", topology=EIGHT, model=1)
+    gradient = {cell["batch"]: sent(cell) for cell in step}
+    spread = 0.0
+    for what in ("sampler", "step", "rollout"):
+        every = pick(results, group="billion", what=what, model=1, batch=8)
+        flops = [cell["flops"] for cell in every if cell["topology"].startswith("v5e")]
+        spread = max(spread, max(flops) / min(flops) - 1)
+    grows = {what: each for what, (_, each) in growth(results).items()}
+    first = max(grows, key=lambda what: grows[what])
     few = {(chip, batch): ratio["cycles"] for chip, batch, ratio in branches_rows(results)}
     return f"""# What guidejax does on TPUs, by their compiler
 
@@ -276,6 +276,9 @@ Every rule, schedule, solver, objective, kept statistic and choice of the sample
 
 {small_table(results)}
 
+Two rules whose state lets passes go, `adaptive` and `cached_difference`, ask once an evaluation whether any chip's samples still want
+them, with the four bytes of a flag. A gradient in ω is summed over the batch, once. Nothing else is sent.
+
 Sums and products of float32 that a TPU would make in bfloat16 were found in one place, the products of `OmegaNet`, and mended: they
 ask for full precision now.
 
@@ -283,9 +286,9 @@ ask for full precision now.
 
 {programs_table(results)}
 
-FLOPs a chip are the same from 1 chip to 256, to {100 * spread:.2f}%. The one collective of a data-parallel step is the all-reduce of
-ω's gradient, {batches[8]} bytes at 8 images a chip and {batches[16]} at 16; a data-parallel sampler has none. With the network split over
-"model" the collectives are the network's own.
+FLOPs a chip are the same on all numbers of v5e chips, to {100 * spread:.2f}%. The one collective of a data-parallel step is the
+all-reduce of ω's gradient and the loss, {gradient[8]} bytes at 8 images a chip and {gradient[16]} at 16; a data-parallel sampler has none. With the
+network split over "model" the collectives are the network's own: the sampler's are those of its passes.
 
 Over the bare network passes:
 
@@ -298,13 +301,13 @@ gradient in x.
 
 ## What breaks first
 
-Memory, and the rollout's first. Arguments, temporaries and code grow from 8 to 16 images a chip by {slope / 1e6:.0f} MB an image for the
-rollout, {plain / 1e6:.0f} MB for the sampler; going on like this, a chip holds
+Memory, and the {first}'s first: arguments, temporaries and code grow from 8 to 16 images a chip by {grows[first] / 1e6:.0f} MB an image, those of
+the sampler by {grows["sampler"] / 1e6:.0f} MB. Going on like this, a chip holds so many images:
 
 {limits_table(results)}
 
-More images than that: split the network (`model`), or fewer images a chip. Next are the links: of the
-network's own collectives where it is split, never of guidejax's. What a host feeds and saves isn't in these programs.
+For more than that, split the network (`model`) or the batch. Next are the links, for the network's own collectives where it is split,
+never for guidejax's. What the host feeds and saves isn't in these programs.
 
 To check it on the machine: `device.memory_stats()["peak_bytes_in_use"]` after a step, beside arguments and temporaries above; and a
 trace (`jax.profiler.trace`) of ten steps, whose longest collective should be shorter than its row's roofline. FLOPs over the

@@ -22,7 +22,7 @@ from experiments.tpu.cells import Cell
 from guidejax import learning, objectives, solvers
 from guidejax.objectives.base import repeat
 
-STEPS = 10
+STEPS = 8
 PROCESS = gj.processes.rectified_flow()
 SMALL = (8, 8, 1)  # an image of the small network
 SOLVERS: dict[str, Callable[[], gj.solvers.Solver]] = {
@@ -57,8 +57,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "batched": {"branches": "batched"},
     "vmapped": {"branches": "vmapped"},
     "gradient": {"remat": "none"},
-    "gradient, remat step": {"remat": "step"},
-    "gradient, remat recursive": {"remat": "recursive"},
+    "gradient remat step": {"remat": "step"},
+    "gradient remat recursive": {"remat": "recursive"},
 }
 NET = gj.OmegaNet(num_classes=network.CLASSES)
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
