@@ -77,6 +77,7 @@ def run(config: Config, every: list[Cell]) -> dict[str, Any]:
     results = json.loads(path.read_text()) if path.exists() else {"cells": {}}
     results["versions"] = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "libtpu")}
     names = [cell.name for cell in every]
+    results["asked"] = len(names)
     before = results["cells"]
     results["cells"] = {name: before[name] for name in names if name in before}
     done = {name for name, found in results["cells"].items() if "error" not in found}

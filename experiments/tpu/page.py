@@ -242,7 +242,12 @@ def page(results: Found) -> str:
     for what in ("sampler", "step", "rollout"):
         every = pick(results, group="billion", what=what, model=1, batch=8)
         flops = [cell["flops"] for cell in every if cell["topology"].startswith("v5e")]
-        spread = max(spread, max(flops) / min(flops) - 1)
+        spread = max([spread, *(each / min(flops) - 1 for each in flops)])
+    done, every_cell = len(results["cells"]), results["asked"]
+    missing = (
+        "" if done == every_cell else f" {done} of {every_cell} programs have been compiled so far; "
+        "the command goes on with the others, and the tables hold what is there."
+    )  # fmt: skip
     grows = {what: each for what, (_, each) in growth(results).items()}
     first = max(grows, key=lambda what: grows[what])
     few = {(chip, batch): ratio["cycles"] for chip, batch, ratio in branches_rows(results)}
@@ -256,7 +261,7 @@ Written by
 
 with {versions}. **Nothing on this page was run on a TPU or timed.** The TPU's compiler needs none: it compiles for chips that it is
 told of, and its programs have their collectives and casts in their text and say how much memory they need. All numbers are in
-[scaling/results.json](scaling/results.json).
+[scaling/results.json](scaling/results.json).{missing}
 
 How to read the numbers:
 
@@ -295,7 +300,7 @@ Over the bare network passes:
 {ratios_table(results)}
 
 A step of self-consistency is two passes and little else. A rollout's row is a step of the sampler, the same again (`remat`) and its
-gradient in x.
+gradient in x, beside the passes of the step alone.
 
 ![Where the time goes; batched over sequential branches](scaling/figure.png)
 
