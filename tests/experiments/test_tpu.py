@@ -1,5 +1,6 @@
 """A TPU's programs without a TPU: how they are read, what is published, and a few compiled."""
 
+import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -110,6 +111,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
             yield cell, {"error": "out of memory"} if "adg" in cell.name else {"flops": 1.0}
 
     monkeypatch.setattr(tpu, "compiled", compiled)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
     config = tpu.Config(out=tmp_path)
     tpu.run(config, every)
     results = tpu.run(config, every)
