@@ -67,7 +67,7 @@ def sample(
     conditions: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
     solver: Solver | None = None,
-    branches: BranchMode = "sequential",
+    branches: BranchMode = "auto",
     skip: Literal["auto", "never"] = "auto",
     keep: Keep = "final",
     progress: Progress = False,
@@ -100,7 +100,8 @@ def sample(
         branches: How the passes of an evaluation are made, with the same samples: "sequential", one
             after another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
-            all-reduce an evaluation.
+            all-reduce an evaluation. "auto" is "batched" for up to 4 samples a device, where the
+            network takes a wider batch, and "sequential" for more.
         skip: "never" makes every pass at every step, and costs it: the same samples to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
@@ -163,14 +164,14 @@ def sample(
         active = {name: np.ones(count, bool) for name in active}
     active |= {name: np.ones(count, bool) for name in solver.branches}
     parts = segments(active, count)
+    used = {name for part in parts for name in (*part.needed.sure, *part.needed.maybe)}
+    names = tuple(name for name in active if name in used)
+    others = find_branches(names, denoise, cond, uncond, conditions or {})
+    branches = check_mode(branches, others, noise)
     plan = _Plan(
         _Static(where), len(usual), len(final) or None, parts,
         branches, skip == "auto", keep, progress, remat,
     )  # fmt: skip
-    used = {name for part in parts for name in (*part.needed.sure, *part.needed.maybe)}
-    names = tuple(name for name in active if name in used)
-    others = find_branches(names, denoise, cond, uncond, conditions or {})
-    check_mode(branches, others)
     x, trail = _run(key, denoise, noise, times, at, cond, others, guide, solver, active, plan=plan)
     return x if keep == "final" else (x, trail)
 
