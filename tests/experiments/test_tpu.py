@@ -179,8 +179,8 @@ def test_a_data_parallel_step_sends_omega_s_gradient_alone(results):
 
 
 def test_the_sampler_is_its_network_s_passes(results):
-    flops = page.over(results, "sampler", "passes", "flops")
-    moved = page.over(results, "sampler", "passes", "bytes")
+    flops = report.over(results, "sampler", "passes", "flops")
+    moved = report.over(results, "sampler", "passes", "bytes")
     assert len(flops) >= 2
     assert max(flops.values()) <= 1.01
     assert max(moved.values()) <= 1.03
