@@ -1,5 +1,6 @@
 """Learning a guidance: the train step under jit, shard_map and pmap, the loop, checkpoints."""
 
+from guidejax.learning import monitors as monitors
 from guidejax.learning._fit import fit as fit
 from guidejax.learning._fit import fit_omega as fit_omega
 from guidejax.learning._hosts import PREEMPTED as PREEMPTED

@@ -29,6 +29,7 @@ from guidejax.learning import _identity, _log
 from guidejax.learning._data import Conditions, Feed, shared, stack
 from guidejax.learning._hosts import Hosts, Notice, Signals, stopped
 from guidejax.learning.checkpoints import Checkpoints, Saved, local, named_leaves, unflatten
+from guidejax.learning.monitors import Clock, Monitor, Report
 from guidejax.learning.training import Program, TrainState, init_state, loss, many_steps
 from guidejax.objectives.base import Batch, as_pytree
 from guidejax.rules.linear import cfg
@@ -125,6 +126,7 @@ def fit(
     batch_axes: str | tuple[str, ...] | None = None,
     steps_per_dispatch: int = 10,
     progress: Callable[[int, dict[str, float]], None] | None = None,
+    monitors: Iterable[Monitor] = (),
 ) -> Any:
     """Learn any numbers φ of any guidance, for a frozen denoiser.
 
@@ -180,6 +182,8 @@ def fit(
             or `steps` is no multiple.
         progress: Called as `progress(step, metrics)` after each dispatch, one dispatch late: the
             next one runs by then.
+        monitors: Functions of a `learning.monitors.Report`, called likewise: a line of progress,
+            TensorBoard, ω's curves.
 
     Returns:
         φ after the last update; the best, where there is `held_out` or `score`. Of several
@@ -228,6 +232,7 @@ def fit(
         steps_per_dispatch=steps_per_dispatch,
         max_skipped=max_skipped,
         progress=progress,
+        monitors=tuple(monitors),
     )
     held = [branches.batch(b, checks, f"held-out batch {i}") for i, b in enumerate(held_out or ())]
     if held or score:
@@ -271,6 +276,8 @@ class _Run:
     steps_per_dispatch: int
     max_skipped: int
     progress: Callable[[int, dict[str, float]], None] | None
+    monitors: tuple[Monitor, ...] = ()
+    clock: Clock = dataclasses.field(default_factory=Clock)
     keeper: _Keeper | None = None
     done: int = 0
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
@@ -294,7 +301,9 @@ class _Run:
             try:
                 # The host takes and checks the next batches while the device runs the last ones;
                 # what those came to is kept even where the next ones are found to be bad.
+                self.clock.lap("other")
                 chunk, error = self._next_chunk()
+                self.clock.lap("input")
                 asked = Notice(self.signals.received, self._save_is_due())
                 notice = self.hosts.agree(asked, self.failed or error)
                 if chunk is not None and not notice.stop:
@@ -337,6 +346,7 @@ class _Run:
     def _launch(self, chunk: list[Batch], numbers: list[int]) -> _Dispatch:
         """Start the next steps; returns before the device is done."""
         batches = stack(chunk, self.program.mesh, self.program.axes)
+        self.clock.lap("input")
         with _mesh_of(self.program):
             self.state, metrics = many_steps(self.program)(self.state, *self.fixed, batches)
         first, self.done = self.done, self.done + len(chunk)
@@ -354,7 +364,9 @@ class _Run:
 
     def _finish(self, launched: _Dispatch, save: bool) -> None:
         """Wait for the device; log and save what is fit to go on from."""
+        self.clock.lap("other")
         metrics = jax.device_get(launched.metrics)
+        self.clock.lap("device")
         self._count_skipped(launched, metrics)
         last = {name: float(values[-1]) for name, values in metrics.items()}
         last["skipped"] = self.skipped
@@ -374,6 +386,11 @@ class _Run:
             )
         if self.progress is not None:
             self.progress(launched.done, {**last, **scored})
+        report = Report(
+            launched.done, self.steps, {**last, **scored}, launched.state.phi, self.clock.take()
+        )
+        for monitor in self.monitors:
+            monitor(report)
 
     def _count_skipped(self, launched: _Dispatch, metrics: Mapping[str, np.ndarray]) -> None:
         for index, skipped in enumerate(metrics["skipped"]):
@@ -488,7 +505,9 @@ class _Run:
         texts = texts if len(set(texts)) > 1 else texts[:1]
         if self.saver is not None:
             about = {"identity": self.identity, "positions": [json.loads(t) for t in texts]}
+            self.clock.lap("other")
             self.saver.save(launched.done, launched.state._asdict(), about)
+            self.clock.lap("saving")
         self.saved_at = time.monotonic()
 
     def _save_is_due(self) -> bool:
