@@ -104,6 +104,18 @@ def magnitude(*arrays: Array, axis: Axes = None) -> Array:
     return root * root
 
 
+def over(a: Array, size: Array) -> Array:
+    """a/size, `size` being its `magnitude`; 0 for what is beyond all measure of it.
+
+    XLA may compute `a` anew for each of its uses, with and without fused products. What is left of
+    a difference that cancels is then rounding here, and was 0 where its magnitude was found: over
+    that it would be infinite.
+    """
+    a = upcast(a)
+    beyond = (jnp.abs(a) > 2**12 * size) & jnp.isfinite(a)
+    return jnp.where(beyond, 0, a) / size
+
+
 def norm(a: Array, axis: Axes = None, *, keepdims: bool = False) -> Array:
     """‖a‖ over `axis`; None is all axes but the batch's, which gives shape (batch,).
 
@@ -111,14 +123,14 @@ def norm(a: Array, axis: Axes = None, *, keepdims: bool = False) -> Array:
     is 0.
     """
     size = magnitude(a, axis=axis)
-    small = upcast(a) / size
+    small = over(a, size)
     length = size * safe_sqrt(dot(small, small, axis, keepdims=True))
     return length if keepdims else jnp.squeeze(length, _axes(a, axis))
 
 
 def unit(a: Array, axis: Axes = None) -> Array:
     """a/‖a‖ over `axis`, None being all axes but the batch's; 0 where a = 0."""
-    small = upcast(a) / magnitude(a, axis=axis)
+    small = over(a, magnitude(a, axis=axis))
     return small * safe_divide(1.0, safe_sqrt(dot(small, small, axis, keepdims=True)))
 
 
@@ -154,6 +166,38 @@ def safe_divide(a: Array | float, b: Array, otherwise: float = 0.0) -> Array:
     zero = b == 0
     ratio = _divide(a, jnp.where(zero, 1, b))
     return jnp.where(zero, jnp.where(jnp.isnan(a), a, otherwise), ratio)
+
+
+def resized(a: Array, to: Array, of: Array) -> Array:
+    """a · to/of, for lengths `to` and `of`, where it is in range though to/of be not; a for of = 0.
+
+    The ratio is taken as one near 1 times the square of a power of two: each factor has its place.
+    """
+    return _in_place(a, *_ratio(to, of))
+
+
+def _ratio(to: Array, of: Array) -> tuple[Array, Array]:
+    """(q, r), to/of = q r² with q near 1 and r a power of two; (1, 1) where of = 0."""
+    sizes = [magnitude(length, axis=()) for length in (to, of)]
+    quotient = safe_divide(to / sizes[0], of / sizes[1], otherwise=1.0)
+    root = jnp.sqrt(sizes[0]) / jnp.sqrt(sizes[1])
+    return quotient, jnp.where(of == 0, 1, root)
+
+
+def _in_place(a: Array, quotient: Array, root: Array) -> Array:
+    return a * root * quotient * root
+
+
+def blend_resized(a: Array, to: Array, of: Array, share: Array | float) -> Array:
+    """(1 − share) a + share · `resized(a, to, of)`; where to = of, or share = 0, a itself."""
+    quotient, root = _ratio(to, of)
+    share = expand(share, a)
+    # The change itself where it is small, which then is exactly 0 where there is none.
+    close = (root >= 1 / 4) & (root <= 4)
+    change = quotient * jnp.where(close, root, 1) ** 2 - 1
+    small = close & (jnp.abs(change) <= 1 / 2)
+    far = (1 - share) * a + share * _in_place(a, quotient, root)
+    return jnp.where(small, a + share * jnp.where(small, change, 0) * a, far)
 
 
 def shrink_to(size: Array, most: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -10,11 +11,13 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from guidejax._arrays import Array, Tree, same_structure, tree_map
+from guidejax._arrays import Array, Tree, batch_size, same_structure, tree_map
 from guidejax._denoisers import Denoiser
 
-BranchMode = Literal["sequential", "batched", "vmapped", "sharded"]
+BranchMode = Literal["auto", "sequential", "batched", "vmapped", "sharded"]
 AXIS = "branch"
+# What "auto" takes for a small batch.
+FEW = 4
 
 # By name: the network, None for the sampler's own, and the condition.
 Branches = Mapping[str, tuple[Denoiser | None, Any]]
@@ -39,8 +42,16 @@ def predict(
     return {name: found[name] for name in ("cond", *others)}
 
 
-def check_mode(mode: str, others: Branches) -> None:
-    """Raise `ValueError` for an unknown choice, or "sharded" without the axis it shards over."""
+def check_mode(mode: BranchMode, others: Branches, x: Tree) -> BranchMode:
+    """The mode; "auto" stays where the batch is small, and is "sequential" where it isn't.
+
+    Two passes over few samples take the time of reading the parameters twice. Over more, they take
+    the time of their products, and a wider batch no longer fits what is near the processor
+    (docs/scaling.md).
+
+    Raises:
+        ValueError: If the choice is unknown, or "sharded" without the axis it shards over.
+    """
     if mode not in get_args(BranchMode):
         raise ValueError(
             f"unknown branches={mode!r}; expected one of {', '.join(get_args(BranchMode))}. "
@@ -52,6 +63,13 @@ def check_mode(mode: str, others: Branches) -> None:
             f"branches='sharded' needs a mesh (jax.set_mesh) with an axis {AXIS!r} of the size "
             f"{count}, one device a branch; got {_axis_size() or 'no such axis'}."
         )
+    return "sequential" if mode == "auto" and _rows(x) > FEW else mode
+
+
+def _rows(x: Tree) -> int:
+    """Samples of the batch on a device, as far as it is known here."""
+    mesh = jax.typeof(jax.tree.leaves(x)[0]).sharding.mesh
+    return batch_size(x) // math.prod(mesh.shape[name] for name in _batch_axes(x))
 
 
 def _axis_size() -> int | None:
@@ -83,6 +101,14 @@ def _batched(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tre
     times = beside(*[t] * count) if jnp.ndim(t) else t
     out = denoise(wide, times, tree_map(beside, *conds))
     return [tree_map(lambda leaf, i=i: apart(leaf, i), out) for i in range(count)]
+
+
+def _batched_if_it_can_be(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:
+    """In one batch, but one by one where the network holds arrays of its own batch's size."""
+    try:
+        return _batched(denoise, conds, x, t)
+    except Exception:  # whatever the network raises; if it isn't the batch, it does so again
+        return _one_by_one(denoise, conds, x, t)
 
 
 def _vmapped(denoise: Denoiser, conds: list[Any], x: Tree, t: Array) -> list[Tree]:
@@ -131,6 +157,7 @@ def _batch_axes(x: Tree) -> tuple[str, ...]:
 
 
 _TOGETHER = {
+    "auto": _batched_if_it_can_be,
     "sequential": _one_by_one,
     "batched": _batched,
     "vmapped": _vmapped,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, dot, magnitude, norm, safe_divide, unit
+from guidejax._arrays import Array, dot, magnitude, norm, over, safe_divide, unit
 
 
 @jax.jit
@@ -16,7 +16,7 @@ def effective_omega(guided: Array, cond: Array, uncond: Array) -> Array:
     """⟨guided − cond, δ⟩ / ‖δ‖² with δ = cond − uncond; 0 where δ = 0."""
     shift, delta = guided - cond, cond - uncond
     sizes = magnitude(shift), magnitude(delta)
-    shift, delta = shift / sizes[0], delta / sizes[1]
+    shift, delta = over(shift, sizes[0]), over(delta, sizes[1])
     unit_omega = safe_divide(dot(shift, delta), dot(delta, delta))
     one, other = (size.reshape(unit_omega.shape) for size in sizes)
     return unit_omega * one / other

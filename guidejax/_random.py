@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from guidejax._arrays import Array, Tree
+from guidejax._arrays import Array, Tree, tree_map
+
+_DRAWN: contextvars.ContextVar[tuple[Any, Tree] | None] = contextvars.ContextVar(
+    "drawn", default=None
+)
+
+
+@contextlib.contextmanager
+def drawn_once(key: Array, like: Tree) -> Iterator[None]:
+    """Within, `normal_like(key, like)` is one array, however often it is asked for.
+
+    A step that is replayed in several branches would hold the generator in each of them.
+    """
+    token = _DRAWN.set((key, normal_like(key, like)))
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
 
 
 def normal_like(key: Array, x: Tree) -> Tree:
@@ -15,6 +35,11 @@ def normal_like(key: Array, x: Tree) -> Tree:
     `key` is one key for the batch, or (batch,) keys, one a sample: then a sample's noise is the
     same however the batch is cut up.
     """
+    drawn = _DRAWN.get()
+    if drawn is not None and drawn[0] is key:
+        form = lambda tree: tree_map(lambda a: (a.shape, a.dtype), tree)  # noqa: E731
+        if form(drawn[1]) == form(x):
+            return drawn[1]
     leaves, treedef = jax.tree.flatten(x)
 
     def draw(key: Array, shape: tuple[int, ...], index: int, dtype: Any) -> Array:

@@ -18,7 +18,7 @@ from guidejax._guidance import Guidance
 from guidejax._inputs import as_guidance, as_solver, check, check_values, find_branches
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
-from guidejax._random import as_keys, fold_in
+from guidejax._random import as_keys, drawn_once, fold_in
 from guidejax._scan import Evaluations, Remat, Segment, evaluations, for_any, places, scan, segments
 from guidejax.solvers._replay import Recorded, asked_times, finish, kinds, query, store
 from guidejax.solvers.base import Solver
@@ -67,7 +67,7 @@ def sample(
     conditions: Mapping[str, Any] | None = None,
     guidance: Guidance | None = None,
     solver: Solver | None = None,
-    branches: BranchMode = "sequential",
+    branches: BranchMode = "auto",
     skip: Literal["auto", "never"] = "auto",
     keep: Keep = "final",
     progress: Progress = False,
@@ -100,7 +100,8 @@ def sample(
         branches: How the passes of an evaluation are made, with the same samples: "sequential", one
             after another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
             conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
-            all-reduce an evaluation.
+            all-reduce an evaluation. "auto" is "batched" for up to 4 samples a device, where the
+            network takes a wider batch, and "sequential" for more.
         skip: "never" makes every pass at every step, and costs it: the same samples to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.
@@ -163,14 +164,14 @@ def sample(
         active = {name: np.ones(count, bool) for name in active}
     active |= {name: np.ones(count, bool) for name in solver.branches}
     parts = segments(active, count)
+    used = {name for part in parts for name in (*part.needed.sure, *part.needed.maybe)}
+    names = tuple(name for name in active if name in used)
+    others = find_branches(names, denoise, cond, uncond, conditions or {})
+    branches = check_mode(branches, others, noise)
     plan = _Plan(
         _Static(where), len(usual), len(final) or None, parts,
         branches, skip == "auto", keep, progress, remat,
     )  # fmt: skip
-    used = {name for part in parts for name in (*part.needed.sure, *part.needed.maybe)}
-    names = tuple(name for name in active if name in used)
-    others = find_branches(names, denoise, cond, uncond, conditions or {})
-    check_mode(branches, others)
     x, trail = _run(key, denoise, noise, times, at, cond, others, guide, solver, active, plan=plan)
     return x if keep == "final" else (x, trail)
 
@@ -221,8 +222,12 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *,
         (x0, _), state, stats = seen[0]
         return x, state, memory, answers, x0, stats
 
-    def replayed(needed, x, state, memory, answers, at):
+    def replayed(needed, x, *carried):
         """One of a step's several evaluations; with the last of them x moves."""
+        with drawn_once(carried[-1]["key"], x):
+            return replay(needed, x, *carried)
+
+    def replay(needed, x, state, memory, answers, at):
         here = (x, at["from"], at["to"], at["key"], memory)
         data = (x, at["from"], np.zeros(at["from"].shape, at["from"].dtype), at["key"], memory)
 

@@ -143,11 +143,26 @@ def test_every_name_of_guidejax_is_there(page):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if page.stem not in ("README", "design") and any(snippets(page))],
+    [
+        page
+        for page in PAGES
+        if page.stem not in ("README", "design", "devices") and any(snippets(page))
+    ],
     ids=lambda page: page.stem,
 )
 def test_snippets_run(page):
     run(page)
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+def test_the_page_on_devices_runs():
+    """And one device, a mesh and a model in pieces came to the same."""
+    found = run(ROOT / "docs" / "devices.md")
+    for one, other in zip(*(jax.tree.leaves(found[n]) for n in ("whole", "pieces")), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert found["loss"] > 0
+    assert found["skipped"] == 0
 
 
 # The design

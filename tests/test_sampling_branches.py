@@ -147,3 +147,46 @@ def test_wrong_choice():
         _run({"negative": LABELS})
     with pytest.raises(ValueError, match=r"axis 'branch' of the size 2.*no such axis"):
         _run("sharded")
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, [2]), (4, [8]), (5, [5, 5])])
+def test_auto_is_batched_for_few_samples(batch, rows):
+    seen = []
+
+    def network(x, t, cond):
+        seen.append(len(x))
+        return _network(x, t, cond)
+
+    few = {"noise": NOISE[:batch], "cond": LABELS[:batch], "guidance": gj.guidance(gj.cfg, 1.0)}
+    got = _run("auto", denoise=network, **few)
+    assert seen == rows
+    np.testing.assert_allclose(got, _run("sequential", **few), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.devices
+def test_auto_counts_the_samples_of_a_device():
+    """Where an explicit mesh says how the batch is split."""
+    seen = []
+
+    def network(x, t, cond):
+        seen.append(len(x))
+        return _network(x, t, cond)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        few = jax.device_put((NOISE, LABELS), NamedSharding(mesh, P("data")))
+        got = _run("auto", *few, denoise=network, guidance=gj.guidance(gj.cfg, 1.0))
+    assert seen == [2 * BATCH]
+    want = _run("sequential", guidance=gj.guidance(gj.cfg, 1.0))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_auto_with_a_network_that_holds_arrays_of_its_batch():
+    """As one that is told of an image beside each sample; and what is wrong of itself still is."""
+    hints = jax.random.normal(jax.random.key(3), (3, 4))
+    told = lambda x, t, cond: _network(x + hints, t, cond)
+    few = {"noise": NOISE[:3], "cond": LABELS[:3]}
+    want = _run("sequential", denoise=told, **few)
+    np.testing.assert_array_equal(_run("auto", denoise=told, **few), want)
+    with pytest.raises(ValueError, match="the network returned shape"):
+        _run("auto", denoise=lambda x, t, cond: _network(x, t, cond)[:, :2], **few)

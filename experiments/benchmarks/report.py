@@ -1,9 +1,13 @@
-"""Tables, claims, picture and page of the sampling benchmark, from its results alone."""
+"""Tables, claims, picture and page of the sampling benchmark, from its results alone.
+
+`python -m experiments.benchmarks.report` draws the published pages anew; it measures nothing.
+"""
 
 from __future__ import annotations
 
+import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,6 +15,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+
+from experiments.benchmarks.problem import ROWS
+from experiments.benchmarks.worker import ROOT
 
 OURS = "guidejax"
 BARE = "the bare evaluations"
@@ -292,10 +299,14 @@ def figure(results: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _behind(results: dict[str, Any]) -> str:
-    lines = [
-        f"* *{row}*: {other} takes {ratio['median']:.2f} of the time; {WHY.get(other, 'unknown')}."
-        for row, other, ratio in losses(results)
-    ]
+    lines = []
+    for row, other, ratio in losses(results):
+        found = results["rows"][row]
+        bare = spread(np.divide(found[other]["floor_s"], found[OURS]["floor_s"]))["median"]
+        lines.append(
+            f"* *{row}*: {other} takes {ratio['median']:.2f} of the time, and its bare evaluations {bare:.2f} of that of {OURS}'s; "
+            f"{WHY.get(other, 'unknown')}."
+        )
     return "\n".join(lines) or "* On no row, in three of four rounds."
 
 
@@ -316,17 +327,64 @@ def _share(cores: int | None) -> str:
     return f"every contender runs on {cores} of them (`--cores`)"
 
 
-def page(results: dict[str, Any]) -> str:
-    """docs/benchmarks.md."""
-    size = results["size"]
+def _passes_left(results: dict[str, Any]) -> str:
+    """What the rows leave of the passes of full guidance."""
+    steps, lines = results["size"]["steps"], []
+    for row in ROWS:
+        guided = sum(row.guided(steps))
+        if row.name in results["rows"] and guided < steps:
+            left = f"leaves {(steps + guided) / (2 * steps):.2g} ({guided} of {steps} steps are guided)"
+            lines.append(f"*{row.name}* {left}")
+    return f"\nOf the passes of full guidance, {', '.join(lines)}." if lines else ""
+
+
+def _kernels(backend: str) -> str:
+    """How XLA comes to its kernels, where it chooses among several."""
+    if backend != "gpu":
+        return ""
+    return """
+* **Kernels**: XLA times several for each operation and takes the fastest. Its choices are kept from contender to contender and from row
+  to row: what they share runs on the same kernels, and only the first samples of whoever comes first wait for the choice."""
+
+
+def files(backend: str) -> tuple[str, str, str]:
+    """The page of a backend, its results and its figure, in docs/."""
+    if backend == "cpu":
+        return "benchmarks.md", "benchmarks/results.json", "benchmarks/figure.png"
+    return f"benchmarks-{backend}.md", f"benchmarks/{backend}.json", f"benchmarks/{backend}.png"
+
+
+def publish(docs: pathlib.Path) -> None:
+    """Draw the page and the figure of every backend whose results are in `docs`."""
+    published = {b: docs / files(b)[1] for b in ("cpu", "gpu", "tpu")}
+    found = [json.loads(path.read_text()) for path in published.values() if path.exists()]
+    for results in found:
+        path, _, picture = files(results["backend"])
+        figure(results, docs / picture)
+        (docs / path).write_text(page(results, [other for other in found if other is not results]))
+
+
+def page(results: dict[str, Any], others: Sequence[dict[str, Any]] = ()) -> str:
+    """docs/benchmarks.md, or that of another backend; with links to those of the other results."""
+    size, backend = results["size"], results["backend"]
+    _, data, picture = files(backend)
+    title = "Benchmarks" if backend == "cpu" else f"Benchmarks on a {backend.upper()}"
+    elsewhere = "".join(
+        f" The same on another machine: [{other['machine']}]({files(other['backend'])[0]})."
+        for other in others
+    )
     versions = "; ".join(
         f"{name} ({', '.join(f'{package} {v}' for package, v in found.items())})"
         for name, found in results["versions"].items()
     )
-    return f"""# Benchmarks
+    return f"""# {title}
 
-Written by `python -m experiments.benchmarks.sampling --publish`, which installs the other libraries in environments of their own;
-`docs/benchmarks/results.json` holds every timing.
+Written by the command below, which installs the other libraries in environments of their own; `docs/{data}` holds every
+timing.{elsewhere}
+
+```bash
+python -m experiments.benchmarks.sampling {results["options"]}
+```
 
 * **Machine**: {results["machine"]}; {_share(results["cores"])}, and only one runs at a time.
 * **Network**: a DiT of width {size["width"]}, depth {size["depth"]} and {size["heads"]} heads on {size["image"]} × {size["image"]} × {size["channels"]} in patches of {size["patch"]}, {size["dtype"]}, batch {size["batch"]}, {size["steps"]} steps of
@@ -336,7 +394,7 @@ Written by `python -m experiments.benchmarks.sampling --publish`, which installs
   guidejax's by more than {results["tolerance"]:g} of their norm are not timed; the last table has the differences.
 * **Timing**: {results["rounds"]} rounds, all contenders of a row in turn in each; ratios are taken within a round, and printed as median (quartiles).
 * **Floor**: the bare network evaluations that a row needs, in `lax.scan`s (for PyTorch, in a Python loop) that do Euler's method
-  by hand. It is timed beside its contender, in the same process.
+  by hand. It is timed beside its contender, in the same process.{_kernels(backend)}
 
 ## Time
 
@@ -344,7 +402,7 @@ guidejax's time, and that of the others as a multiple of it: above 1, guidejax i
 
 {time_table(results)}
 
-![Time of every contender, as a multiple of guidejax's](benchmarks/figure.png)
+![Time of every contender, as a multiple of guidejax's]({picture})
 
 Where guidejax is slower:
 
@@ -356,8 +414,7 @@ Not compared:
 
 ## What guidance costs
 
-FLOPs are counted in the text of the compiled program, loops as often as they run (`experiments/benchmarks/flops.py`). The interval
-guides 10 of 50 steps, so that 0.6 of the passes of full guidance are left; ω = 0 leaves half of them.
+FLOPs are counted in the text of the compiled program, loops as often as they run (`experiments/benchmarks/flops.py`).{_passes_left(results)}
 
 {floor_table(results)}
 
@@ -373,3 +430,7 @@ first samples of a fresh process take compiling and running, without imports.
 
 {chr(10).join(f"* {claim}." for claim in claims(results))}
 """
+
+
+if __name__ == "__main__":
+    publish(ROOT / "docs")

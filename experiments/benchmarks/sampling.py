@@ -1,8 +1,9 @@
 """guidejax's sampler beside the evaluations it needs, and beside other libraries.
 
     python -m experiments.benchmarks.sampling                 # everything, on this machine
-    python -m experiments.benchmarks.sampling --publish       # and write docs/benchmarks.md
-    python -m experiments.benchmarks.sampling --no-peers --rows cfg heun
+    python -m experiments.benchmarks.sampling --publish       # and write docs/benchmarks.md, or
+                                                              # docs/benchmarks-gpu.md on a GPU
+    python -m experiments.benchmarks.sampling --peers False --rows cfg heun
     python -m experiments.benchmarks.sampling --against HEAD~3   # beside an earlier guidejax
 
 Every contender runs in a process of its own, with the same weights, noise, labels and times. A row
@@ -17,10 +18,11 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -56,7 +58,7 @@ class Config:
     patience: float = 15.0
     """Minutes that a contender may take over its first samples, or anything else it is asked."""
     rows: tuple[str, ...] = ()
-    """Names of rows; all of them by default."""
+    """Names of rows, in the order in which they are measured; all of them by default."""
     against: str | None = None
     """A git revision, whose guidejax runs beside this one; its table is printed, and published as
     docs/against.md."""
@@ -72,7 +74,7 @@ class Config:
     envs: pathlib.Path = pathlib.Path("runs/benchmarks/envs")
     """Where the environments of the peers are."""
     publish: bool = False
-    """Write docs/benchmarks.md and its files too."""
+    """Write docs/benchmarks.md, or the page of another backend, and its files too."""
     docs: pathlib.Path = pathlib.Path("docs")
     """Where that is."""
 
@@ -121,26 +123,38 @@ def measure(
     workers: dict[str, Worker] = {}
     samples: dict[str, np.ndarray] = {}
     limit = 60 * config.patience
+
+    @contextlib.contextmanager
+    def or_missing(name: str) -> Iterator[None]:
+        """Where this contender can't do what is inside, it takes no further part."""
+        try:
+            yield
+        except (Missing, Failed) as reason:
+            results[name] = {"missing": str(reason)}
+            workers.pop(name).close()
+
     try:
-        for entry in contenders:
-            note(f"{row.name}: {entry.name}, first samples")
+        for entry in contenders:  # they import at the same time, and nothing is measured until then
             log = config.out / "logs" / f"{entry.name}.txt"
             worker = Worker(entry.environment.python, entry.module, log, entry.extra)
             workers[entry.name] = worker
-            try:
-                files = (folder / "problem.npz", folder / "samples.npy")
-                first = worker.first(row, size, *files, limit)
-                samples[entry.name] = np.load(files[1])
-                differs = _difference(samples[entry.name], next(iter(samples.values())))
-                results[entry.name] = {"first_s": first, "difference": differs}
+        for name, worker in list(workers.items()):
+            note(f"{row.name}: {name}, imports")
+            with or_missing(name):
+                worker.make(row, size, folder / "problem.npz", limit)
+        for name, worker in list(workers.items()):
+            note(f"{row.name}: {name}, first samples")
+            with or_missing(name):
+                file = folder / "samples.npy"
+                first = worker.first(file, limit)
+                samples[name] = np.load(file)
+                differs = _difference(samples[name], next(iter(samples.values())))
+                results[name] = {"first_s": first, "difference": differs}
                 if not differs <= TOLERANCE[size.dtype]:
                     raise Failed(f"its samples differ by {differs:.1g}")
-                note(f"{row.name}: {entry.name}, its program")
+                note(f"{row.name}: {name}, its program")
                 compilations = worker.ask("compilations", limit)
-                results[entry.name] |= {**worker.ask("cost", limit), "compilations": compilations}
-            except (Missing, Failed) as reason:
-                results[entry.name] = {"missing": str(reason)}
-                workers.pop(entry.name).close()
+                results[name] |= {**worker.ask("cost", limit), "compilations": compilations}
         revisions = [e.name for e in contenders if e.module == envs.OURS and e.name in workers]
         for turn in range(config.firsts if config.against is not None else 0):
             note(f"{row.name}: compilation {turn + 1} of {config.firsts}")
@@ -157,10 +171,10 @@ def measure(
                     times[name].append(seconds)
         for name, pairs in times.items():
             results[name] |= {"floor_s": [a for a, _ in pairs], "run_s": [b for _, b in pairs]}
+        return {entry.name: results[entry.name] for entry in contenders}
     finally:
         for worker in workers.values():
             worker.close()
-    return results
 
 
 def _difference(samples: np.ndarray, reference: np.ndarray) -> float:
@@ -211,7 +225,20 @@ def chosen_rows(config: Config) -> list[Row]:
     if unknown:
         known = ", ".join(row.name for row in ROWS)
         raise SystemExit(f"no row {', '.join(sorted(unknown))}; expected {known}.")
-    return [row for row in ROWS if not config.rows or row.name in config.rows]
+    by_name = {row.name: row for row in ROWS}
+    return [by_name[name] for name in config.rows or by_name]
+
+
+def options(config: Config, rows: Iterable[str]) -> str:
+    """The command line that publishes these rows; without the options that say where files are."""
+    rows = () if set(rows) == {row.name for row in ROWS} else tuple(rows)
+    config, words = dataclasses.replace(config, rows=rows), []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name not in ("out", "envs", "docs", "publish"):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join([*words, "--publish"])
 
 
 def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
@@ -223,7 +250,7 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
     compiled = backend != "cpu" if config.torch_compile is None else config.torch_compile
     peers = tuple(peer for peer in peers if compiled or not peer.extra)
     config.out.mkdir(parents=True, exist_ok=True)
-    console = Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty())
+    console = Console(file=sys.stderr, soft_wrap=not sys.stderr.isatty(), log_path=False)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
@@ -233,8 +260,16 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
         kept_to(config.cores if backend == "cpu" else os.cpu_count() or 1) as cores,
     ):
         task = progress.add_task("sampling", total=len(rows))
-        note = lambda text: progress.update(task, description=text)  # noqa: E731
         folder = pathlib.Path(name)
+
+        def note(text: str) -> None:
+            progress.update(task, description=text)
+            if not console.is_terminal:
+                console.log(text)
+
+        if backend == "gpu":  # XLA times kernels to choose among them: once for all contenders
+            cache = f"--xla_gpu_per_fusion_autotune_cache_dir={folder}"
+            os.environ["XLA_FLAGS"] = f"{cache} {os.environ.get('XLA_FLAGS', '')}"
         problem.save(problem.make(size), folder / "problem.npz")
         contenders, absent = entries(config, peers, folder, note)
         results: dict[str, Any] = {
@@ -252,26 +287,25 @@ def main(config: Config, peers: tuple[Peer, ...] = envs.PEERS) -> None:
             results |= {"against": contenders[1].name, "firsts": config.firsts}
         for row in rows:
             results["rows"][row.name] = measure(row, size, contenders, config, folder, note)
+            results["options"] = options(config, results["rows"])
             (config.out / "results.json").write_text(json.dumps(results, indent=1))
             progress.advance(task)
     (config.out / "table.md").write_text(report.tables(results))
-    files = config.docs / "benchmarks"
     if config.publish:
-        files.mkdir(parents=True, exist_ok=True)
+        (config.docs / "benchmarks").mkdir(parents=True, exist_ok=True)
     if config.against is not None:
         (config.out / "against.md").write_text(report.against(results))
         print(report.against_table(results))
         if config.publish:
-            shutil.copy(config.out / "results.json", files / "against.json")
+            shutil.copy(config.out / "results.json", config.docs / "benchmarks" / "against.json")
             shutil.copy(config.out / "against.md", config.docs / "against.md")
         return
     report.figure(results, config.out / "figure.png")
     for claim in report.claims(results):
         console.print(claim)
     if config.publish:
-        for file in ("results.json", "figure.png"):
-            shutil.copy(config.out / file, files / file)
-        (config.docs / "benchmarks.md").write_text(report.page(results))
+        shutil.copy(config.out / "results.json", config.docs / report.files(backend)[1])
+        report.publish(config.docs)
 
 
 if __name__ == "__main__":

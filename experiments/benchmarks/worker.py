@@ -133,12 +133,13 @@ class Worker:
             raise Failed(reply["error"])
         return reply["answer"]
 
-    def first(
-        self, row: Row, size: Size, problem: pathlib.Path, samples: pathlib.Path, limit_s: float
-    ) -> float:
-        """Seconds to the first samples, which go to `samples`."""
+    def make(self, row: Row, size: Size, problem: pathlib.Path, limit_s: float) -> None:
+        """Have it import what it needs, and make its contender for that row."""
         sizes, settings = dataclasses.asdict(size), dataclasses.asdict(row)
         self.ask("make", limit_s, size=sizes, row=settings, problem=str(problem.resolve()))
+
+    def first(self, samples: pathlib.Path, limit_s: float) -> float:
+        """Seconds to the first samples, which go to `samples`."""
         return self.ask("first", limit_s, samples=str(samples.resolve()))
 
     def close(self) -> None:

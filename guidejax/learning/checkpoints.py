@@ -1,183 +1,365 @@
-"""Checkpoints of a run: its state, where the data stood, and what it learns."""
+"""Checkpoints of a run: its state, where the data stood, what it learns, and whose it is."""
 
 from __future__ import annotations
 
-import dataclasses
+import concurrent.futures
+import hashlib
 import json
+import os
 import pathlib
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from guidejax._arrays import tree_map
+from guidejax.learning._identity import Identity, describe
 from guidejax.weights.omega_net import OmegaNet
 
 BEST = "best"
+LOCK = "lock"
+DAMAGED = ".damaged"
+SEAL = "checksums.json"
 
 
-def describe(guide: Any) -> Any:
-    """What is written beside φ to know it again: settings, where the object has any, as JSON."""
-    if hasattr(guide, "describe"):
-        return guide.describe()
-    if dataclasses.is_dataclass(guide) and not isinstance(guide, type):
-        settings = {f.name: _setting(getattr(guide, f.name)) for f in dataclasses.fields(guide)}
-        return {"kind": type(guide).__name__, **settings}
-    return {"kind": "function"}
+class Saved(NamedTuple):
+    """What one checkpoint holds.
+
+    Attributes:
+        step: Updates that were made.
+        arrays: The state's arrays by their place in it.
+        about: JSON: "identity", and "position" of the data or "score" of the best φ.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    about: dict[str, Any]
 
 
-def _setting(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return describe(value)
-    if isinstance(value, (tuple, list)):
-        return [_setting(v) for v in value]
-    if isinstance(value, dict):
-        return {str(name): _setting(v) for name, v in value.items()}
-    if callable(value):
-        return "a function"
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+class Damaged(Exception):
+    """A checkpoint that doesn't hold what was written."""
 
 
-def _check_like(expected: Any, found: Any) -> None:
-    if (jnp.shape(expected), jnp.result_type(expected)) != (found.shape, found.dtype):
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their places: {"phi.omega": ...}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".") or "value": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def unflatten(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """A pytree shaped as `like` of the arrays by name.
+
+    Raises:
+        ValueError: If names, shapes or dtypes differ.
+    """
+    wanted = named_leaves(like)
+    lacking, more = sorted(wanted.keys() - arrays.keys()), sorted(arrays.keys() - wanted.keys())
+    if lacking or more:
+        raise ValueError(f"it lacks {lacking or 'nothing'} and has {more or 'nothing'} besides")
+    for name, leaf in wanted.items():
+        expected, found = (jnp.result_type(leaf), jnp.shape(leaf)), arrays[name]
+        if expected != (found.dtype, found.shape):
+            raise ValueError(
+                f"it holds {found.dtype}{list(found.shape)} for {name}, expected "
+                f"{expected[0]}{list(expected[1])}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+    """A hash of every file of a checkpoint, but for the seal."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != SEAL
+    }
+
+
+def _write_seal(folder: pathlib.Path) -> None:
+    """Write down what was written: the last thing done to a checkpoint."""
+    part = folder / f"{SEAL}.part"
+    part.write_text(json.dumps(_hashes(folder)))
+    part.replace(folder / SEAL)
+
+
+def _check_seal(folder: pathlib.Path) -> None:
+    """Raise `Damaged` where a checkpoint's files are not those that were written."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text())
+        found = _hashes(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"its checksums can't be read: {error}") from error
+    if sealed != found:
+        names = sealed.keys() | found.keys() if isinstance(sealed, dict) else {SEAL}
+        other = [n for n in sorted(names) if n == SEAL or sealed.get(n) != found.get(n)]
+        raise Damaged(f"another checksum: {', '.join(other[:3])}")
+
+
+def local(directory: str | os.PathLike[str]) -> pathlib.Path:
+    """The directory as an absolute path.
+
+    Raises:
+        ValueError: If it is an address, as "gs://bucket/run".
+    """
+    if "://" in str(directory):
         raise ValueError(
-            f"it holds {found.dtype}{found.shape} for "
-            f"{jnp.result_type(expected)}{jnp.shape(expected)}"
+            f"checkpoint_dir is {directory}; expected a folder: mount the bucket, and give the "
+            "path where it is mounted."
+        )
+    return pathlib.Path(directory).absolute()
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """The steps of finished checkpoints, newest first."""
+    names = [p.name for p in directory.iterdir() if p.is_dir()] if directory.is_dir() else []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _read(directory: pathlib.Path, step: int) -> Saved:
+    """One checkpoint.
+
+    Raises:
+        Damaged: If it can't be read, or doesn't hold what was written.
+    """
+    import orbax.checkpoint as ocp
+
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+    one = _alone()
+    handlers = {
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=one),
+        "about": ocp.JsonCheckpointHandler(multiprocessing_options=one),
+    }
+    options = ocp.CompositeOptions(multiprocessing_options=one)
+    _check_seal(directory / str(step))
+    try:
+        with (
+            warnings.catch_warnings(),
+            ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(**handlers, composite_options=options),
+                multiprocessing_options=_alone(),
+            ) as reader,
+        ):
+            warnings.simplefilter("ignore")  # Of arrays that lie on no device.
+            found = reader.restore(directory / str(step), args=args)
+        arrays = {name: np.asarray(array) for name, array in found["state"].items()}
+    except Exception as error:
+        raise Damaged(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    return Saved(step, arrays, dict(found["about"]))
+
+
+def _alone() -> Any:
+    """Of several processes each reads, and the first writes, by itself."""
+    import orbax.checkpoint as ocp
+
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+
+
+def newest(
+    directory: pathlib.Path, until: int | None = None
+) -> tuple[Saved | None, dict[int, str]]:
+    """(the newest intact checkpoint, why each newer one is not: {step: reason}).
+
+    Raises:
+        ValueError: If there are checkpoints, and none is intact.
+    """
+    damaged: dict[int, str] = {}
+    steps = [step for step in _steps(directory) if until is None or step <= until]
+    for step in steps:
+        try:
+            return _read(directory, step), damaged
+        except Damaged as error:
+            damaged[step] = str(error)
+    if damaged:
+        raise ValueError(
+            f"no checkpoint in {directory} is intact: "
+            + "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+            + ". Restore the folder from a copy, or move it away to start from the beginning."
+        )
+    return None, {}
+
+
+def _warn(directory: pathlib.Path, damaged: dict[int, str], used: int, how: str) -> None:
+    for step, why in damaged.items():
+        warnings.warn(
+            f"the checkpoint {directory / str(step)} is damaged ({why}){how}; step {used} is used.",
+            stacklevel=3,
         )
 
 
 class Checkpoints:
-    """The checkpoints of one run in one directory, newest last; orbax `CheckpointManager`s."""
+    """The checkpoints of one run in one directory, written in the background.
 
-    def __init__(self, directory: str | pathlib.Path, what: Any, keep: int = 2):
+    Raises:
+        RuntimeError: If another run writes there, or something can't be written.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, keep: int = 2):
+        self.directory, self._keep = local(directory), keep
+        self._managers: dict[pathlib.Path, Any] = {}
+        self._writing: concurrent.futures.Future[None] | None = None
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.directory / LOCK).open("ab")
+        except OSError as error:
+            raise RuntimeError(
+                f"nothing can be written in {self.directory} ({error.strerror or error}): give a "
+                "checkpoint_dir that can be written to."
+            ) from error
+        if not _locked(self._lock):
+            self._lock.close()
+            raise RuntimeError(
+                f"another run writes in {self.directory}: wait for its end, or give this one a "
+                "checkpoint_dir of its own."
+            )
+
+    def newest(self) -> Saved | None:
+        """The newest intact checkpoint, None where there is none at all."""
+        found, damaged = newest(self.directory)
+        if found is not None:
+            self._damaged = (self.directory, damaged, found.step)
+        return found
+
+    def best(self, until: int) -> Saved | None:
+        """The best φ that was saved no later than step `until`."""
+        found, damaged = newest(self.directory / BEST, until)
+        if found is not None and damaged:
+            self._aside(self.directory / BEST, damaged, found.step)
+        return found
+
+    def set_aside(self) -> None:
+        """Rename what `newest` found damaged, with a warning that names it."""
+        self._aside(*self._damaged)
+
+    _damaged: tuple[pathlib.Path, dict[int, str], int] = (pathlib.Path(), {}, 0)
+
+    def _aside(self, directory: pathlib.Path, damaged: dict[int, str], used: int) -> None:
+        for step in damaged:
+            old = directory / str(step)
+            free = (old.with_name(f"{step}{DAMAGED}{n or ''}") for n in range(1000))
+            old.rename(next(new for new in free if not new.exists()))
+        _warn(directory, damaged, used, f" and set aside as {DAMAGED[1:]}")
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Write `state` and `about` as of `step` in the background, if they aren't there yet."""
+        self._write(self.directory, step, state, about)
+
+    def save_best(self, step: int, score: float, phi: Any, identity: Identity) -> None:
+        """Write the best φ so far."""
+        about = {"identity": identity, "score": score}
+        self._write(self.directory / BEST, step, {"phi": phi}, about)
+
+    def _write(self, where: pathlib.Path, step: int, state: Any, about: dict[str, Any]) -> None:
+        self.wait()
+        if step in _steps(where):
+            return
+        # From the host: whoever reads it may have other devices.
+        arrays = tree_map(np.asarray, named_leaves(jax.device_get(state)))
+        about = json.loads(json.dumps(about))
+        if self._threads is None:
+            self._threads = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing = self._threads.submit(self._write_now, where, step, arrays, about)
+
+    def _write_now(self, where: pathlib.Path, step: int, arrays: Any, about: Any) -> None:
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        self.directory = pathlib.Path(directory).absolute()
-        self.what = json.loads(json.dumps(what))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._best: Any = None
-
-    @property
-    def latest(self) -> int | None:
-        """The newest finished step, None where there is none."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, state: Any, position: Any) -> None:
-        """Write `state` and the data's `position` (anything JSON) as of `step`; in background.
-
-        The state is written from the host: whoever reads it may have other devices.
-        """
-        args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(jax.device_get(state._asdict())),
-                position=args.JsonSave({"position": position}),
-                net=args.JsonSave(self.what),
-            ),
+        if not self.directory.is_dir():
+            raise FileNotFoundError("the folder is gone")
+        if where not in self._managers:
+            where.mkdir(exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=False, enable_async_checkpointing=False,
+                multiprocessing_options=_alone(),
+            )  # fmt: skip
+            self._managers[where] = ocp.CheckpointManager(where, options=options)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
         )
+        self._managers[where].save(step, args=args, force=True)
+        _write_seal(where / str(step))
 
-    def save_best(self, step: int, score: float, phi: Any) -> None:
-        """Write the best φ so far, if it is not the one that is there."""
-        args, manager = self._ocp.args, self._best_manager()
-        if manager.latest_step() != step:
-            manager.save(
-                step,
-                args=args.Composite(
-                    state=args.StandardSave({"phi": phi}),
-                    position=args.JsonSave({"score": score}),
-                    net=args.JsonSave(self.what),
-                ),
-            )
-
-    def restore(self, state: Any) -> tuple[Any, Any, int] | None:
-        """(state, position, step) of the newest checkpoint; None where there is none.
-
-        Args:
-            state: A state of the right structure, shapes and dtypes. What comes back is NumPy.
+    def wait(self) -> None:
+        """Wait for what is being written.
 
         Raises:
-            ValueError: If the checkpoint is of other numbers, or of another optimizer.
+            RuntimeError: If it could not be.
         """
-        step = self.latest
-        if step is None:
-            return None
-        found, position = self._read(self._manager, step, state._asdict())
-        return type(state)(**found), position["position"], step
-
-    def restore_best(self, phi: Any, until: int) -> tuple[int, float, Any] | None:
-        """(step, score, φ) of the best that was saved, no later than step `until`."""
-        manager = self._best_manager()
-        steps = [step for step in manager.all_steps() if step <= until]
-        if not steps:
-            return None
-        found, position = self._read(manager, max(steps), {"phi": phi})
-        return max(steps), position["score"], found["phi"]
-
-    def _read(self, manager: Any, step: int, like: Any) -> tuple[Any, Any]:
-        args = self._ocp.args
-        saved = manager.restore(step, args=args.Composite(net=args.JsonRestore()))
-        if saved["net"] != self.what:
-            raise ValueError(
-                f"the checkpoint in {self.directory} is of another network: it holds "
-                f"{saved['net']}, expected {self.what}. Give another checkpoint_dir, or what it "
-                "was written by."
-            )
+        writing, self._writing = self._writing, None
         try:
-            saved = manager.restore(
-                step,
-                args=args.Composite(
-                    state=args.StandardRestore(jax.device_get(like)), position=args.JsonRestore()
-                ),
-            )
-            # Orbax itself gives back arrays of another shape or dtype without a word.
-            jax.tree.map(_check_like, like, saved["state"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"the checkpoint in {self.directory} doesn't fit this run: another optimizer or "
-                f"another network wrote it ({error})."
+            if writing is not None:
+                writing.result()
+        except Exception as error:
+            kept = _steps(self.directory)
+            raise RuntimeError(
+                f"a checkpoint could not be written in {self.directory} "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+                + (f"that of step {kept[0]} is kept. " if kept else "there is none before it. ")
+                + "Make room or give the folder back, and start the same run again."
             ) from error
-        return saved["state"], saved["position"]
-
-    def _best_manager(self) -> Any:
-        if self._best is None:
-            options = self._ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-            self._best = self._ocp.CheckpointManager(self.directory / BEST, options=options)
-        return self._best
 
     def close(self) -> None:
         """Finish what is being written and let go of the directory."""
-        self._manager.close()
-        if self._best is not None:
-            self._best.close()
+        try:
+            self.wait()
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown()
+            for manager in self._managers.values():
+                manager.close()
+            self._lock.close()
 
 
-def _newest(directory: str | pathlib.Path, best: bool | None) -> tuple[Any, Any]:
-    """(description, φ) of the newest checkpoint in `directory`, or of the best one."""
-    import orbax.checkpoint as ocp
+def _locked(file: Any) -> bool:
+    """Whether the lock is ours now; it ends with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none of it.
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # A file system without locks.
+        return True
+    return True
 
-    directory = pathlib.Path(directory).absolute()
+
+def _for_reading(directory: str | pathlib.Path, best: bool | None) -> Saved:
+    """The newest checkpoint in `directory`, or the best one; a damaged one is passed over."""
+    directory = local(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoint of a run in {directory}: no such folder.")
     if best is None:
-        best = (directory / BEST).is_dir() and any((directory / BEST).iterdir())
+        best = bool(_steps(directory / BEST))
     where = directory / BEST if best else directory
     if not where.is_dir():
         raise FileNotFoundError(f"the run in {directory} kept no best φ.")
-    with ocp.CheckpointManager(where) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint of a run in {where}.")
-        saved = manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(), net=ocp.args.JsonRestore()),
-        )
-    return saved["net"], saved["state"]["phi"]
+    found, damaged = newest(where)
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint of a run in {where}.")
+    _warn(where, damaged, found.step, "")
+    return found
+
+
+def _phi(found: Saved) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix("phi").removeprefix(".") or "value": array
+        for name, array in found.arrays.items()
+        if name == "phi" or name.startswith("phi.")
+    }
 
 
 def load(directory: str | pathlib.Path, like: Any, *, best: bool | None = None) -> Any:
     """φ of the run that `fit` saved in `directory`.
+
+    A checkpoint that is damaged is passed over for the one before it, with a warning.
 
     Args:
         directory: The run's `checkpoint_dir`.
@@ -187,29 +369,21 @@ def load(directory: str | pathlib.Path, like: Any, *, best: bool | None = None) 
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is of another structure or other shapes.
+        ValueError: If it is of another structure or other shapes, or none is intact.
     """
-    _, phi = _newest(directory, best)
-    leaves, treedef = jax.tree.flatten(like)
-    found = jax.tree.leaves(phi)
-    if len(found) != len(leaves):
-        raise ValueError(
-            f"the checkpoint in {directory} holds {len(found)} arrays; `like` has {len(leaves)}."
-        )
-    for leaf, array in zip(leaves, found, strict=True):
-        try:
-            _check_like(leaf, array)
-        except ValueError as error:
-            raise ValueError(
-                f"the checkpoint in {directory} is of other numbers: {error}."
-            ) from None
-    return jax.tree.unflatten(treedef, [jnp.asarray(array) for array in found])
+    try:
+        found = unflatten(_phi(_for_reading(directory, best)), like)
+    except ValueError as error:
+        raise ValueError(f"the checkpoint in {directory} is of other numbers: {error}.") from error
+    return tree_map(jnp.asarray, found)
 
 
 def load_omega(
     directory: str | pathlib.Path, net: Any = None, *, best: bool | None = None
 ) -> tuple[Any, Any]:
     """(net, phi) of the run that `fit_omega` saved in `directory`.
+
+    A checkpoint that is damaged is passed over for the one before it, with a warning.
 
     Args:
         directory: The run's `checkpoint_dir`.
@@ -219,12 +393,13 @@ def load_omega(
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is of another network, or one that must be given.
+        ValueError: If it is of another network, or one that must be given, or none is intact.
 
     Example:
         `net, phi = load_omega("runs/omega"); guide = guidance(cfg, omega=net.weight(phi))`
     """
-    described, phi = _newest(directory, best)
+    found = _for_reading(directory, best)
+    described = {n: v for n, v in found.about["identity"]["weight"].items() if n != "φ"}
     if net is None:
         net = _made_again(described, directory)
     elif json.loads(json.dumps(describe(net))) != described:
@@ -233,9 +408,10 @@ def load_omega(
             f"{describe(net)}."
         )
     like = jax.eval_shape(net.init, jax.random.key(0))
-    if jax.tree.structure(like) != jax.tree.structure(phi):  # type: ignore[operator]
-        return net, load(directory, like, best=best)
-    return net, jax.tree.map(jnp.asarray, phi)
+    try:
+        return net, tree_map(jnp.asarray, unflatten(_phi(found), like))
+    except ValueError as error:
+        raise ValueError(f"the checkpoint in {directory} is of other numbers: {error}.") from error
 
 
 def _made_again(described: Any, directory: Any) -> OmegaNet:

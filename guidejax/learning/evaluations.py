@@ -34,9 +34,9 @@ class _Evaluated:
     conditions: Mapping[str, Any]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        from guidejax.learning.training import _Conditions
+        from guidejax.learning._data import Conditions
 
-        branches = _Conditions.of(self.guidance, self.denoise, self.uncond, self.conditions)
+        branches = Conditions.of(self.guidance, self.denoise, self.uncond, self.conditions)
         frozen = self.objective, (self.denoise, branches.networks)
         for index, given in enumerate(self.batches):
             batch = branches.batch(given, [], f"batch {index}")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from guidejax import _geometry
-from guidejax._arrays import dot, expand, magnitude, norm, safe_divide
+from guidejax._arrays import dot, expand, magnitude, norm, over, safe_divide
 from guidejax.metrics._checks import same_shapes
 
 Array = jax.Array
@@ -16,7 +16,7 @@ Array = jax.Array
 
 @jax.jit
 def _off_line(guided: Array, cond: Array, uncond: Array) -> Array:
-    shift, delta = (v / magnitude(v) for v in (guided - cond, cond - uncond))
+    shift, delta = (over(v, magnitude(v)) for v in (guided - cond, cond - uncond))
     omega = safe_divide(dot(shift, delta), dot(delta, delta))
     residual = norm(shift - expand(omega, delta) * delta)
     return jnp.minimum(safe_divide(residual, norm(shift)), 1)

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, combine, concretely, safe_sqrt
+from guidejax._arrays import (
+    Array,
+    Tree,
+    combine,
+    concretely,
+    expand,
+    safe_sqrt,
+    tree_map,
+    upcast,
+)
 from guidejax._random import as_keys, normal_like
 
 Prediction = Literal["x0", "eps", "v", "velocity", "score"]
@@ -234,7 +243,19 @@ def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> 
     """
     if prediction == "x0":
         return value
-    return combine(_coefficients(process, t, prediction), x, value)
+    if prediction not in ("eps", "score"):
+        return combine(_coefficients(process, t, prediction), x, value)
+    inverse = _coefficients(process, t, prediction)[0]
+    noise = process.sigma(t) ** (1 if prediction == "eps" else 2)
+
+    # The noise is taken away before anything is divided by α: near α = 0 both may be out of range.
+    def one(x: Array, value: Array) -> Array:
+        x_, value = upcast(x), upcast(value)
+        by = lambda c: expand(c, x_).astype(x_.dtype)  # noqa: E731
+        sign = -1 if prediction == "eps" else 1
+        return ((x_ + sign * by(noise) * value) * by(inverse)).astype(x.dtype)
+
+    return tree_map(one, x, value)
 
 
 def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> Tree:
@@ -248,21 +269,27 @@ def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> T
     """
     if prediction == "x0":
         return x0
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    if prediction == "eps":
-        share = 1 / sigma, -alpha / sigma
-    elif prediction == "v":
-        share = alpha / sigma, -(alpha**2 + sigma**2) / sigma
-    elif prediction == "velocity":
-        share = 1 / sigma, -(alpha + sigma) / sigma
-    elif prediction == "score":
-        share = -1 / sigma**2, alpha / sigma**2
-    else:
+    if prediction not in PREDICTIONS:
         raise ValueError(
             f"unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}."
         )
 
-    return combine(share, x, x0)
+    # ε̂ first: where σ is small its parts x/σ and α x0/σ may be out of range each.
+    def one(x: Array, x0: Array) -> Array:
+        x_, x0 = upcast(x), upcast(x0)
+        alpha, sigma = (
+            expand(c, x_).astype(x_.dtype) for c in (process.alpha(t), process.sigma(t))
+        )
+        eps = (x_ - alpha * x0) / sigma
+        if prediction == "v":
+            eps = alpha * eps - sigma * x0
+        elif prediction == "velocity":
+            eps = eps - x0
+        elif prediction == "score":
+            eps = -eps / sigma
+        return eps.astype(x.dtype)
+
+    return tree_map(one, x, x0)
 
 
 def convert(value: Tree, x: Tree, t: Array, process: Process, source: str, target: str) -> Tree:

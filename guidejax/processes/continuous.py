@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import is_concrete
+from guidejax._arrays import is_concrete, safe_sqrt
 from guidejax.processes.base import Process, check_process
 
 
@@ -41,7 +41,8 @@ class Cosine(Process):
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr):
-        return 2 / jnp.pi * jnp.arctan(jnp.exp(-jnp.asarray(log_snr) / 2))
+        # From λ = −100 on it is 1, whose slope would be 0 times an infinite one.
+        return 2 / jnp.pi * jnp.arctan(jnp.exp(-jnp.maximum(log_snr, -100) / 2))
 
 
 class LinearVP(Process):
@@ -58,7 +59,7 @@ class LinearVP(Process):
         return jnp.exp(-self._integral(t) / 2)
 
     def sigma(self, t):
-        return jnp.sqrt(-jnp.expm1(-self._integral(t)))
+        return safe_sqrt(-jnp.expm1(-self._integral(t)))  # at t = 0 its slope has no number
 
     def log_snr(self, t):
         return -jnp.log(jnp.expm1(self._integral(t)))
@@ -165,7 +166,8 @@ class _Shifted(Process):
 
     def _inner(self, t):
         t = jnp.asarray(t, jnp.result_type(float, t))
-        return self.shift * t / (1 + (self.shift - 1) * t)
+        later = self.shift * t
+        return later / (later + (1 - t))  # at t = 1 it is 1, to no rounding
 
     def alpha(self, t):
         return self.process.alpha(self._inner(t))

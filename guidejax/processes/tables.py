@@ -8,8 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, is_concrete
+from guidejax._arrays import Array, is_concrete, upcast
 from guidejax.processes.base import Process
+
+
+def _counting(t: Any) -> Array:
+    """t as a float that tells the entries of a table apart: bfloat16 doesn't."""
+    return upcast(jnp.asarray(t, jnp.result_type(float, t)))
 
 
 class Discrete(Process):
@@ -32,7 +37,7 @@ class Discrete(Process):
         Each is finite, with a finite gradient, where it isn't asked for too.
         """
         count = self.log_snrs.shape[0]
-        t = jnp.asarray(t, jnp.result_type(float, t))
+        t = _counting(t)
         u = count * t
         low, high = self._neighbours(u)
         share = u - jnp.clip(jnp.floor(u), 1, count - 1)
@@ -81,9 +86,7 @@ class Discrete(Process):
         Between two entries it is a fraction, as networks with a sinusoidal embedding of the index
         take it; within a rounding of an entry it is that entry's whole number.
         """
-        index = jnp.maximum(
-            self.log_snrs.shape[0] * jnp.asarray(t, jnp.result_type(float, t)) - 1, 0
-        )
+        index = jnp.maximum(self.log_snrs.shape[0] * _counting(t) - 1, 0)
         whole = jnp.round(index)
         return jnp.where(jnp.abs(index - whole) < 1e-3, whole, index)
 

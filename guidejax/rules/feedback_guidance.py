@@ -6,7 +6,18 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, accumulator, dot, expand, restore, upcast
+from guidejax._arrays import (
+    Array,
+    accumulator,
+    dot,
+    expand,
+    magnitude,
+    over,
+    restore,
+    safe_divide,
+    tree_map,
+    upcast,
+)
 from guidejax.processes import Process
 from guidejax.rules.base import buffer, per_sample, rule
 
@@ -16,8 +27,9 @@ class Feedback(NamedTuple):
 
     log_ratio: Array
     started: Array
-    snr: Array
+    alpha: Array
     pull: Array
+    x: Array
     cond: Array
     uncond: Array
 
@@ -25,7 +37,24 @@ class Feedback(NamedTuple):
 def _init(x: Array) -> Feedback:
     wide = accumulator(x.dtype)
     zero = per_sample(x, 0, wide)
-    return Feedback(zero, per_sample(x, 0, jnp.bool_), zero, buffer(x), buffer(x), buffer(x))
+    rest = zero, zero, buffer(x), buffer(x), buffer(x)
+    return Feedback(zero, per_sample(x, 0, jnp.bool_), *rest)
+
+
+def _evidence(state: Feedback, x: Array, alpha: Array, pull: Array) -> Array:
+    """⟨Δ(α x/σ²) − Δ(α²/σ²) (c + u)/2, c − u⟩, `pull` being α/σ²; held within what can be squared.
+
+    It is the pull of this step times ⟨(x − α m) − (pull before/pull) (x − α m) before, c − u⟩:
+    vectors of the size of the predictions, each scaled before they are multiplied.
+    """
+    middle, delta = (state.cond + state.uncond) / 2, state.cond - state.uncond
+    here, before = (a - expand(b, a) * middle for a, b in ((x, alpha), (state.x, state.alpha)))
+    surprise = here - expand(safe_divide(state.pull, pull), here) * before
+    one, other = magnitude(surprise), magnitude(delta)
+    product = dot(over(surprise, one), over(delta, other))
+    most = float(jnp.finfo(product.dtype).max) ** 0.5
+    size = one.reshape(product.shape), other.reshape(product.shape)
+    return jnp.clip(product * size[0] * pull * size[1], -most, most)
 
 
 @rule(
@@ -98,12 +127,8 @@ def feedback(
         )
     c, u, x = upcast(cond), upcast(uncond), upcast(x)
     alpha, sigma = process.alpha(t), process.sigma(t)
-    snr = jnp.zeros_like(state.snr) + (alpha / sigma) ** 2
-    pull = expand(alpha / sigma**2, x).astype(x.dtype) * x
-
-    middle = (state.cond + state.uncond) / 2
-    surprise = pull - state.pull - expand(snr - state.snr, x) * middle
-    gain = temperature * dot(surprise, state.cond - state.uncond) + offset
+    alpha, pull = (jnp.zeros_like(state.pull) + a for a in (alpha, alpha / sigma**2))
+    gain = temperature * _evidence(state, x, alpha, pull) + offset
     # λ − 1 = (1 − π)/(e^L − (1 − π)) ≤ room.
     room = jnp.maximum(jnp.asarray(max_omega) - omega, 1e-3)
     least = jnp.log1p(-jnp.asarray(pi)) + jnp.log1p(1 / room)
@@ -113,7 +138,9 @@ def feedback(
     rest = 1 - jnp.asarray(pi)
     weight = omega + jnp.minimum(rest / jnp.maximum(jnp.exp(log_ratio) - rest, 1e-6), room)
     guided = c + expand(weight, c) * (c - u)
-    after = Feedback(log_ratio, jnp.ones_like(state.started), snr, pull, c, u)
+    after = Feedback(log_ratio, jnp.ones_like(state.started), alpha, pull, x, c, u)
+    # A scan carries it: times and ω of another precision don't change its own.
+    after = tree_map(lambda new, old: new.astype(old.dtype), after, state)
     return restore(guided, cond), after
 
 

@@ -51,6 +51,8 @@ def logits_cfg(cond: Array, uncond: Array, omega: Array, *, axis: int = -1) -> A
     allowed, known = jnp.logical_not(jnp.isneginf(cond)), jnp.logical_not(jnp.isneginf(uncond))
     c = _log_softmax(upcast(cond), allowed, axis)
     u = _log_softmax(upcast(uncond), known, axis)
-    guided = c + expand(omega, c) * jnp.where(known, c - u, 0)
+    # The choice stands between product and sum, so that they are rounded alike for every use: a
+    # large logit would not be the peak that it is compared with.
+    guided = c + jnp.where(known, expand(omega, c) * (c - u), 0)
     guided = _log_softmax(guided, allowed, axis)
     return jnp.where(allowed, guided, -jnp.inf).astype(cond.dtype)

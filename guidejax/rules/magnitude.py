@@ -10,6 +10,7 @@ from guidejax._arrays import (
     expand,
     magnitude,
     norm,
+    over,
     restore,
     safe_divide,
     safe_sqrt,
@@ -141,7 +142,7 @@ def pmc(cond: Array, uncond: Array, omega: Array, *, cap: Array | float = 1.05) 
     delta = c - upcast(uncond)
     # β of c and δ of length 1 or so: of the true ones it is β · ‖c‖/‖δ‖.
     size, step = magnitude(c), magnitude(delta)
-    small, towards = c / size, delta / step
+    small, towards = over(c, size), over(delta, step)
     a, b = square_norm(towards), dot(small, towards)
     room = square_norm(small) * (jnp.asarray(cap) ** 2 - 1)
     root = safe_sqrt(jnp.maximum(b * b + a * room, 0))

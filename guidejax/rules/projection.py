@@ -12,6 +12,7 @@ from guidejax._arrays import (
     expand,
     magnitude,
     norm,
+    over,
     project,
     restore,
     safe_divide,
@@ -163,7 +164,8 @@ def tcfg(cond: Array, uncond: Array, omega: Array) -> Array:
     """
     c, u = upcast(cond), upcast(uncond)
     size = magnitude(u, c)
-    uu, cc, uc = square_norm(u / size), square_norm(c / size), dot(u / size, c / size)
+    small_u, small_c = over(u, size), over(c, size)
+    uu, cc, uc = square_norm(small_u), square_norm(small_c), dot(small_u, small_c)
     # cos 2φ and sin 2φ, over the trace first so that the squares don't under- or overflow.
     x, y = safe_divide(uu - cc, uu + cc), safe_divide(2 * uc, uu + cc)
     length = safe_sqrt(x**2 + y**2)

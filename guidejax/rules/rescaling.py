@@ -12,30 +12,24 @@ import numpy as np
 
 from guidejax._arrays import (
     Array,
+    blend_resized,
     expand,
     flatten,
     is_concrete,
     magnitude,
     norm,
+    over,
     restore,
-    safe_divide,
     safe_sqrt,
-    shrink_to,
     upcast,
 )
 from guidejax.processes import Process
 from guidejax.rules.base import rule
 
 
-def _resized(guided: Array, ratio: Array, strength: Array | float) -> Array:
-    """(1 − strength) g + strength · ratio · g; where ratio = 1, g itself."""
-    g = upcast(guided)
-    return restore(g + expand(strength, g) * expand(ratio - 1, g) * g, guided)
-
-
 def _spread(x: Array) -> Array:
     """Standard deviation of each sample, up to a constant factor."""
-    return norm(x - jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True))
+    return norm(x - jnp.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True), keepdims=True)
 
 
 @rule(space="v", paper="Lin et al., arXiv 2305.08891, §3.4")
@@ -61,9 +55,8 @@ def rescale(cond: Array, guided: Array, *, phi: Array | float = 0.7) -> Array:
     """
     c, g = upcast(cond), upcast(guided)
     spread = _spread(g)
-    constant = spread <= 4 * jnp.finfo(g.dtype).eps * norm(g)
-    ratio = jnp.where(constant, 1, safe_divide(_spread(c), jnp.where(constant, 1, spread)))
-    return _resized(guided, ratio, phi)
+    constant = spread <= 4 * jnp.finfo(g.dtype).eps * norm(g, keepdims=True)
+    return restore(blend_resized(g, _spread(c), jnp.where(constant, 0, spread), phi), guided)
 
 
 @rule(space="velocity", paper="Lumina-Image 2.0, Qin et al., arXiv 2503.21758")
@@ -88,7 +81,8 @@ def norm_cap(cond: Array, guided: Array, *, rho: Array | float = 1.0) -> Array:
         [[0.0, 5.0]]
     """
     c, g = upcast(cond), upcast(guided)
-    return _resized(guided, shrink_to(norm(g), rho * norm(c)), 1)
+    length, most = norm(g, keepdims=True), expand(rho, g) * norm(c, keepdims=True)
+    return restore(blend_resized(g, jnp.where(length <= most, length, most), length, 1), guided)
 
 
 @rule(space="velocity", paper="Qwen-Image, arXiv 2508.02324 (its code)", static=("axis", "shrink"))
@@ -124,17 +118,17 @@ def token_norm(
     """
     c, g = upcast(cond), upcast(guided)
     length = functools.partial(norm, axis=axis, keepdims=True)
-    ratio = safe_divide(length(c), length(g), otherwise=1.0)
+    wanted, found = length(c), length(g)
     if shrink:
-        ratio = jnp.minimum(ratio, 1)
-    return _resized(guided, ratio, strength)
+        wanted = jnp.minimum(wanted, found)
+    return restore(blend_resized(g, wanted, found, strength), guided)
 
 
-def _energy(x: Array, lo: Array | float, hi: Array | float) -> tuple[Array, Array]:
-    """(E/m², m): the sum of the squares that rank between two percentiles of the sample's."""
-    x = flatten(x)
+def _length(x: Array, lo: Array | float, hi: Array | float) -> Array:
+    """√E, E the sum of the squares that rank between two percentiles of the sample's."""
+    like, x = x, flatten(x)
     size = magnitude(x)
-    squares = jnp.sort((x / size) ** 2, axis=1)
+    squares = jnp.sort(over(x, size) ** 2, axis=1)
     ranks = jnp.arange(squares.shape[1], dtype=x.dtype)
     # Half a part in a thousand of rank: 0.45 · 100 is not 45 in floating point.
     first = jnp.ceil(jnp.asarray(lo) / 100 * (squares.shape[1] - 1) - 5e-4)
@@ -144,7 +138,8 @@ def _energy(x: Array, lo: Array | float, hi: Array | float) -> tuple[Array, Arra
     # A percentile that is NaN is a comparison that is False: the sum is NaN by its own addition.
     total = jnp.sum(jnp.where(outside, 0, squares) + 0 * (first + last), axis=1)
     # NaN sorts last, out of the percentiles.
-    return jnp.where(jnp.isnan(squares[:, -1]), jnp.nan, total), size[:, 0]
+    length = safe_sqrt(jnp.where(jnp.isnan(squares[:, -1]), jnp.nan, total)) * size[:, 0]
+    return expand(length, like)
 
 
 @rule(space="eps", paper="Zhang et al., arXiv 2412.09966")
@@ -177,9 +172,7 @@ def ep_cfg(
     if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"ep_cfg expects lo ≤ hi, got lo={lo}, hi={hi}.")
     c, g = upcast(cond), upcast(guided)
-    (wanted, size_c), (found, size_g) = _energy(c, lo, hi), _energy(g, lo, hi)
-    ratio = jnp.where(found == 0, 1, safe_sqrt(safe_divide(wanted, found)) * (size_c / size_g))
-    return _resized(guided, ratio, 1)
+    return restore(blend_resized(g, _length(c, lo, hi), _length(g, lo, hi), 1), guided)
 
 
 @rule(space="eps", paper="Xu et al., arXiv 2510.01184", exact_at_zero=False)

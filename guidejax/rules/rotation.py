@@ -13,6 +13,7 @@ from guidejax._arrays import (
     expand,
     magnitude,
     norm,
+    over,
     restore,
     safe_divide,
     unit,
@@ -72,7 +73,7 @@ def adg(
     c, u = upcast(cond), upcast(uncond)
     # In units of c: arctan2 squares its arguments in its gradient.
     size = magnitude(c, axis=axis)
-    small, u_unit = c / size, unit(u, axis)
+    small, u_unit = over(c, size), unit(u, axis)
     norm_c = norm(small, axis, keepdims=True)
     along = dot(small, u_unit, axis, keepdims=True)
     e = small - along * u_unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from guidejax._arrays import (
     is_concrete,
     norm,
     quantile,
+    resized,
     restore,
     safe_divide,
     upcast,
@@ -150,12 +152,17 @@ def mimic(
         # different roundings nothing is equal, and it divides by their number.
         wanted = quantile(jnp.abs(m), 1.0)[:, None]
         found = quantile(jnp.abs(centred), jnp.asarray(percentile) / 100)[:, None]
+    # A constant channel has no range: what its mean is off by is rounding.
+    within = functools.partial(norm, axis=1, keepdims=True)
+    constant = within(centred) <= 4 * jnp.finfo(g.dtype).eps * within(flat)
+    found = jnp.where(constant, 0 * found, found)
     if centre == "zero":
-        result = flat * safe_divide(wanted, found, otherwise=1.0)
+        result = resized(flat, wanted, found)
     elif measure == "std":
-        result = mean + centred * safe_divide(wanted, found, otherwise=1.0)
+        result = mean + resized(centred, wanted, found)
     else:
         widest = jnp.maximum(wanted, found)
         ratio = safe_divide(wanted, widest, otherwise=1.0)
         result = mean + jnp.clip(centred, -widest, widest) * ratio
-    return restore(g + expand(phi, g) * (result.reshape(g.shape) - g), guided)
+    phi = expand(phi, g)
+    return restore((1 - phi) * g + phi * result.reshape(g.shape), guided)

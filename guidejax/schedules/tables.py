@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
 import pathlib
+import zipfile
 from typing import Any
 
 import jax
@@ -219,13 +222,23 @@ def save_table(path: Any, weight: Any, times: Any, conditions: Any = None, **kwa
         path.write_text(json.dumps({name: value.tolist() for name, value in entries.items()}))
 
 
+# The most bytes of a file that `load_table` reads, and of the numbers that it unpacks to.
+LIMIT = 64 * 2**20
+# The most lists of a JSON file: each takes 60 bytes, be it empty.
+_LISTS = 2**20
+# zipfile bounds what a piece of these may unpack to; NumPy writes no others.
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
 def load_table(path: Any) -> Weight:
     """The `table` that `save_table` wrote, or any file with its entry "omega".
 
-    A table with a column a sample comes back with a column a class.
+    A table with a column a sample comes back with a column a class. The file may be anybody's:
+    nothing in it is run, and of files, or of an omega, of more than 64 MiB nothing is unpacked.
 
     Raises:
-        ValueError: If the name ends in neither .npz nor .json, or there is no "omega".
+        ValueError: If the name ends in neither .npz nor .json, the file is none of that kind or is
+            too large, or has no "omega" of finite numbers, (steps,) or (steps, classes).
 
     Example:
         >>> import tempfile
@@ -237,7 +250,112 @@ def load_table(path: Any) -> Weight:
     path = pathlib.Path(path)
     if path.suffix not in (".npz", ".json"):
         raise ValueError(f"load_table reads .npz or .json, got {path.name!r}.")
-    entries = np.load(path) if path.suffix == ".npz" else json.loads(path.read_text())
+    with open(path, "rb") as file:
+        content = file.read(min(path.stat().st_size, LIMIT) + 1)
+    if len(content) > LIMIT:
+        raise ValueError(f"{path.name} has more than {LIMIT} bytes; load_table reads no more.")
+    omega = (_from_npz if path.suffix == ".npz" else _from_json)(content, path.name)
+    if omega.ndim not in (1, 2) or omega.size == 0:
+        raise ValueError(
+            f"{path.name}: 'omega' has shape {omega.shape}; expected (steps,) or (steps, classes)."
+        )
+    with np.errstate(over="ignore"):
+        values = omega.astype(jnp.result_type(float))
+    if not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"{path.name}: 'omega' holds NaN, infinite values or such as have no place in "
+            f"{values.dtype}; expected finite numbers."
+        )
+    return table(values)
+
+
+def _numbers(name: str, omega: np.ndarray) -> np.ndarray:
+    if omega.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{name}: 'omega' is an array of {omega.dtype}; expected real numbers, "
+            "(steps,) or (steps, classes)."
+        )
+    return omega
+
+
+def _without_omega(name: str, entries: Any) -> ValueError:
+    listed = ", ".join(str(entry)[:40] for entry in list(entries)[:10]) or "none"
+    more = ", ..." if len(entries) > 10 else ""
+    return ValueError(f"{name} has no entry 'omega'; it has {listed}{more}.")
+
+
+def _from_json(content: bytes, name: str) -> np.ndarray:
+    if content.count(b"[") + content.count(b"{") > _LISTS:
+        raise ValueError(f"{name} holds more than {_LISTS} lists; load_table reads no more.")
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ValueError(f"{name} isn't the JSON of a table: {why}.") from None
+    if not isinstance(entries, dict):
+        raise ValueError(
+            f"{name} holds a {type(entries).__name__}; expected an object with an entry 'omega'."
+        )
     if "omega" not in entries:
-        raise ValueError(f"{path.name} has no entry 'omega'; it has {', '.join(entries)}.")
-    return table(np.asarray(entries["omega"], jnp.result_type(float)))
+        raise _without_omega(name, entries)
+    if not isinstance(entries["omega"], list):
+        raise ValueError(
+            f"{name}: 'omega' is a {type(entries['omega']).__name__}; expected a list of numbers, "
+            "one a step, or of lists, one number a class."
+        )
+    try:
+        omega = np.asarray(entries["omega"])
+    except (ValueError, OverflowError, RecursionError):
+        raise ValueError(
+            f"{name}: 'omega' is ragged or nested; expected (steps,) or (steps, classes) numbers."
+        ) from None
+    return omega if omega.size == 0 else _numbers(name, omega)
+
+
+def _from_npz(content: bytes, name: str) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = {member.filename: member for member in archive.infolist()}
+            member = entries.get("omega.npy")
+            array = None
+            if member and member.file_size <= LIMIT and member.compress_type in _PACKED:
+                with archive.open(member) as file:  # no more than the directory says, true or not
+                    array = file.read(member.file_size)
+    except Exception as error:  # a broken archive fails in any way: zlib's, by an offset, a lock
+        raise ValueError(
+            f"{name} isn't a whole .npz archive ({str(error)[:200]}); expected what numpy.savez "
+            "writes."
+        ) from None
+    if member is None:
+        raise _without_omega(name, [entry.removesuffix(".npy") for entry in entries])
+    if array is None:
+        raise ValueError(
+            f"{name}: 'omega' unpacks to {member.file_size} bytes; load_table unpacks no more than "
+            f"{LIMIT}, stored or deflated as NumPy has it."
+        )
+    return _from_npy(array, name)
+
+
+def _from_npy(content: bytes, name: str) -> np.ndarray:
+    """The array of an .npy file, made only once its header fits what follows it."""
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"its format is {version}")
+        one = np.lib.format.read_array_header_1_0
+        header = one if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_column, dtype = header(file)
+    except Exception as error:  # a header is parsed as Python's literals, which may fail in any way
+        raise ValueError(
+            f"{name}: 'omega' isn't an array ({str(error)[:200]}); expected what numpy.savez "
+            "writes of numbers."
+        ) from None
+    _numbers(name, np.empty(0, dtype))
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(
+            f"{name}: 'omega' says that it has shape {shape} of {dtype}, and has "
+            f"{len(content) - file.tell()} bytes; expected as many as that takes."
+        )
+    flat = np.frombuffer(content, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if by_column else "C")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -344,21 +345,21 @@ def _mlp() -> Any:
 
         @nn.compact
         def __call__(self, features: Array, cond: Array | None) -> Array:
-            h = nn.Dense(self.hidden)(nn.silu(nn.Dense(self.hidden)(features)))
+            # A TPU multiplies float32 arrays in bfloat16 unless it is told not to.
+            dense = functools.partial(nn.Dense, precision="highest")
+            h = dense(self.hidden)(nn.silu(dense(self.hidden)(features)))
             if self.num_classes is not None:
                 # A one-hot product, not a gather: nn.Embed raises on a label array that is sharded
                 # over an explicit mesh.
                 one_hot = jax.nn.one_hot(cond, self.num_classes, dtype=features.dtype)
-                table = nn.Dense(
-                    self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0)
-                )
+                table = dense(self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0))
                 h = h + table(one_hot)
             elif cond is not None:
-                projected = nn.silu(nn.Dense(self.hidden)(cond.astype(features.dtype)))
-                h = h + nn.Dense(self.hidden)(projected)
+                projected = nn.silu(dense(self.hidden)(cond.astype(features.dtype)))
+                h = h + dense(self.hidden)(projected)
             for _ in range(self.depth):
-                h = h + nn.Dense(self.hidden)(nn.silu(nn.LayerNorm()(h)))
-            out = nn.Dense(
+                h = h + dense(self.hidden)(nn.silu(nn.LayerNorm()(h)))
+            out = dense(
                 len(self.biases),
                 kernel_init=nn.initializers.zeros,
                 bias_init=lambda key, shape, dtype: jnp.asarray(self.biases, dtype),

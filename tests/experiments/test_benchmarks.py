@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 
 from experiments.benchmarks import envs, flops, problem, report, sampling
 from experiments.benchmarks.jax_worker import JaxContender, on_device
@@ -272,11 +275,11 @@ def test_a_worker_that_fails_says_so(tmp_path):
     worker = Worker(sys.executable, "tests.experiments.fake_peer", tmp_path / "log.txt")
     with pytest.raises(Failed, match="AttributeError"):
         worker.ask("no_such_thing", 60)
-    files = (path, tmp_path / "samples.npy")
     with pytest.raises(Missing, match="no such solver"):
-        worker.first(Row("heun", "heun", stages=2), SIZES["tiny"], *files, limit_s=60)
+        worker.make(Row("heun", "heun", stages=2), SIZES["tiny"], path, limit_s=60)
+    worker.make(Row("cfg", "ddim"), SIZES["tiny"], path, limit_s=60)
     with pytest.raises(Failed, match="no answer in 0 s"):
-        worker.first(Row("cfg", "ddim"), SIZES["tiny"], *files, limit_s=0.01)
+        worker.first(tmp_path / "samples.npy", limit_s=0.01)
     worker.close()
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
@@ -304,12 +307,70 @@ def test_the_running_python_is_found():
     assert envs.find_python(99) is None
 
 
+def test_rows_are_measured_in_the_order_given():
+    rows = sampling.chosen_rows(sampling.Config(rows=("heun", "cfg")))
+    assert [row.name for row in rows] == ["heun", "cfg"]
+    assert sampling.chosen_rows(sampling.Config()) == list(ROWS)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"rounds": 5, "batch": 32, "rows": ("cfg", "interval of 20%"), "torch_compile": False},
+        {"size": "tiny", "dtype": "bfloat16", "peers": True},
+    ],
+)
+def test_the_command_that_a_page_names_is_the_one_that_was_given(asked, tmp_path):
+    rows = asked.get("rows") or [row.name for row in ROWS]
+    typed = sampling.options(sampling.Config(**asked, out=tmp_path), rows)
+    assert str(tmp_path) not in typed
+    again = tyro.cli(sampling.Config, args=shlex.split(typed))
+    assert again == sampling.Config(**asked, publish=True)
+
+
 def test_unknown_row():
     with pytest.raises(SystemExit, match="no row nonsense"):
         sampling.chosen_rows(sampling.Config(rows=("nonsense",)))
 
 
-def test_the_published_page_is_what_its_results_make():
-    docs = ROOT / "docs"
+@pytest.fixture
+def docs(tmp_path):
+    """The published results alone."""
+    results = (ROOT / "docs" / "benchmarks").glob("*.json")
+    known = {report.files(backend)[1] for backend in ("cpu", "gpu", "tpu")}
+    (tmp_path / "benchmarks").mkdir()
+    for path in results:
+        if f"benchmarks/{path.name}" in known:
+            shutil.copy(path, tmp_path / "benchmarks")
+    return tmp_path
+
+
+def test_the_published_pages_are_what_their_results_make(docs):
+    report.publish(docs)
+    pages = {path.name: path.read_text() for path in docs.glob("*.md")}
+    assert "benchmarks.md" in pages
+    for name, text in pages.items():
+        assert (ROOT / "docs" / name).read_text() == text
+
+
+def test_another_backend_has_a_page_of_its_own(docs):
     results = json.loads((docs / "benchmarks" / "results.json").read_text())
-    assert (docs / "benchmarks.md").read_text() == report.page(results)
+    rows = {name: results["rows"][name] for name in ("cfg", "omega = 0")}
+    options = "--rounds 5 --batch 32 --rows cfg 'omega = 0' --publish"
+    other = {"machine": "A GPU", "backend": "gpu", "cores": None, "options": options, "rows": rows}
+    (docs / "benchmarks" / "gpu.json").write_text(json.dumps({**results, **other}))
+    report.publish(docs)
+    cpu, gpu = ((docs / name).read_text() for name in ("benchmarks.md", "benchmarks-gpu.md"))
+    assert "[A GPU](benchmarks-gpu.md)" in cpu
+    assert f"[{results['machine']}](benchmarks.md)" in gpu
+    assert f"sampling {options}\n" in gpu
+    assert f"sampling {results['options']}\n" in cpu
+    assert "* **Machine**: A GPU;" in gpu
+    for name in ("benchmarks/gpu.json", "benchmarks/gpu.png"):
+        assert name in gpu
+        assert (docs / name).stat().st_size > 0
+    assert "*omega = 0* leaves 0.5 (0 of 50 steps are guided)." in gpu
+    assert "*interval of 20%* leaves 0.6 (10 of 50 steps are guided)" in cpu
+    assert "interval of 20%" not in gpu
+    assert ("**Kernels**" in gpu, "**Kernels**" in cpu) == (True, False)

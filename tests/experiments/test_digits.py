@@ -53,9 +53,9 @@ def test_writes_what_the_readme_promises(run):
     assert set(results["seeds"]) == {FIRST, SECOND}
     for seed in results["seeds"].values():
         assert set(seed) == {"under-trained", "well-trained"}
-        for methods in seed.values():
-            assert {"unguided", "interval", "rollout"} <= set(methods)
-            for entry in methods.values():
+        for by_method in seed.values():
+            assert {"unguided", "interval", *methods.LEARNED} <= set(by_method)
+            for entry in by_method.values():
                 assert {*report.FIGURES, "frechet/mlp-relu"} <= set(entry["figures"])
     under = results["seeds"][FIRST]["under-trained"]
     assert {"interval (oracle)", "triangular", "clamp-linear", "adg"} <= set(under)

@@ -19,6 +19,7 @@ NET = gj.OmegaNet(num_classes=2, hidden=8, depth=1)
 TIMES_ONLY = gj.OmegaNet(hidden=8, depth=1)
 KEY = jax.random.key(0)
 ADAM = optax.adam(1e-2)  # One for all: runs that are alike share their program.
+SGD = optax.sgd(0.1)  # Adam hides a gradient that is too large by the number of devices.
 # Two classes in one dimension, and the denoiser that is exact for both and for their sum.
 MODEL = analytic.by_class(analytic.mixture([[-1.0], [1.5]], stds=[0.5, 0.25]), [0, 1])
 EXACT = analytic.denoiser(MODEL, PROCESS)

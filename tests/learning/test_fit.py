@@ -258,7 +258,7 @@ def test_a_linen_module_of_one_s_own_fits_saves_and_loads(tmp_path):
     for other in (None, Mine(9)):
         with pytest.raises(ValueError, match="checkpoint"):
             gj.load_omega(tmp_path / "stopped", other)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="weight, width: saved 8, now 9"):
         run(200, Mine(9))
 
 

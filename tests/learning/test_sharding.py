@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -14,10 +13,20 @@ from jax.sharding import PartitionSpec as P
 import guidejax as gj
 from guidejax import learning, objectives
 from guidejax.learning import training
-from tests.learning.common import EXACT, KEY, NET, batches, begin, examples, fit, flat, guide
+from tests.learning.common import (
+    EXACT,
+    KEY,
+    NET,
+    PROCESS,
+    SGD,
+    batches,
+    begin,
+    examples,
+    fit,
+    flat,
+    guide,
+)
 
-# Not Adam, which hides a gradient that is too large by the number of devices.
-SGD = optax.sgd(0.1)
 OBJECTIVE = objectives.self_consistency(particles=2)
 N = 16
 BATCH = examples(N)
@@ -133,7 +142,7 @@ def test_the_gradients_all_reduce_is_the_only_collective(mesh, name):
     """And it is as large as φ, and the loss, whatever the batch."""
     sizes = {}
     for n in (N, 4 * N) if name == "energy" else (N,):
-        run = training.Program(guide, SGD, mesh, jax.random.key_impl(KEY)).many_steps()
+        run = training.Program(guide, SGD, jax.random.key_impl(KEY), mesh, ("data",)).many_steps()
         whole = NamedSharding(mesh, P())
         args = (begin(SGD), OBJECTIVES[name], (EXACT, {}))
         batch = jax.tree.map(lambda a: np.asarray(a)[None], examples(n))
@@ -165,3 +174,139 @@ def test_samples_of_a_shard_are_those_of_the_batch():
     half = OBJECTIVE(KEYS[8:], guide, EXACT, jax.tree.map(lambda a: a[8:], BATCH))
     np.testing.assert_allclose(half, whole[8:], rtol=1e-5)
     assert jnp.ptp(whole) > 0
+
+
+# A frozen network in pieces.
+
+WIDTH, HIDDEN = 4, 24
+WEIGHTS = {
+    "in": np.random.default_rng(0).normal(size=(WIDTH, HIDDEN)).astype(np.float32) / 2,
+    "out": np.random.default_rng(1).normal(size=(HIDDEN, WIDTH)).astype(np.float32) / 4,
+}
+# How the weights lie, and over which axes the batch is split.
+LAYOUTS = {
+    "data and model": (
+        (4, 2),
+        ("data", "model"),
+        {"in": P(None, "model"), "out": P("model", None)},
+    ),
+    "both over data": ((8,), ("data",), {"in": P(None, "data"), "out": P("data", None)}),
+    "whole beside a model axis": ((4, 2), ("data", "model"), {"in": P(), "out": P()}),
+}
+
+
+def _network(explicit, split):
+    """What sums over a sharded axis has to say so, on a mesh with explicit axes."""
+    where = {"out_sharding": P(split, None)} if explicit else {}
+
+    def network(params, x, t, cond):
+        h = jnp.tanh(x @ params["in"] + (t + cond)[:, None])
+        return jnp.einsum("bh,hd->bd", h, params["out"], **where)
+
+    return network
+
+
+def _frozen(layout, kind):
+    shape, names, specs = LAYOUTS[layout]
+    mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+    params = {n: jax.device_put(WEIGHTS[n], NamedSharding(mesh, s)) for n, s in specs.items()}
+    split = "data" if layout == "data and model" else None
+    network = _network(kind == AxisType.Explicit and layout == "data and model", split)
+    return mesh, gj.denoiser(network, PROCESS, params=params)
+
+
+CASES = [
+    ("data and model", AxisType.Auto),
+    ("data and model", AxisType.Explicit),
+    ("both over data", AxisType.Auto),
+    ("whole beside a model axis", AxisType.Auto),
+]
+WHOLE = gj.denoiser(_network(False, None), PROCESS, params=WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    data = batches(4, N, shape=(WIDTH,))
+    return {
+        name: flat(fit(data, steps=4, optimizer=SGD, denoise=WHOLE, objective=OBJECTIVES[name]))
+        for name in OBJECTIVES
+    }
+
+
+def _copies(denoise):
+    """Live arrays that hold a whole weight on a device."""
+    sizes = {leaf.shape for leaf in jax.tree.leaves(denoise.params)}
+    return [a for a in jax.live_arrays() if a.shape in sizes and a.is_fully_replicated]
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("layout", "kind"), CASES)
+def test_a_frozen_network_stays_where_it_is(on_one_device, layout, kind, name):
+    mesh, denoise = _frozen(layout, kind)
+    before, held = len(_copies(denoise)), []
+    phi = fit(
+        batches(4, N, shape=(WIDTH,)), steps=4, optimizer=SGD, denoise=denoise, mesh=mesh,
+        objective=OBJECTIVES[name], batch_axes="data",
+        progress=lambda step, metrics: held.append(len(_copies(denoise))),
+    )  # fmt: skip
+    np.testing.assert_allclose(flat(phi), on_one_device[name], atol=2e-6)
+    assert set(held) == {before}
+
+
+def _collectives(text):
+    """(kind, dimensions of each array) of every collective of a compiled program."""
+    found = re.findall(r"= (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter[a-z-]*)\(", text)
+    return [(kind, _shapes(out)) for out, kind in found if not kind.endswith("-done")]
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_nothing_of_a_sharded_network_is_gathered(kind):
+    """Its own sums over "model" and the mean of φ's gradient are all that is communicated."""
+    mesh, denoise = _frozen("data and model", kind)
+    run = training.Program(
+        guide, SGD, jax.random.key_impl(KEY), mesh, ("data",), mapped=kind == AxisType.Auto
+    ).many_steps()
+    args = jax.device_put((begin(SGD), OBJECTIVE), NamedSharding(mesh, P()))
+    data = batches(1, N, shape=(WIDTH,))[0]
+    batch = objectives.Batch(data["x0"], data["cond"], {"uncond": np.full(N, 2)})
+    batch = jax.tree.map(lambda a: np.asarray(a)[None], batch)
+    batch = jax.device_put(batch, NamedSharding(mesh, P(None, "data")))
+    with jax.set_mesh(mesh):
+        text = run.lower(*args, (denoise, {}), batch).compile().as_text()
+    found = _collectives(text)
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    params = sum(leaf.size for leaf in jax.tree.leaves(NET.init(KEY)))
+    # Both branches' predictions of a device's particles, and φ's gradient with the loss.
+    sizes = sorted(sum(int(np.prod(shape)) for shape in shapes) for _, shapes in found)
+    assert sizes == [2 * (N // 4) * 2 * WIDTH, params + 1]
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+def test_samples_of_a_sharded_network():
+    """Nothing of it is gathered there either."""
+    mesh, denoise = _frozen("data and model", AxisType.Auto)
+    noise = jax.random.normal(KEY, (N, WIDTH))
+    cond = jnp.arange(N) % 2
+
+    def run(denoise, noise, cond):
+        return gj.sample(
+            KEY, denoise, noise, cond=cond, uncond=2, guidance=gj.guidance(gj.cfg, omega=1.0),
+            times=gj.uniform_times(4),
+        )  # fmt: skip
+
+    placed = jax.device_put((noise, cond), NamedSharding(mesh, P("data")))
+    program = jax.jit(run).lower(denoise, *placed).compile()
+    assert {kind for kind, _ in _collectives(program.as_text())} == {"all-reduce"}
+    np.testing.assert_allclose(
+        program(denoise, *placed), jax.jit(run)(WHOLE, noise, cond), atol=1e-5
+    )
+
+
+def test_axes_that_a_batch_is_split_over(mesh):
+    with pytest.raises(ValueError, match="batch_axes names model; the mesh has data"):
+        fit(batches(2), mesh=mesh, batch_axes="model")

@@ -1,11 +1,13 @@
 """fit_omega: what it resumes, what it refuses, and what it leaves behind."""
 
+import datetime
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import grain
 import jax
@@ -16,9 +18,9 @@ import pytest
 
 import guidejax as gj
 from guidejax import learning, objectives
-from guidejax.learning import training
+from guidejax.learning import _log, checkpoints
+from guidejax.learning._data import Conditions, Feed
 from tests.learning.common import (
-    ADAM,
     KEY,
     NET,
     PROCESS,
@@ -108,6 +110,49 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, straight):
     assert (tmp_path / "metrics.jsonl").read_text() == straight[1]
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_where_the_run_stands(tmp_path, straight, name, capfd):
+    """It ends with a status of its own, and goes on bit for bit; handlers are as they were."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def ask(step, metrics):
+        if step == 6:
+            os.kill(os.getpid(), signal.Signals[name])
+
+    ends = {"SIGTERM": learning.Preempted, "SIGINT": KeyboardInterrupt}[name]
+    with pytest.raises(ends, match="stopped at step 8 of 12, saved") as info:
+        fit(batches(12), checkpoint_dir=tmp_path, save_every=100, progress=ask)
+    if name == "SIGTERM":
+        assert info.value.code == learning.PREEMPTED == 75
+        assert "stopped at step 8" in capfd.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert steps_of(tmp_path) == ([*range(1, 9)], [8])
+    phi = fit(batches(12), checkpoint_dir=tmp_path, save_every=100)
+    np.testing.assert_array_equal(flat(phi), straight[0])
+
+
+def test_a_second_interrupt_is_heard_at_once(tmp_path):
+    def ask(step, metrics):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        raise AssertionError
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(batches(12), checkpoint_dir=tmp_path, progress=ask)
+
+
+def test_saved_by_the_clock(tmp_path, straight):
+    often, never = datetime.timedelta(microseconds=1), datetime.timedelta(days=1)
+    fit(batches(12), checkpoint_dir=tmp_path / "often", save_every=often, steps=8)
+    assert steps_of(tmp_path / "often")[1] == [6, 8]
+    phi = fit(batches(12), checkpoint_dir=tmp_path / "never", save_every=never)
+    assert steps_of(tmp_path / "never")[1] == [12]
+    np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
+    with pytest.raises(ValueError, match="positive"):
+        fit(batches(12), save_every=datetime.timedelta(0))
+
+
 def test_the_log_is_cut_where_it_is_torn(tmp_path, straight):
     lines = straight[1].splitlines(keepends=True)
     path = tmp_path / "metrics.jsonl"
@@ -118,9 +163,8 @@ def test_the_log_is_cut_where_it_is_torn(tmp_path, straight):
         ("", 0, 0),
     ]:
         path.write_text(text)
-        log = training._log(path, done)
-        log.write("next\n")
-        log.close()
+        with _log.open_log(tmp_path, done) as log:
+            log.write(b"next\n")
         assert path.read_text() == "".join(text.splitlines(keepends=True)[:kept]) + "next\n"
 
 
@@ -174,12 +218,8 @@ def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
     whole = fit(digits(), **options)
     with pytest.raises(Stop):
         fit(digits(), checkpoint_dir=tmp_path, progress=stop_at(4), **options)
-    net = options["net"]
-    saver = learning.checkpoints.Checkpoints(tmp_path, learning.checkpoints.describe(net))
-    state = learning.init_state(KEY, net.init(KEY), ADAM)
-    _, position, step = saver.restore(state)
-    saver.close()
-    assert step == position["json"]["step"] == 3
+    saved, _ = checkpoints.newest(tmp_path)
+    assert saved.step == saved.about["positions"][0]["json"]["step"] == 3
 
     source = digits()
     begun, of = [], source._from
@@ -193,22 +233,26 @@ def test_a_pipeline_of_groups_trains_a_rollout_and_resumes(tmp_path, digits):
 @pytest.mark.parametrize("kind", ["iter_dataset", "data_loader"])
 def test_positions_of_grain(kind):
     """A state of JSON types, and one in bytes."""
-    items = list(range(20))
+    items = [{"x0": np.full((2, 1), i, np.float32), "cond": np.zeros(2, int)} for i in range(20)]
 
-    def iterator():
+    def feed():
         if kind == "iter_dataset":
-            return iter(grain.MapDataset.source(items).shuffle(3).to_iter_dataset())
-        sampler = grain.samplers.IndexSampler(20, shuffle=True, seed=3, num_epochs=1)
-        return iter(grain.DataLoader(data_source=items, sampler=sampler, worker_count=0))
+            data = grain.MapDataset.source(items).shuffle(3).to_iter_dataset()
+        else:
+            sampler = grain.samplers.IndexSampler(20, shuffle=True, seed=3, num_epochs=1)
+            data = grain.DataLoader(data_source=items, sampler=sampler, worker_count=0)
+        return Feed(data, Conditions((), {}, {}), [])
 
-    first = iterator()
-    skipped = [next(first) for _ in range(7)]
-    position = json.loads(json.dumps(training._position(first)))
-    rest = list(first)
-    second = iterator()
-    training._resume(second, position, 7)
-    assert list(second) == rest
-    assert sorted(skipped + rest) == items
+    def numbers(taken):
+        return [int(batch.x0[0, 0]) for batch in taken[0]]
+
+    first, second = feed(), feed()
+    skipped = numbers(first.take(7))
+    position = json.loads(json.dumps(first.position()))
+    rest = numbers(first.take(13))
+    second.resume(position)
+    assert numbers(second.take(13)) == rest
+    assert sorted(skipped + rest) == list(range(20))
 
 
 def test_a_position_that_cannot_be_saved(tmp_path):
@@ -225,7 +269,7 @@ def test_pairs_and_own_null_conditions():
 
     def checked(batch, uncond=None, net=NET):
         guide = gj.guidance(gj.cfg, omega=net.weight(net.init(KEY)))
-        return training._Conditions.of(guide, STILL, uncond, {}).batch(batch, [], "batch 0")
+        return Conditions.of(guide, STILL, uncond, {}).batch(batch, [], "batch 0")
 
     null_of = lambda *args, **kwargs: checked(*args, **kwargs).conditions["uncond"]
     for batch in ((x0, cond), {"x0": x0, "cond": cond}):
@@ -289,52 +333,69 @@ def test_bad_data_right_after_a_save(tmp_path):
     assert steps_of(tmp_path) == ([1, 2, 3], [3])
 
 
-def test_a_loss_that_turns_nan(tmp_path, straight):
+def bad_at(*numbers):
+    """Finite batches, of which some give a loss that isn't."""
     data = batches(12)
-    data[4] = {**data[4], "x0": np.full((8, 3), 1e30, np.float32)}
-    with pytest.raises(FloatingPointError, match="by step 6") as info:
-        fit(data, checkpoint_dir=tmp_path, steps_per_dispatch=3)
+    for number in numbers:
+        data[number] = {**data[number], "x0": np.full((8, 3), 1e30, np.float32)}
+    return data
+
+
+def logged(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_loss_that_is_not_finite_is_skipped(tmp_path, straight):
+    """φ is that of a run without the batch's update; the log says which batch it was."""
+    counted = []
+    phi = fit(
+        bad_at(4, 8), checkpoint_dir=tmp_path, progress=lambda n, m: counted.append(m["skipped"])
+    )
+    assert np.all(np.isfinite(flat(phi)))
+    assert not np.allclose(flat(phi), straight[0], atol=1e-6)
+    assert counted == [0, 0, 1, 1, 1, 2, 2, 2]  # after steps 2, 3, 5, 6, 8, 9, 11, 12
+    lines = {line["step"]: line for line in logged(tmp_path)}
+    assert [step for step, line in lines.items() if "skipped" in line] == [5, 9]
+    assert lines[5]["batch"] == 4
+    assert lines[5]["loss"] is None
+    assert all("batch" not in line for step, line in lines.items() if step not in (5, 9))
+
+
+def test_the_update_that_is_skipped_changes_nothing(straight):
+    """Nor the optimizer: the run goes on as it would have from there."""
+    data = bad_at(11)
+    phi = fit(data, steps=12)
+    np.testing.assert_array_equal(flat(phi), flat(fit(batches(12), steps=11)))
+
+
+def test_many_that_are_not_finite_end_the_run(tmp_path, straight):
+    """With the first one's step, batch and values, and the state before it saved."""
+    with pytest.raises(FloatingPointError, match=r"step 6, of batch 5: \{'loss': inf") as info:
+        fit(bad_at(5, 6, 7), checkpoint_dir=tmp_path, max_skipped=2)
     assert info.value.__context__ is None
-    assert steps_of(tmp_path)[1] == [3]
-    phi = fit(batches(12), checkpoint_dir=tmp_path, steps_per_dispatch=3)
-    np.testing.assert_allclose(flat(phi), straight[0], atol=1e-6)
-    assert steps_of(tmp_path) == ([*range(1, 13)], [9, 12])
+    assert steps_of(tmp_path)[1] == [3, 5]  # 5, the last dispatch that ended well.
+    assert [line["step"] for line in logged(tmp_path) if "skipped" in line][:2] == [6, 7]
+    # Again with the batches left out, which makes it another run's data.
+    with pytest.raises(ValueError, match="ended after 12 batches"):
+        fit(bad_at(5, 6, 7), checkpoint_dir=tmp_path, leave_out=[5, 6, 7])
+    phi = fit(bad_at(5, 6, 7), steps=9, checkpoint_dir=tmp_path, leave_out=[5, 6, 7])
+    rest = [batch for n, batch in enumerate(batches(12)) if n not in (5, 6, 7)]
+    np.testing.assert_allclose(flat(phi), flat(fit(rest, steps=9)), atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_phi_that_turns_nan_after_a_finite_loss(tmp_path):
-    """The sixth update breaks φ; the loss and gradient that it came from were finite."""
+def test_an_update_that_would_break_phi_is_skipped(tmp_path):
+    """The sixth update is NaN; the loss and gradient that it came from were finite."""
     breaks = optax.scale_by_schedule(lambda n: jnp.where(n == 5, jnp.nan, -0.01))
-    with pytest.raises(FloatingPointError, match="by step 6"):
-        fit(batches(12), steps=6, optimizer=breaks, checkpoint_dir=tmp_path, steps_per_dispatch=3)
-    logged, saved = steps_of(tmp_path)
-    assert saved == [3]
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
-    assert logged == [*range(1, 7)]
-    with pytest.raises(FloatingPointError, match="by step 6"):  # Nor is it handed out.
-        fit(batches(12), steps=6, optimizer=breaks, steps_per_dispatch=3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"net": gj.OmegaNet(num_classes=2, hidden=9, depth=1)}, "is of another network"),
-        ({"net": gj.OmegaNet(hidden=8, depth=1), "uncond": 2}, "is of another network"),
-        ({"optimizer": optax.sgd(1e-2)}, "another optimizer"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_left_alone(tmp_path, options, message):
-    fit(batches(3), steps=3, checkpoint_dir=tmp_path)
-    before = contents(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        fit(batches(12), checkpoint_dir=tmp_path, **options)
-    assert contents(tmp_path) == before
+    with pytest.raises(FloatingPointError, match="step 6, of batch 5"):
+        fit(batches(12), optimizer=breaks, checkpoint_dir=tmp_path, max_skipped=3)
+    assert steps_of(tmp_path)[1] == [3, 5]
+    assert [line["step"] for line in logged(tmp_path) if line.get("skipped")] == [6, 7, 8]
 
 
 def test_refused_before_anything_is_done(tmp_path):
-    for options in ({"steps": 0}, {"save_every": 0}, {"steps_per_dispatch": 0}):
+    for name in ("steps", "save_every", "steps_per_dispatch", "score_every", "max_skipped"):
+        options = {name: 0}
         with pytest.raises(ValueError, match="≥ 1"):
             fit(batches(1), **options)
     with pytest.raises(ValueError, match="α is 0"):

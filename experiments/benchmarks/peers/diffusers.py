@@ -75,8 +75,9 @@ class Diffusers:
             stop=1.0 if self.row.whole else (first + sum(guided) + 1e-3) / self.steps,
         )
         scheduler, x = self._scheduler(), self.noise
+        times = (scheduler.timesteps / 1000).to(self.device)  # once: a copy waits for the device
         for i, timestep in enumerate(scheduler.timesteps):
-            t = (timestep / 1000).to(self.device).expand(len(x))
+            t = times[i].expand(len(x))
             step = (i + 1) // 2 if self.row.solver == "heun" else i
             guider.set_state(step=step, num_inference_steps=self.steps, timestep=timestep)
             batches = guider.prepare_inputs({"label": (labels, self.null)})

@@ -1,0 +1,54 @@
+"""One of several processes that learn together, as `tests/learning/test_hosts.py` starts them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import sys
+
+import jax
+import numpy as np
+
+from experiments.distributed import local
+
+local.join()  # Before anything, keys of tests included, is put on a device.
+
+import guidejax as gj  # noqa: E402
+from guidejax import objectives  # noqa: E402
+from tests.learning.common import EXACT, KEY, NET, SGD, batches, flat  # noqa: E402
+
+SIZE, STEPS = 8, 8
+OBJECTIVE = objectives.self_consistency(particles=2)
+
+
+def main(directory: str, what: str) -> None:
+    """Learn; something happens in the process, or none, that `what` names."""
+    index, count = jax.process_index(), jax.process_count()
+    rows = slice(index * SIZE // count, (index + 1) * SIZE // count)
+    data = [{n: v[rows] for n, v in b.items()} for b in batches(STEPS, SIZE, shape=(1,))]
+    last = index == count - 1
+    if what == "bad row" and last:
+        data[4]["x0"][0] = np.nan
+
+    def happen(step, metrics):
+        if step != 4:
+            return
+        if what == "callback" and last:
+            raise OSError("the disk of this host is full")
+        if what == "killed" and last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "SIGTERM" and last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    phi = gj.fit_omega(
+        KEY, NET, EXACT, data, objective=OBJECTIVE, optimizer=SGD, steps=STEPS,
+        mesh=jax.make_mesh((jax.device_count(),), ("data",)), steps_per_dispatch=1, save_every=2,
+        checkpoint_dir=directory, progress=happen,
+    )  # fmt: skip
+    if index == 0:
+        np.save(pathlib.Path(directory) / "phi.npy", flat(phi))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
