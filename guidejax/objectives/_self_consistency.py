@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, Tree, combine, square_norm, tree_map
+from guidejax._arrays import Array, Tree, batch_size, combine, expand, square_norm, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
@@ -53,10 +54,16 @@ class SelfConsistency:
     ends: int = dataclasses.field(metadata={"static": True})
     antithetic: bool = dataclasses.field(metadata={"static": True})
     noise: Literal["sampled", "expected"] = dataclasses.field(metadata={"static": True})
+    t_density: Literal["nested", "uniform"] = dataclasses.field(metadata={"static": True})
+    reference: tuple[Tree, Any] | None
 
     def times(self, keys: Array) -> tuple[Array, Array]:
         """(s, t) of each example: t − s ≥ min_gap, s_min ≤ s, t ≤ t_max (Algorithm 1, line 2)."""
         u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+        if self.t_density == "uniform":
+            least = self.s_min + self.min_gap
+            t = least + u[:, 1] * (self.t_max - least)
+            return self._ends(u[:, :1], t)[:, 0], t
         s = self.s_min + u[:, 0] * (self.t_max - self.min_gap - self.s_min)
         gap = self.min_gap + u[:, 1] * (self.t_max - s - self.min_gap)
         return s, jnp.minimum(s + gap, self.t_max)
@@ -67,12 +74,21 @@ class SelfConsistency:
         There s has a density proportional to 1/(t_max − min_gap − s) for s_min ≤ s ≤ t − min_gap.
         """
         u = jax.vmap(lambda key: jax.random.uniform(key, (self.ends,)))(keys)
-        u = (u + jnp.arange(self.ends)) / self.ends
+        return self._ends((u + jnp.arange(self.ends)) / self.ends, t)
+
+    def _ends(self, u: Array, t: Array) -> Array:
         top = self.t_max - self.min_gap
         least = jnp.maximum(jnp.stack([self.t_max - t, jnp.full_like(t, top - self.s_min)]), 1e-6)
         near, far = jnp.log(least)[..., None]
         s = top - jnp.exp(far + u * (near - far))
         return jnp.clip(s, self.s_min, jnp.maximum(t - self.min_gap, self.s_min)[:, None])
+
+    def weight(self, t: Array) -> Array:
+        """What a loss at t counts: the density that the paper draws it with over the one here."""
+        if self.t_density == "nested":
+            return jnp.ones_like(t)
+        span = self.t_max - self.min_gap - self.s_min
+        return jnp.log(span / jnp.clip(self.t_max - t, 1e-6 * span, span))
 
     def check(self, denoise: Denoiser) -> None:
         """Raise `ValueError` where the denoiser says nothing of x0 at t_max."""
@@ -137,6 +153,8 @@ class SelfConsistency:
         guided, _ = guidance.apply(guidance.init(x), found, step, row)  # 5
         steps = bridge(process, s, t, self.churn)
         if self.noise == "expected":
+            if self.reference is not None:
+                x0 = self._others(fold_in(keys, 5), batch, kept, process)
             terms = self._expected(x0, x, guided, s, process, steps)
         else:
             true = noise_to(process, x0, s, draw)  # 3
@@ -150,7 +168,43 @@ class SelfConsistency:
         if self.reward is not None:
             rewards = rewards_of(self.reward, guided, cond).reshape(-1, k * m)
             loss = loss - self.reward_weight * jnp.mean(rewards, axis=-1)
-        return loss
+        return loss if self.t_density == "nested" else self.weight(kept.t) * loss
+
+    def _others(self, keys: Array, batch: Batch, kept: Evaluations, process: Any) -> Tree:
+        """For each end and particle an x0 that x_t may be of, (batch · ends · particles, ...).
+
+        Of true samples of one condition, whichever x_t was made of is as likely as its density
+        at x_t has it: the pair is distributed as that of x_t and its own x0.
+        """
+        known, conditions = self.reference  # type: ignore[misc]
+        m, k, size = self.particles, self.ends, batch_size(batch.x0)
+        alike = [
+            jnp.all(a.reshape(size, 1, -1) == b.reshape(1, b.shape[0], -1), axis=-1)
+            for a, b in zip(jax.tree.leaves(batch.cond), jax.tree.leaves(conditions), strict=True)
+        ]
+        points, own = flat(known), flat(batch.x0)
+        # An example that is one of the reference counts once.
+        other = jnp.any(points[None] != own[:, None], axis=-1)
+        usable = functools.reduce(jnp.logical_and, alike, other)
+        x = flat(tree_map(_rows, kept.x)).reshape(size, m, -1)
+        alpha, sigma = (f(kept.t)[:, None, None] for f in (process.alpha, process.sigma))
+
+        def log_likelihood(inner, points):
+            return (alpha * inner - alpha**2 * jnp.sum(points**2, axis=-1) / 2) / sigma**2
+
+        dot = functools.partial(jnp.einsum, precision="highest")
+        theirs = log_likelihood(dot("imd,nd->imn", x, points), points)
+        mine = log_likelihood(dot("imd,id->im", x, own)[..., None], own[:, None, None])
+        logits = jnp.concatenate([jnp.where(usable[:, None], theirs, -jnp.inf), mine], axis=-1)
+        rising = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+        u = jax.vmap(lambda key: jax.random.uniform(key, (k, m, 1)))(keys)
+        chosen = jnp.sum(rising[:, None] < u * rising[:, None, :, -1:], axis=-1).reshape(-1)
+
+        def pick(known, own):
+            is_own = expand(chosen >= known.shape[0], own)
+            return jnp.where(is_own, own, known[jnp.minimum(chosen, known.shape[0] - 1)])
+
+        return tree_map(pick, known, repeat(batch.x0, k * m))
 
     def _expected(self, x0, x, guided, s, process, steps):
         """The terms of lines 3 and 6, averaged over their noise: given x_t both are Gaussian."""
@@ -186,6 +240,10 @@ def check_evaluations(kept: Evaluations, branches: tuple[str, ...], particles: i
             )
 
 
+def _rows(a: Array) -> Array:
+    return a.reshape(-1, *a.shape[2:])
+
+
 def _every(a: Array, m: int, draws: int) -> Array:
     """`draws` of every m rows."""
     return a.reshape(-1, m, *a.shape[1:])[:, :draws].reshape(-1, *a.shape[1:])
@@ -217,6 +275,8 @@ def self_consistency(
     ends: int = 1,
     antithetic: bool = False,
     noise: Literal["sampled", "expected"] = "sampled",
+    t_density: Literal["nested", "uniform"] = "nested",
+    reference: tuple[Tree, Any] | None = None,
 ) -> SelfConsistency:
     """Self-consistency: a guided step from t to s should look like true noise at s.
 
@@ -228,7 +288,7 @@ def self_consistency(
     `reward_weight` · mean_j R(x̂0(x^j_t, c; ω), c), on the one-step guided prediction.
 
     As it stands this is the paper's estimator, of 2 m evaluations of the network an example. The
-    last three options estimate the same loss with less noise from the same evaluations, or from
+    options from `ends` on estimate the same loss with less noise from the same evaluations, or from
     fewer; `docs/learning.md` has what each is worth.
 
     Args:
@@ -248,6 +308,13 @@ def self_consistency(
         noise: "sampled", the particles x^k and the noise of the bridge, as the paper has it;
             "expected", both averaged over in closed form given x_t, since x̃ − x^k and x̃^j − x̃^k
             are Gaussian then.
+        t_density: How t is drawn: "nested", as the paper does, which is mostly near t_max;
+            "uniform", each loss weighted by the ratio of the densities, log((t_max − min_gap −
+            s_min)/(t_max − t)), so that the times where ω is hard to tell have their share.
+        reference: True samples and their conditions, (n, ...) each, of the distribution that
+            batches are of, some thousands at most. Each x_t is compared with whichever sample of
+            its condition it may be of, drawn anew at each use by its likelihood, and not with its
+            own x0 alone: evaluations that are kept tell more. With `noise="expected"`.
 
     Raises:
         ValueError: If a number is out of its range or no s < t is left.
@@ -269,15 +336,24 @@ def self_consistency(
         )
     if noise not in ("sampled", "expected"):
         raise ValueError(f"expected noise 'sampled' or 'expected', got {noise!r}.")
+    if t_density not in ("nested", "uniform"):
+        raise ValueError(f"expected t_density 'nested' or 'uniform', got {t_density!r}.")
+    if reference is not None:
+        if noise != "expected":
+            raise ValueError("expected noise='expected' with a reference.")
+        if batch_size(reference[0]) != batch_size(reference[1]):
+            raise ValueError("expected a condition for each sample of the reference.")
     # To a rounding: (0.1, 0.3) is pinned by s_min = 0.1, min_gap = 0.2, t_max = 0.3.
     if not (min_gap > 0 and s_min >= 0 and t_max <= 1 and s_min + min_gap <= t_max + 1e-9):
         raise ValueError(
             f"expected 0 ≤ s_min, 0 < min_gap, s_min + min_gap ≤ t_max ≤ 1; got s_min={s_min}, "
             f"min_gap={min_gap}, t_max={t_max}."
         )
+    if t_density == "uniform" and not s_min + min_gap < t_max:
+        raise ValueError("expected s_min + min_gap < t_max with t_density='uniform'.")
     return SelfConsistency(
         float(beta), lam, particles, churn, min_gap, s_min, t_max, as_pytree(reward), reward_weight,
-        ends, bool(antithetic), noise,
+        ends, bool(antithetic), noise, t_density, reference,
     )  # fmt: skip
 
 
@@ -290,7 +366,7 @@ def l2(particles: int = 1, **options: Any) -> SelfConsistency:
     Args:
         particles: Particles averaged over.
         **options: `churn`, `min_gap`, `s_min`, `t_max`, `reward`, `reward_weight`, `ends`,
-            `antithetic`, `noise`, as for `self_consistency`.
+            `antithetic`, `noise`, `t_density`, `reference`, as for `self_consistency`.
 
     Example:
         >>> l2().beta, l2().lam
