@@ -25,7 +25,7 @@ OMEGAS = (0.0, 1e-30, 0.5, 1.0, 7.5, 100.0, 1e4, -0.3, -1.0, -2.0)
 TIMES = (1.0, 1 - 1e-7, 0.9, 0.5, 1e-3, 1e-7)
 
 
-def _draw(kind, names, rng, shape):
+def of_kind(kind, names, rng, shape):
     base, other = rng.normal(size=(2, *shape))
     which = rng.integers(len(names))
     first = np.arange(base.size).reshape(shape)
@@ -66,7 +66,7 @@ def arrays(names, batch, shape, dtype):
     for kind, power, apart, seed in samples:
         rng = np.random.default_rng(seed)
         powers = rng.integers(lowest, highest + 1, len(names)) if apart else [power] * len(names)
-        drawn = _draw(kind, names, rng, shape)
+        drawn = of_kind(kind, names, rng, shape)
         rows.append({n: drawn[n] * 10.0 ** float(e) for n, e in zip(names, powers, strict=True)})
     most = float(jnp.finfo(dtype).max)
     stacked = {n: np.clip(np.stack([row[n] for row in rows]), -most, most) for n in names}

@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from guidejax._arrays import combine, expand, magnitude, norm, project, quantile, unit
+from guidejax._arrays import (
+    blend_resized,
+    combine,
+    expand,
+    magnitude,
+    norm,
+    over,
+    project,
+    quantile,
+    resized,
+    unit,
+)
 
 
 def _draw(seed):
@@ -80,3 +91,23 @@ def test_expand_goes_by_the_batch_or_by_every_axis():
 def test_quantile_is_numpy_s(q):
     x = _draw(0).reshape(10, 100)
     np.testing.assert_allclose(quantile(jnp.asarray(x), q), np.quantile(x, q, axis=1), rtol=1e-5)
+
+
+def test_a_length_is_set_where_the_ratio_is_out_of_range():
+    a = jnp.array([[3e-30, -4e-30], [3e20, -4e20], [0.0, 0.0]])
+    to, of = jnp.array([[5e28], [5e-20], [7.0]]), norm(a, keepdims=True)
+    want = np.array([[3e28, -4e28], [3e-20, -4e-20], [0.0, 0.0]])
+    np.testing.assert_allclose(resized(a, to, of), want, rtol=1e-6)
+    np.testing.assert_allclose(blend_resized(a, to, of, 1.0), want, rtol=1e-6)
+    np.testing.assert_array_equal(blend_resized(a, to, of, 0.0), a)
+    np.testing.assert_array_equal(blend_resized(a, of, of, 0.3), a)
+    slopes = jax.grad(lambda *x: blend_resized(*x, 0.5).sum(), (0, 1, 2))(a[1:], to[1:], of[1:])
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+def test_what_is_beyond_its_magnitude_counts_as_nothing():
+    """As rounding does over the magnitude of a difference that was found to be 0."""
+    a = jnp.array([[1e-7, np.nan, np.inf, 0.0]])
+    found = over(a, magnitude(jnp.zeros_like(a)))
+    np.testing.assert_array_equal(found, [[0.0, np.nan, np.inf, 0.0]])
+    np.testing.assert_array_equal(over(a[:, :1], magnitude(a[:, :1])) <= 4, True)

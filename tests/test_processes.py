@@ -569,3 +569,41 @@ def test_power_law_on_edm_with_many_steps(shape):
     )  # fmt: skip
     assert np.all(np.isfinite(x))
     assert np.all(np.abs(x) < 100)
+
+
+def test_a_shifted_process_ends_where_its_process_does():
+    """At 1, and not by rounding a little after it, where α is negative and λ is no number."""
+    for shift in (0.2, 0.3, 3.0, 7.0, 100.0):
+        process = pr.shifted(pr.cosine(), shift)
+        assert float(process.alpha(1.0)) == 0
+        assert float(process.log_snr(1.0)) == -np.inf
+        assert float(process.sigma(0.0)) == 0
+
+
+def test_a_table_of_times_in_bfloat16():
+    """It counts a thousand entries, of which bfloat16 tells 256 apart."""
+    process, t = pr.scaled_linear(), jnp.asarray([1.0, 1 / 3, 0.7, 1e-4, 0.0], jnp.bfloat16)
+    for name in ("alpha", "sigma", "log_snr", "index"):
+        found, want = (getattr(process, name)(each) for each in (t, t.astype(jnp.float32)))
+        np.testing.assert_array_equal(found, want)
+    assert all(np.all(np.isfinite(d)) for d in process.derivatives(t))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "velocity", "score"])
+def test_conversions_where_a_part_is_out_of_range(prediction):
+    """The noise (x − α x0)/σ has a place where x/σ and α x0/σ have none."""
+    process, t = pr.rectified_flow(), jnp.float32(1e-12)
+    x0 = jnp.asarray([[1e30, -2e30, 0.0]], jnp.float32)
+    x = (1 - t) * x0
+    np.testing.assert_array_equal(np.isnan(pr.from_x0(x0, x, t, process, prediction)), False)
+    if prediction in ("eps", "score"):
+        steep = pr.linear_vp(1e-6, 200.0)  # α(1) is 2e-22
+        value = x if prediction == "eps" else -x
+        np.testing.assert_array_equal(pr.to_x0(value, x, 1.0, steep, prediction), 0 * x)
+
+
+def test_slopes_at_the_ends_of_time():
+    """σ of a linear β has an infinite one at t = 0: it counts as 0."""
+    assert float(jax.grad(pr.linear_vp().sigma)(0.0)) == 0
+    for log_snr in (-1e30, -1e4, -200.0, 200.0):
+        assert float(jax.grad(pr.cosine().inverse_log_snr)(log_snr)) == 0

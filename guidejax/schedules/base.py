@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,7 @@ class _Curve:
 
     fn: Callable[..., Any]
     options: tuple[tuple[str, Any], ...]
+    unknown: ClassVar[Any] = jnp.nan  # the value of a number that is NaN
 
     def __call__(self, numbers: Any, step: Step) -> Any:
         return _evaluate(self, numbers, step)
@@ -93,6 +94,8 @@ class _Curve:
 @dataclasses.dataclass(frozen=True)
 class _Where(_Curve):
     """The same for a support; a number that is a `Weight` may depend on what no support knows."""
+
+    unknown: ClassVar[Any] = True
 
     def __call__(self, numbers: Any, step: Step) -> Any:
         if any(isinstance(number, Weight) for number in numbers.values()):
@@ -108,7 +111,11 @@ def _evaluate(curve: _Curve, numbers: Any, step: Step) -> Any:
         name: jnp.asarray(number.at(step) if isinstance(number, Weight) else number)
         for name, number in numbers.items()
     }
-    return curve.fn(step, **now, **dict(curve.options))
+    value = curve.fn(step, **now, **dict(curve.options))
+    # A comparison with NaN is False, which would be off.
+    for number in now.values():
+        value = jnp.where(jnp.isnan(number), curve.unknown, value)
+    return value
 
 
 def curve(

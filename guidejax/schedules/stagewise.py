@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array
+from guidejax._arrays import Array, safe_divide
 from guidejax.schedules.base import curve, require, row_of, schedule
 from guidejax.schedules.budgets import lengths
 from guidejax.weights.base import Step, Weight, as_weight
@@ -53,7 +53,7 @@ def _triangular(step: Step, mean: Array, peak: float, form: str) -> Array:
     rise = rise.reshape(rise.shape + (1,) * max(scale.ndim, share.ndim - 1))
     raw = 1 + 2 * (scale - 1) * rise
     share = share.reshape(share.shape + (1,) * (raw.ndim - share.ndim))
-    return row_of(raw * scale / jnp.sum(raw * share, axis=0), step) - 1
+    return row_of(raw * safe_divide(scale, jnp.sum(raw * share, axis=0)), step) - 1
 
 
 @schedule(
@@ -95,10 +95,13 @@ def _rates(step: Step, std: Array, who: str) -> tuple[Array, Array]:
     process, share = step.needs("process", who), lengths(step, who)
     times = jnp.asarray(step.times)
     signal, noise = process.alpha(times) ** 2, process.sigma(times) ** 2
-    clean = signal / (signal + noise)
+    clean, noisy = signal / (signal + noise), noise / (signal + noise)
     if std.ndim > clean.ndim - 1:
-        clean, share = clean[:, None], share[:, None]
-    level = jnp.log1p(-(1 - std**2) * clean) / 2  # ½ log(b/a)
+        clean, noisy, share = clean[:, None], noisy[:, None], share[:, None]
+    # ½ log(b/a), in the form that doesn't cancel: 1 − (1 − σ_y²) is 0 for a narrow mode.
+    near = clean > 1 / 2
+    far = jnp.log1p(jnp.where(near, 0, -(1 - std**2) * clean))
+    level = jnp.where(near, jnp.log(jnp.where(near, std**2 * clean + noisy, 1)), far) / 2
     rates = -jnp.diff(level, axis=0) / share
     return jnp.broadcast_to(rates, jnp.broadcast_shapes(rates.shape, share.shape)), share
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -92,3 +93,21 @@ def test_numbers_of_the_authors_grid():
 def test_numbers_out_of_range():
     with pytest.raises(ValueError, match=r"pi in \(0, 1\)"):
         feedback_numbers(edm(), jnp.linspace(1, 0, 5), pi=1.0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e15, 1e25])
+def test_predictions_whose_squares_are_out_of_range(size):
+    """The evidence is, too, and it is held within its ends all the same."""
+    process, rng = rectified_flow(), np.random.default_rng(0)
+    c, u, x = size * jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32)
+    state = feedback.init(c)
+
+    def total(temperature, c):
+        guided, after = feedback(c, u, 0.0, 0.9 * x, 1e-7, process, state, temperature=temperature)
+        return guided.sum() / size, (guided, after)
+
+    for t in (1.0, 0.5, 1e-3):
+        _, state = feedback(c, u, 0.0, x, t, process, state)
+    slopes, outcome = jax.jit(jax.grad(total, (0, 1), has_aux=True))(0.0035, c)
+    for leaf in jax.tree.leaves((slopes, outcome)):
+        assert np.all(np.isfinite(leaf))

@@ -98,3 +98,12 @@ def test_vocabulary_on_another_axis(pair):
     c, u = map(jnp.asarray, pair)
     moved = logits_cfg(c.swapaxes(1, 2), u.swapaxes(1, 2), OMEGA, axis=1)
     np.testing.assert_allclose(moved.swapaxes(1, 2), logits_cfg(c, u, OMEGA), rtol=1e-12)
+
+
+def test_large_logits_are_normalised():
+    """Their rounding is large too, and the peak must be among them to the last bit."""
+    c, u = 1e22 * np.random.default_rng(0).normal(size=(2, 64, 5)).astype(np.float32)
+    found = np.asarray(jax.jit(logits_cfg)(c, u, 100.0))
+    np.testing.assert_array_equal(np.max(found, axis=1), 0)
+    slopes = jax.jit(jax.grad(lambda *a: logits_cfg(*a).max(), (0, 1, 2)))(c, u, 100.0)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)

@@ -151,3 +151,19 @@ def test_numbers_are_differentiated():
     np.testing.assert_allclose(
         slope, jnp.sum(rescale(c, g, phi=1.0)) - jnp.sum(g), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("rule", "numbers"),
+    [(rescale, {"phi": 1.0}), (ep_cfg, {"lo": 0.0, "hi": 100.0}), (token_norm, {})],
+)
+@pytest.mark.parametrize("times", [1e-38, 1e-30, 1e-6, 1e4, 1e8, 1e30])
+def test_a_length_is_set_however_far_it_is(rule, numbers, times):
+    """A ratio of lengths may have no place in float32 where both lengths have one."""
+    size = 1e-2 if times > 1e6 else 1e8
+    c = size * np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    c = c - (c.mean((1, 2), keepdims=True) if rule is rescale else 0)
+    got = rule(jnp.asarray(c), jnp.asarray(c * times, jnp.float32), **numbers)
+    np.testing.assert_allclose(got, c, rtol=2e-5, atol=2e-5 * size)
+    back = norm_cap(jnp.asarray(c), jnp.asarray(c * 1e6, jnp.float32))
+    np.testing.assert_allclose(back, c, rtol=2e-5)

@@ -154,3 +154,21 @@ def test_slerp_backwards_ends_at_u(pair):
     c, u = pair
     back = slerp(c, u, -1.0, max_angle=None)
     close(back, u * (norm(c) / norm(u))[:, None, None, None])
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 4, 1)])
+@pytest.mark.parametrize("rule", [adg, slerp])
+def test_one_element_is_a_vector_too(rule, shape):
+    """It is parallel to any other: what is left across it is rounding, or 0, as the compiler has
+    it."""
+    c, u = np.random.default_rng(0).normal(size=(2, 64, *shape)).astype(np.float32)
+    u[::4], c[1::4] = 0, 0
+
+    def total(c, u, omega):
+        guided = rule(c, u, omega, axis=-1)
+        return guided.sum(), guided
+
+    omega = jnp.linspace(-0.5, 5.0, 64)
+    slopes, guided = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(c, u, omega)
+    for leaf in (guided, *slopes):
+        assert np.all(np.isfinite(leaf))

@@ -112,3 +112,22 @@ def test_an_empty_batch_comes_back_empty():
     none = jnp.zeros((0, 4, 4, 3))
     for guided in (dynamic_threshold(none), ep_cfg(none, none), mimic(none, none, none)):
         assert guided.shape == none.shape
+
+
+def test_mimic_of_channels_that_are_constant_or_short():
+    """A constant channel has no range but rounding; a short one grows to any."""
+    c = jnp.stack([jnp.full((12, 2), 1e21), jnp.full((12, 2), 0.1)])
+
+    def total(c, u, g, centre):
+        guided = mimic(c, u, g, mimic_omega=0.1, measure="std", centre=centre)
+        return guided.sum(), guided
+
+    for centre in ("mean", "zero"):
+        run = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True), static_argnums=3)
+        slopes, guided = run(c, c, c, centre)
+        np.testing.assert_allclose(guided, c, rtol=1e-6)
+        assert all(np.all(np.isfinite(slope)) for slope in slopes)
+    wide = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2)), jnp.float32)
+    for options in ({"measure": "std"}, {"centre": "zero"}):
+        got = mimic(1e15 * wide, 0 * wide, 1e-30 * wide, mimic_omega=0.0, **options)
+        np.testing.assert_allclose(got - got.mean(1), 1e15 * (wide - wide.mean(1)), rtol=1e-4)

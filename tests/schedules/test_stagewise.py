@@ -192,3 +192,21 @@ def test_the_ode_has_the_width_of_the_closed_form(x64, std):
         assert half**2 / h == pytest.approx(
             float(contraction(std, gj.schedules.table(table), coarse)), rel=2e-3
         )
+
+
+def test_a_mode_of_hardly_any_width():
+    """1 − std² is 1 in floating point, and its contraction still has a value."""
+    times = gj.uniform_times(4)
+    for std in (1e-4, 1e-9):
+        for make in (gj.schedules.low_contraction, gj.schedules.least_contraction):
+            table = make(2.0, std=std).table(times, process=gj.processes.rectified_flow())
+            assert np.all(np.isfinite(table))
+            assert float(jnp.mean(table)) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_triangular_of_any_mean():
+    times = gj.uniform_times(4)
+    for mean in (-1.0, 0.0, 1e4, 1e30):
+        table = gj.schedules.triangular(mean).table(times)
+        assert np.all(np.isfinite(table))
+        assert float(jnp.mean(table)) == pytest.approx(mean, rel=1e-5, abs=1e-6)

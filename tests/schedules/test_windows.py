@@ -92,3 +92,27 @@ def test_a_number_that_is_a_weight_hides_no_step():
 def test_wrong_input(make):
     with pytest.raises(ValueError, match="expects"):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda end: gj.interval(2.0, lo=end, hi=1.0),
+        lambda end: gj.schedules.cutoff(2.0, start=end),
+        lambda end: gj.schedules.cads_gate(2.0, full=0.5, off=end),
+        lambda end: gj.schedules.step_down(2.0, at=end),
+    ],
+)
+def test_an_end_that_is_nan_at_run_time_is_seen(make):
+    """And not off, as what is compared with it is; nor is the pass left out that would show it."""
+
+    @jax.jit
+    def run(end):
+        weight, times = make(end), gj.uniform_times(4)
+        on = gj.guidance(gj.cfg, omega=weight).active(times, gj.processes.rectified_flow())
+        return weight.table(times), jnp.asarray(on)
+
+    table, on = run(jnp.nan)
+    assert np.all(np.isnan(table))
+    assert np.all(on)
+    assert np.all(np.isfinite(run(0.75)[0]))
