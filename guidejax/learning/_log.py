@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 NAME = "metrics.jsonl"
@@ -36,9 +37,29 @@ def _step(line: bytes) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
+@contextlib.contextmanager
+def _writing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"{what} can't be written ({error.strerror or error}). What was saved is kept: make "
+            "room, or give the folder back, and start the same run again."
+        ) from error
+
+
 def open_log(directory: pathlib.Path, done: int) -> BinaryIO:
-    """The log, without the steps that the checkpoint doesn't know; what is damaged is set aside."""
+    """The log, without the steps that the checkpoint doesn't know; what is damaged is set aside.
+
+    Raises:
+        RuntimeError: If it can't be written.
+    """
     path = directory / NAME
+    with _writing(str(path)):
+        return _open(path, done)
+
+
+def _open(path: pathlib.Path, done: int) -> BinaryIO:
     lines, lost = read(path)
     if lost:
         aside = path.with_suffix(".damaged")
@@ -53,7 +74,7 @@ def open_log(directory: pathlib.Path, done: int) -> BinaryIO:
         part = path.with_suffix(".part")
         part.write_bytes(kept)
         part.replace(path)
-    return path.open("ab")
+    return path.open("ab", buffering=0)  # Nothing is left to fail at its end.
 
 
 def write(
@@ -62,9 +83,14 @@ def write(
     metrics: Mapping[str, Sequence[Any]],
     last: Mapping[str, float],
 ) -> None:
-    """A line a step; `last` goes with the last. What is not finite is null."""
+    """A line a step; `last` goes with the last. What is not finite is null.
+
+    Raises:
+        RuntimeError: If it can't be written.
+    """
     if log is None:
         return
+    lines = b""
     count = len(next(iter(metrics.values())))
     for index in range(count):
         line = {name: float(values[index]) for name, values in metrics.items()}
@@ -75,5 +101,7 @@ def write(
         line |= last if index == count - 1 else {}
         plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v
                  for n, v in line.items()}  # fmt: skip
-        log.write((json.dumps({"step": first + index + 1, **plain}) + "\n").encode())
-    log.flush()
+        lines += (json.dumps({"step": first + index + 1, **plain}) + "\n").encode()
+    with _writing(log.name):
+        if log.write(lines) < len(lines):
+            raise OSError("no room")
