@@ -700,11 +700,8 @@ rollout, ends. Points are of evaluations made ahead of all updates.
 
 ## How it is used
 
-```python
-objective = gj.self_consistency(1.75, particles=2, ends=4, noise="expected")
-kept = list(gj.learning.evaluate(key, denoise, batches, objective=objective, uncond=null))
-phi = gj.fit_omega(key, net, process, itertools.cycle(kept), objective=objective, ...)
-```
+`gj.self_consistency(1.75, particles=2, ends=4, noise="expected")` in place of the paper's objective; `gj.learning.evaluate` makes the
+evaluations that are kept, and its example learns from them.
 
 `gj.data.write_evaluations(directory, kept)` and `gj.data.load_evaluations(directory, batch_size=256)`
 keep them on disk, where any framework's network may have written them.
