@@ -82,6 +82,7 @@ def fit_omega(
         ValueError: As `fit` does.
 
     Example:
+        >>> import itertools
         >>> import guidejax as gj
         >>> process, net = gj.processes.rectified_flow(), gj.OmegaNet(num_classes=2)
         >>> denoise = gj.denoiser(lambda x, t, c: jnp.where(c[:, None] == 2, 0.0, 1.0) * x, process)
@@ -201,6 +202,7 @@ def fit(
             another process failed.
 
     Example:
+        >>> import itertools
         >>> import guidejax as gj
         >>> process = gj.processes.rectified_flow()
         >>> denoise = gj.denoiser(lambda x, t, c: c[:, None] * x, process)

@@ -135,6 +135,8 @@ def tensorboard(directory: str | os.PathLike[str]) -> Monitor:
         for name, value in report.seconds.items():
             writers[0].add_scalar(f"seconds/{name}", value, report.step)
         writers[0].flush()
+        if report.step >= report.steps:
+            writers.pop().close()  # A flush alone doesn't wait for its thread.
 
     return write
 
