@@ -37,8 +37,8 @@ SIZES = {
     "cpu": Size(16, 4, 2, width=128, depth=3, heads=4, batch=8, steps=50, dtype="float32"),
     # DiT-B/2 on latents of 32 × 32.
     "gpu": Size(32, 4, 2, width=768, depth=12, heads=12, batch=128, steps=50, dtype="bfloat16"),
-    # Where only the structure of a program matters.
-    "tiny": Size(4, 2, 2, width=16, depth=1, heads=2, batch=2, steps=10, dtype="float32"),
+    # Where only the structure of a program matters; so many that passes follow one another.
+    "tiny": Size(4, 2, 2, width=16, depth=1, heads=2, batch=8, steps=10, dtype="float32"),
 }
 
 
