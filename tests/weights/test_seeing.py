@@ -128,7 +128,7 @@ def test_where_a_weight_that_sees_is_known_to_be_zero_no_pass_is_made():
 
     gj.sample(
         KEY, gj.denoiser(counted, RF), NOISE, cond=LABELS, uncond=-1.0, times=TIMES,
-        guidance=gj.guidance(gj.cfg, LENGTH * gj.interval(1.0, 0.3, 0.7)),
+        guidance=gj.guidance(gj.cfg, LENGTH * gj.interval(1.0, 0.3, 0.7)), branches="sequential",
     )  # fmt: skip
     jax.effects_barrier()
     assert calls.count(0.5) == 5
