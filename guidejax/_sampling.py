@@ -97,11 +97,12 @@ def sample(
     Other Args:
         conditions: What every other branch by name ("negative", "weak", ...) is made of: a
             condition for the same network, a `Denoiser` for the same condition, or a pair of both.
-        branches: How the passes of an evaluation are made, with the same samples: "sequential", one
-            after another; "batched", one pass over a batch of all; "vmapped", `jax.vmap` over the
-            conditions; "sharded", side by side on the axis "branch" of the mesh in scope, with one
-            all-reduce an evaluation. "auto" is "batched" for up to 4 samples a device, where the
-            network takes a wider batch, and "sequential" for more.
+        branches: How the passes of an evaluation are made, with the same samples from a network
+            that treats each by itself: "sequential", one after another; "batched", one pass over a
+            batch of all; "vmapped", `jax.vmap` over the conditions; "sharded", side by side on the
+            axis "branch" of the mesh in scope, with one all-reduce an evaluation. "auto" is
+            "batched" for up to 4 samples a device, where the network takes a wider batch, and
+            "sequential" for more.
         skip: "never" makes every pass at every step, and costs it: the same samples to rounding.
         keep: "final"; "stats", what guidance did at each step; indices of steps, their x and x̂0;
             or "all". Memory grows with what is kept.

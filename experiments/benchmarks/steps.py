@@ -76,7 +76,7 @@ def measure(size: problem.Size, config: Config) -> dict[str, Any]:
     )
     net = gj.OmegaNet(num_classes=size.classes)
     objective = gj.self_consistency(particles=PARTICLES)
-    guide = learning._fit._OmegaGuide(net, gj.cfg)
+    guide = lambda phi: gj.guidance(gj.cfg, omega=net.weight(phi))  # noqa: E731
     program = Program(guide, OPTIMIZER, jax.random.key_impl(jax.random.key(0)))
     state = learning.init_state(jax.random.key(1), net.init(jax.random.key(0)), OPTIMIZER)
     fixed: Any = (objective, (denoise, {}))

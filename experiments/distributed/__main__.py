@@ -55,8 +55,7 @@ def main(config: Config) -> int:
     """Train, here or in processes of one's own; the exit status."""
     if config.processes > 1:
         gj.data.prepare("digits", data_dir=config.data_dir or config.out / "data")
-        given = [arg for arg in _arguments(config) if arg]
-        return local.wait(local.start(config.processes, given, config.devices))
+        return local.wait(local.start(config.processes, _arguments(config), config.devices))
     local.join()
     first = jax.process_index() == 0
     if first:

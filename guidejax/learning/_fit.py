@@ -28,7 +28,7 @@ from guidejax._random import as_keys
 from guidejax.learning import _identity, _log
 from guidejax.learning._data import Conditions, Feed, shared, stack
 from guidejax.learning._hosts import Hosts, Notice, Signals, stopped
-from guidejax.learning.checkpoints import Checkpoints, Saved, local, named_leaves, unflatten
+from guidejax.learning.checkpoints import Checkpoints, Saved, local, named_leaves, part, unflatten
 from guidejax.learning.evaluations import as_denoiser
 from guidejax.learning.monitors import Clock, Monitor, Report
 from guidejax.learning.training import Program, TrainState, init_state, loss, many_steps
@@ -239,7 +239,11 @@ def fit(
         progress=progress,
         monitors=tuple(monitors),
     )
-    held = [branches.batch(b, checks, f"held-out batch {i}") for i, b in enumerate(held_out or ())]
+    held = run.hosts.together(
+        lambda: [
+            branches.batch(b, checks, f"held-out batch {i}") for i, b in enumerate(held_out or ())
+        ]
+    )
     if held or score:
         run.keeper = _Keeper(program, run.fixed, held, score, run.hosts)
     if checkpoint_dir is None:
@@ -249,7 +253,7 @@ def fit(
     identity = _identity.of_run(guide, phi, objective, optimizer, denoise, given, run.state.key)
     with Signals(catch=True) as run.signals:
         try:
-            run.open(pathlib.Path(checkpoint_dir), identity, resume, optimizer)
+            run.open(pathlib.Path(checkpoint_dir), identity, resume)
             return run.train()
         finally:
             run.close()
@@ -328,6 +332,7 @@ class _Run:
             if following is None and running is None:
                 break
             running = following
+        self._wait_for_saving()
         best = None if self.keeper is None else self.keeper.phi
         if self.hosts.count > 1:
             # An array of all processes is no use to one alone.
@@ -419,9 +424,10 @@ class _Run:
 
     # What is saved.
 
-    def open(self, directory: pathlib.Path, identity: Any, resume: str, optimizer: Any) -> None:
+    def open(self, directory: pathlib.Path, identity: Any, resume: str) -> None:
         """Take the directory, and go on from its newest checkpoint where it has one."""
-        first, (objective, (denoise, networks)) = self.feed.first(), self.fixed
+        first = self.hosts.together(self.feed.first)
+        objective, (denoise, networks) = self.fixed
         if first is not None:
             batch = first
             if self.program.mesh is not None and self.hosts.count > 1:
@@ -442,7 +448,10 @@ class _Run:
 
         found, best = self.hosts.from_first(take)
         if found is not None:
-            self.hosts.together(lambda: self._go_on(found, best, directory, resume, optimizer))
+            self.hosts.together(lambda: self._go_on(found, best, directory, resume))
+        self.hosts.together(self._open_log)
+
+    def _open_log(self) -> None:
         if self.saver is not None:
             self.log = _log.open_log(self.saver.directory, self.done)
 
@@ -463,25 +472,22 @@ class _Run:
             )
 
     def _go_on(
-        self, found: Saved, best: Saved | None, directory: pathlib.Path, resume: str, optimizer: Any
+        self, found: Saved, best: Saved | None, directory: pathlib.Path, resume: str
     ) -> None:
+        """Take over what was saved."""
         arrays = dict(found.arrays)
         if resume == "anyway":
-            arrays["key"] = np.asarray(jax.device_get(self.state.key))
-            here = {n for n in arrays if n.split(".")[0] == "optimizer"}
+            fresh = named_leaves(jax.device_get(self.state._asdict()))
+            arrays["key"] = np.asarray(fresh["key"])
             try:
-                unflatten(arrays, self.state)
+                unflatten(part(arrays, "optimizer"), self.state.optimizer)
             except ValueError:
                 warnings.warn(
                     f"{directory} holds the state of another optimizer; this one starts anew.",
                     stacklevel=2,
                 )
-                fresh = jax.device_get(self.state.optimizer)
-                arrays = {n: a for n, a in arrays.items() if n not in here}
-                arrays |= {
-                    f"optimizer.{name}": np.asarray(leaf)
-                    for name, leaf in named_leaves(fresh).items()
-                }
+                own = {n: np.asarray(a) for n, a in fresh.items() if n.split(".")[0] == "optimizer"}
+                arrays = {n: a for n, a in arrays.items() if n.split(".")[0] != "optimizer"} | own
         try:
             self.state = _placed(unflatten(arrays, self.state), self.program.mesh)
         except ValueError as error:
@@ -498,9 +504,8 @@ class _Run:
             )
         self.feed.resume(positions[self.hosts.index if len(positions) > 1 else 0])
         if best is not None and self.keeper is not None:
-            phi = {n.removeprefix("phi."): a for n, a in best.arrays.items()}
-            phi = {"value" if n == "phi" else n: a for n, a in phi.items()}
-            self.keeper.take((best.step, best.about["score"], unflatten(phi, self.state.phi)))
+            phi = unflatten(part(best.arrays, "phi"), self.state.phi)
+            self.keeper.take((best.step, best.about["score"], phi))
 
     def _save(self, launched: _Dispatch | None) -> None:
         """Save the state after that dispatch, with where the data stood in every process."""
@@ -522,10 +527,14 @@ class _Run:
 
     def _stopped(self, number: int) -> BaseException:
         where = f"stopped at step {self.done} of {self.steps}"
-        if self.identity is not None:
-            self.hosts.together(self.saver.wait if self.saver is not None else lambda: None)
+        self._wait_for_saving()
+        if self.identity is not None and self.done:
             where += ", saved; the same call goes on from there"
         return stopped(number, where)
+
+    def _wait_for_saving(self) -> None:
+        """Wait for the last checkpoint; where it can't be written, all processes end."""
+        self.hosts.together(self.saver.wait if self.saver is not None else lambda: None)
 
     def close(self) -> None:
         """Finish what is being written, and let go of the directory."""
@@ -553,7 +562,8 @@ class _Keeper:
     """The best φ so far, by the held-out loss or the user's score."""
 
     def __init__(self, program: Program, fixed: Any, held: list[Batch], score: Any, hosts: Hosts):
-        self.loss, self.fixed, self.score, self.hosts = loss(program), fixed, score, hosts
+        self.loss, self.program, self.fixed = loss(program), program, fixed
+        self.score, self.hosts = score, hosts
         if program.mesh is not None and hosts.count > 1:
             held = [shared(batch, program.mesh, program.axes) for batch in held]
         self.held = held
@@ -567,9 +577,10 @@ class _Keeper:
                 jax.random.split(jax.random.key(i), batch_size(b.x0))
                 for i, b in enumerate(self.held)
             ]
-            losses = [
-                self.loss(phi, *self.fixed, b, k) for b, k in zip(self.held, keys, strict=True)
-            ]
+            with _mesh_of(self.program):
+                losses = [
+                    self.loss(phi, *self.fixed, b, k) for b, k in zip(self.held, keys, strict=True)
+                ]
             found["held_out"] = float(np.mean(jax.device_get(losses)))
         if self.score is not None:
             found["score"] = self.hosts.together(lambda: float(self.score(jax.device_get(phi))))
@@ -625,13 +636,16 @@ def _on(leaf: Any, mesh: Mesh) -> bool:
     return isinstance(sharding, NamedSharding) and sharding.device_set == set(mesh.devices.flat)
 
 
-def _axes_of(tree: Any, mesh: Mesh | None) -> set[str]:
-    """The axes of the mesh that some array is sharded over."""
-    found: set[str] = set()
+def _axes_of(tree: Any, mesh: Mesh | None) -> dict[str, AxisType]:
+    """The axes that arrays on the devices of the mesh are sharded over, and their kinds."""
+    found: dict[str, AxisType] = {}
     for leaf in jax.tree.leaves(tree):
         if mesh is not None and _on(leaf, mesh):
+            theirs = leaf.sharding.mesh
+            kinds = dict(zip(theirs.axis_names, theirs.axis_types, strict=True))
             for name in leaf.sharding.spec:
-                found |= set(name if isinstance(name, tuple) else [name] if name else [])
+                names = name if isinstance(name, tuple) else [name] if name else []
+                found |= {n: kinds[n] for n in names}
     return found
 
 
@@ -641,11 +655,11 @@ def _gathered_if_mapped(frozen: Any, mesh: Mesh | None, axes: tuple[str, ...]) -
     So it would where parameters are sharded over one of these axes, or over an explicit axis, which
     `shard_map` takes in whole.
     """
-    if mesh is None:
-        return False
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    used = _axes_of(frozen, mesh)
-    return any(name in axes or kinds[name] == AxisType.Explicit for name in used)
+    return any(
+        name in axes or name not in mesh.shape or kind == AxisType.Explicit
+        for name, kind in _axes_of(frozen, mesh).items()
+        if mesh is not None
+    )
 
 
 def _batch_axes(mesh: Mesh | None, asked: Any, frozen: Any) -> tuple[str, ...]:
@@ -680,6 +694,8 @@ def _placed(tree: Any, mesh: Mesh | None) -> Any:
         if _on(leaf, mesh):
             return leaf
         # An array first: of a Python number, processes compare what it was before its rounding.
-        return jax.device_put(np.asarray(jnp.asarray(leaf)), whole)
+        leaf = jnp.asarray(leaf)
+        here = jax.process_count() == 1 or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.device_put(leaf if here else np.asarray(leaf), whole)
 
     return tree_map(one, tree)

@@ -50,6 +50,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     }
 
 
+def part(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Of the arrays by name, those that lie under `name`, by their places there."""
+    return {
+        place.removeprefix(name).removeprefix(".") or "value": array
+        for place, array in arrays.items()
+        if place == name or place.startswith(f"{name}.")
+    }
+
+
 def unflatten(arrays: dict[str, np.ndarray], like: Any) -> Any:
     """A pytree shaped as `like` of the arrays by name.
 
@@ -348,14 +357,6 @@ def _for_reading(directory: str | pathlib.Path, best: bool | None) -> Saved:
     return found
 
 
-def _phi(found: Saved) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix("phi").removeprefix(".") or "value": array
-        for name, array in found.arrays.items()
-        if name == "phi" or name.startswith("phi.")
-    }
-
-
 def load(directory: str | pathlib.Path, like: Any, *, best: bool | None = None) -> Any:
     """φ of the run that `fit` saved in `directory`.
 
@@ -372,7 +373,7 @@ def load(directory: str | pathlib.Path, like: Any, *, best: bool | None = None) 
         ValueError: If it is of another structure or other shapes, or none is intact.
     """
     try:
-        found = unflatten(_phi(_for_reading(directory, best)), like)
+        found = unflatten(part(_for_reading(directory, best).arrays, "phi"), like)
     except ValueError as error:
         raise ValueError(f"the checkpoint in {directory} is of other numbers: {error}.") from error
     return tree_map(jnp.asarray, found)
@@ -409,7 +410,7 @@ def load_omega(
         )
     like = jax.eval_shape(net.init, jax.random.key(0))
     try:
-        return net, tree_map(jnp.asarray, unflatten(_phi(found), like))
+        return net, tree_map(jnp.asarray, unflatten(part(found.arrays, "phi"), like))
     except ValueError as error:
         raise ValueError(f"the checkpoint in {directory} is of other numbers: {error}.") from error
 

@@ -64,7 +64,8 @@ def train_step(
     """One update of φ on one batch, or on one shard of it.
 
     Pure: call it under jit, or under `shard_map` and `pmap` with `axis_name`, which averages the
-    gradient of φ (and the loss, for the metrics) over the devices, the one collective of the step.
+    gradient of φ (and the loss, for the metrics) over the devices, the one collective of the step;
+    `rollout` gathers features too, where samples that it compares lie on several devices.
     Where the loss, its gradient or what they would make of φ and the optimizer's state is not
     finite, φ and the optimizer stay as they are.
     Nothing of the networks is differentiated but what the objective itself asks for (`rollout`
@@ -85,6 +86,8 @@ def train_step(
         The next state and the metrics "loss", "grad_norm" and "skipped", whether φ stayed.
     """
     denoise, networks = jax.lax.stop_gradient((denoise, dict(networks or {})))
+    if axis_name is not None and hasattr(objective, "across"):
+        objective = objective.across(axis_name)
 
     def loss_fn(phi):
         return jnp.mean(objective(keys, guide(phi), denoise, batch, networks))

@@ -51,6 +51,15 @@ class Rollout:
     reward_weight: Any
     differentiate: int = dataclasses.field(metadata={"static": True})
     reference: tuple[tuple[Array, Array], ...] | None
+    axis_name: Any = dataclasses.field(default=None, metadata={"static": True})
+
+    def across(self, axis_name: Any) -> Rollout:
+        """The same of a batch that is split over the devices of a mapped axis, or of several.
+
+        Features, not images, are gathered where samples that are compared lie on several devices;
+        the losses of a device's own examples are those that one device would find.
+        """
+        return dataclasses.replace(self, axis_name=axis_name)
 
     def check(self, denoise: Denoiser) -> None:
         """Raise `ValueError` where the denoiser says nothing of x0 at the first time."""
@@ -65,7 +74,9 @@ class Rollout:
         networks: Networks = MappingProxyType({}),
     ) -> Array:
         """Losses (batch,), from one key an example; a group's mean is its distance."""
-        size = keys.shape[0]
+        # Groups may lie on several devices, but for those of which a few are differentiated.
+        here = self.axis_name is None or self.differentiate < self.particles
+        size = keys.shape[0] * (1 if here else jax.lax.psum(1, self.axis_name))
         if size % self.particles:
             raise ValueError(
                 f"rollout compares groups of {self.particles} samples of one condition; got a "
@@ -80,11 +91,17 @@ class Rollout:
     def compare(self, x0: Tree, batch: Batch) -> Array:
         """Losses (batch,) of guided samples x0 beside the batch's true ones."""
         size = batch_size(x0)
+        gathered = self.axis_name is not None and (self.pooled > 0 or size % self.particles > 0)
+        whole = size * jax.lax.psum(1, self.axis_name) if gathered else size
         # (samples compared, share of the loss): each condition alone, the batch as a whole.
-        levels = ((self.particles, 1 - self.pooled), (size, self.pooled))
-        loss = jnp.zeros(size)
+        levels = ((self.particles, 1 - self.pooled), (whole, self.pooled))
+        loss = jnp.zeros(whole)
         for index, feature in enumerate(self.features):
-            ours, real = feature(x0), feature(batch.x0)
+            ours, real = flat(feature(x0)), flat(feature(batch.x0))
+            if gathered:
+                both = jnp.concatenate([ours, real], axis=-1)
+                both = jax.lax.all_gather(both, self.axis_name, tiled=True)
+                ours, real = jnp.split(both, 2, axis=-1)
             for level, (count, share) in enumerate(levels):
                 if not share:
                     continue
@@ -93,6 +110,9 @@ class Rollout:
                 else:
                     found = self._distance(ours, real, count)
                 loss += share / len(self.features) * found
+        if gathered:  # the rows of this device
+            start = jax.lax.axis_index(self.axis_name) * size
+            loss = jax.lax.dynamic_slice_in_dim(loss, start, size)
         if self.reward is not None:
             loss = loss - self.reward_weight * rewards_of(self.reward, x0, batch.cond)
         return loss
@@ -187,7 +207,7 @@ def rollout(
         steps: Steps of the sampler, uniform in t.
         pooled: Share in [0, 1] of the loss that compares the batch as a whole, over its
             conditions, in place of each condition alone: 0 matches the conditional
-            distributions, 1 the marginal one. Under a mesh "the batch" is a device's part of it.
+            distributions, 1 the marginal one.
         beta: β in (0, 2).
         lam: λ in [0, 1]; 1 is the distance.
         times: Another grid, in place of `steps`.

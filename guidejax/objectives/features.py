@@ -97,6 +97,6 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
 
 
 def _moments(feature, mean, project, weight, scale, x0):
-    z = (flat(feature(x0)) - mean) @ project
+    z = jnp.matmul(flat(feature(x0)) - mean, project, precision="highest")  # a TPU's isn't float32
     row, column = np.triu_indices(project.shape[1])
     return jnp.concatenate([z, weight * z[:, row] * z[:, column]], axis=-1) / scale

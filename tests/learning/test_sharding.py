@@ -132,8 +132,102 @@ def test_a_batch_that_does_not_divide(mesh):
 
 
 def test_a_group_that_would_be_split(mesh):
-    with pytest.raises(ValueError, match=r"groups of 3 .* batch of 2"):
+    with pytest.raises(ValueError, match=r"groups of 3 .* batch of 16, which is no multiple"):
         fit(batches(2, N), mesh=mesh, objective=objectives.rollout(particles=3))
+    some = objectives.rollout(particles=4, differentiate=1)
+    with pytest.raises(ValueError, match=r"groups of 4 .* batch of 2"):
+        fit(batches(2, N), mesh=mesh, objective=some)
+
+
+# Samples that are compared, on several devices.
+
+FEATURE = jax.tree_util.Partial(lambda x: jnp.concatenate([x[:, :1], x[:, :1] ** 2], axis=-1))
+REAL = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
+ACROSS = {
+    "groups over two devices": {"particles": 4},
+    "pooled": {"particles": 2, "pooled": 0.9, "beta": 2.0},
+    "both": {"particles": 8, "pooled": 0.5},
+    "a reference": {"particles": 2, "pooled": 0.5, "reference": REAL},
+}
+PULLED = gj.denoiser(lambda x, t, cond: jnp.where(cond == 2, 0.2, 0.6)[:, None] * x, PROCESS)
+FOUR = objectives.Batch(
+    jnp.asarray(batches(1, N, shape=(4,))[0]["x0"]), jnp.arange(N) // 8, {"uncond": np.full(N, 2)}
+)
+
+
+def _across(name):
+    return objectives.rollout([FEATURE], steps=2, **ACROSS[name])
+
+
+def _update(state, batch, keys, name, axis_name=None):
+    return learning.train_step(
+        state, PULLED, batch, keys,
+        guide=guide, objective=_across(name), optimizer=SGD, axis_name=axis_name,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What one device comes to: as `alone`, of each."""
+    found = {}
+    for name in ACROSS:
+        state = begin(SGD)
+        after, metrics = jax.jit(_update, static_argnums=3)(state, FOUR, KEYS, name)
+        assert np.linalg.norm(flat(after.phi) - flat(state.phi)) > 1e-4
+        found[name] = flat(after.phi), {n: float(v) for n, v in metrics.items()}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ACROSS)
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_samples_on_several_devices_are_compared(mesh, whole, name, check_vma):
+    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
+    batch, keys = jax.device_put((FOUR, KEYS), NamedSharding(mesh, P("data")))
+    sharded = jax.shard_map(
+        functools.partial(_update, name=name, axis_name="data"), mesh=mesh,
+        in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=check_vma,
+    )  # fmt: skip
+    check(whole[name], *jax.jit(sharded)(state, batch, keys))
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("name", ACROSS)
+def test_samples_on_several_devices_of_pmap(whole, name):
+    split = lambda a: a.reshape(8, N // 8, *a.shape[1:])
+    mapped = jax.pmap(
+        functools.partial(_update, name=name, axis_name="data"), "data", in_axes=(None, 0, 0)
+    )
+    after, metrics = mapped(begin(SGD), jax.tree.map(split, FOUR), split(KEYS))
+    check(whole[name], *jax.tree.map(lambda a: a[5], (after, metrics)))
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("name", ACROSS)
+def test_samples_on_several_devices_of_two_axes(name):
+    data = [{"x0": FOUR.x0, "cond": FOUR.cond}] * 3
+    options = {"steps": 3, "optimizer": SGD, "denoise": PULLED, "objective": _across(name)}
+    mesh = jax.make_mesh((4, 2), ("replica", "data"), axis_types=(AxisType.Explicit,) * 2)
+    np.testing.assert_allclose(
+        flat(fit(data, mesh=mesh, **options)), flat(fit(data, **options)), atol=2e-6
+    )
+
+
+@pytest.mark.slow
+def test_features_are_gathered_once_and_no_images(mesh):
+    """Both sides' features of all examples in one piece; their slopes come back summed."""
+    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
+    batch, keys = jax.device_put((FOUR, KEYS), NamedSharding(mesh, P("data")))
+    sharded = jax.shard_map(
+        functools.partial(_update, name="both", axis_name="data"), mesh=mesh,
+        in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=False,
+    )  # fmt: skip
+    text = jax.jit(sharded).lower(state, batch, keys).compile().as_text()
+    found = [(kind, shape) for kind, shapes in _collectives(text) for shape in shapes]
+    gathered = [shape for kind, shape in found if kind.startswith("all-gather")]
+    assert [int(np.prod(shape)) for shape in gathered] == [N * 4]  # two features, ours and real
 
 
 @pytest.mark.slow
