@@ -41,13 +41,15 @@ def main(directory: str, what: str) -> None:
         if what == "SIGTERM" and last:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    phi = gj.fit_omega(
-        KEY, NET, EXACT, data, objective=OBJECTIVE, optimizer=SGD, steps=STEPS,
+    held = [{n: v[rows] for n, v in b.items()} for b in batches(2, SIZE, shape=(1,), seed=3)]
+    best = gj.fit_omega(
+        KEY, NET, EXACT, data, held_out=held, score_every=1, objective=OBJECTIVE, optimizer=SGD, steps=STEPS,
         mesh=jax.make_mesh((jax.device_count(),), ("data",)), steps_per_dispatch=1, save_every=2,
         checkpoint_dir=directory, progress=happen,
     )  # fmt: skip
     if index == 0:
-        np.save(pathlib.Path(directory) / "phi.npy", flat(phi))
+        last = gj.load_omega(directory, best=False)[1]
+        np.save(pathlib.Path(directory) / "phi.npy", [flat(last), flat(best)])
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def test_as_many_as_there_are_come_to_the_same(tmp_path, two, count, devices):
     assert codes == [0] * count, said
     np.testing.assert_allclose(phi(tmp_path), phi(two), atol=2e-6)
     assert [line["step"] for line in logged(tmp_path)] == list(range(1, 9))
+    held_out = [[line["held_out"] for line in logged(where)] for where in (tmp_path, two)]
+    np.testing.assert_allclose(*held_out, rtol=1e-5)
 
 
 def test_a_host_that_is_lost(tmp_path, two):
