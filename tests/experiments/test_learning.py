@@ -1,5 +1,6 @@
 """What evaluations are counted, and the page that is made of the runs."""
 
+import functools
 import json
 import pathlib
 
@@ -54,6 +55,7 @@ def run(tmp_path_factory):
             learning, "consistency",
             lambda *args: {n: e for n, e in everything(*args).items() if n in fewer},
         )  # fmt: skip
+        patch.setattr(learning, "Mixtures", functools.partial(learning.Mixtures, held=500))
         patch.setattr(learning, "TUNED_ON", learning.TUNED_ON[:1])
         patch.setattr(learning, "REPORTED_ON", learning.REPORTED_ON[:2])
         learning.main(config)

@@ -51,7 +51,7 @@ def test_as_many_as_there_are_come_to_the_same(tmp_path, two, count, devices):
 def test_a_host_that_is_lost(tmp_path, two):
     """The others end, and the run goes on from its checkpoint, bit for bit; or on fewer hosts."""
     processes = local.start(2, ["tests.learning.cluster", str(tmp_path), "killed"])
-    assert local.wait(processes, grace=30) != 0
+    assert local.wait(processes, grace=10) != 0
     assert steps_of(tmp_path)[1][-1] in (2, 4)
     codes, said, _ = run(tmp_path, 2)
     assert codes == [0, 0], said

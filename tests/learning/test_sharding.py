@@ -179,8 +179,7 @@ def whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ACROSS)
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(("name", "check_vma"), [*((n, True) for n in ACROSS), ("both", False)])
 def test_samples_on_several_devices_are_compared(mesh, whole, name, check_vma):
     state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
     batch, keys = jax.device_put((FOUR, KEYS), NamedSharding(mesh, P("data")))
