@@ -1,9 +1,10 @@
-"""Image datasets by name, as numpy batches {"x0": float32 in [-1, 1], "cond": int32}.
+"""Image datasets by name, as numpy batches {"x0": float32 in [-1, 1], "cond": int32 or encoded}.
 
-Any image dataset of the TFDS catalogue, and the digits, which need no download:
+Any image dataset of the TFDS catalogue, and two that need no download, the digits and the emoji:
 
     batches = gj.data.load("digits", batch_size=128)
     test = gj.data.Images("digits", "test").arrays()
+    captioned = gj.data.Images("emoji", label_key="caption", encode=tokenize)
 
 TensorFlow is never imported to read them.
 """
@@ -21,6 +22,7 @@ except ImportError as error:
     ) from error
 
 from guidejax.data.digits import Digits as Digits
+from guidejax.data.emoji import Emoji as Emoji
 from guidejax.data.evaluations import load_evaluations as load_evaluations
 from guidejax.data.evaluations import write_evaluations as write_evaluations
 from guidejax.data.pipeline import Batches as Batches

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from guidejax.data.digits import Digits  # Its import is what makes TFDS know "digits".
+from guidejax.data.digits import Digits
+from guidejax.data.emoji import Emoji
+
+# Datasets of this library: their import is what makes TFDS know them.
+OURS = {"digits": Digits, "emoji": Emoji}
 
 # A split whose decoded images fit in here stays in memory once read: decoding small PNGs takes
 # longer than a step of a small network.
@@ -26,14 +30,14 @@ def prepare(name: str, *, data_dir: PathLike | None = None) -> str:
     """Make a TFDS dataset ready to be read, and say where it is.
 
     What is on disk already is used as it is, in any version; otherwise the dataset is built (from
-    scikit-learn for "digits", by a download for the catalogue) in the array_record format, under
-    a temporary name that becomes the real one at the end: a killed run leaves nothing half done,
-    and of two that race one wins. Most builders of the catalogue need TensorFlow for this step;
-    reading what they built doesn't.
+    scikit-learn for "digits", from a font for "emoji", by a download for the catalogue) in the
+    array_record format, under a temporary name that becomes the real one at the end: a killed run
+    leaves nothing half done, and of two that race one wins. Most builders of the catalogue need
+    TensorFlow for this step; reading what they built doesn't.
 
     Args:
-      name: the dataset's name as TFDS writes it, "digits", "mnist", "imagenet_resized/64x64",
-        "cifar10:3.0.2".
+      name: the dataset's name as TFDS writes it, "digits", "emoji/64", "mnist",
+        "imagenet_resized/64x64", "cifar10:3.0.2".
       data_dir: where datasets live. Default: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
 
     Returns:
@@ -52,7 +56,8 @@ def prepare(name: str, *, data_dir: PathLike | None = None) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"dataset name {name!r}; expected a TFDS name such as 'digits', 'mnist'.")
     data_dir = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
-    if name != "digits":  # Its version is this library's: an older one on disk won't do.
+    ours = name.split("/")[0].split(":")[0] in OURS
+    if not ours:  # Their version is this library's: an older one on disk won't do.
         try:
             found = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
             return os.fspath(found.data_path)
@@ -61,7 +66,7 @@ def prepare(name: str, *, data_dir: PathLike | None = None) -> str:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        known = [*tfds.list_builders(with_community_datasets=False), "digits"]
+        known = [*tfds.list_builders(with_community_datasets=False), *OURS]
         close = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
         raise ValueError(
@@ -79,8 +84,8 @@ def prepare(name: str, *, data_dir: PathLike | None = None) -> str:
         except Exception as error:
             if builder.data_path.exists():
                 pass  # Another process was faster.
-            elif isinstance(error, ValueError) or isinstance(builder, Digits):
-                raise  # About the data itself, or where it is to go; there is nothing to fetch.
+            elif isinstance(error, ValueError) or ours:
+                raise  # About the data itself, or where it is to go; or it says what to do.
             else:
                 raise FileNotFoundError(_cannot_prepare(name, builder, _reason(error))) from error
     return os.fspath(builder.data_path)
@@ -95,7 +100,8 @@ class Info:
       split: the split, as it was asked for.
       num_examples: how many examples the split holds.
       image_shape: (height, width, channels) of x0.
-      num_classes: cond is in 0..num_classes - 1; None where the dataset doesn't say.
+      num_classes: cond is in 0..num_classes - 1; None where the dataset doesn't say, or where
+        cond is what `encode` made.
       class_names: a name for each class, where the dataset has them.
     """
 
@@ -115,13 +121,17 @@ class Images:
     asked for; what is wrong is raised then.
 
     Attributes:
-      name: "digits", or a dataset of the TFDS catalogue or of your own: "mnist", "cifar10",
-        "celeb_a", "imagenet_resized/64x64". Prepared first if it is not on disk, see `prepare`.
+      name: "digits", "emoji", or a dataset of the TFDS catalogue or of your own: "mnist",
+        "cifar10", "celeb_a", "imagenet_resized/64x64". Prepared first if it is not on disk, see
+        `prepare`.
       split: a split, or a slice of it in TFDS's notation: "train", "train[:50%]".
       data_dir: where datasets live. Default: `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`.
       label_key: the feature that becomes cond: a class, an integer or a bool; "attributes/Male"
         reads a nested one; None for none, cond is then 0.
       image_key: the feature that becomes x0.
+      encode: a function from what is under `label_key`, of any kind, to cond: a tokenizer, from a
+        caption to token ids. It returns an array of one shape and dtype; text comes to it as str.
+        A module's function, not a lambda, where `load` has a `worker_count`.
       image_size: crop the central square and resize it to this many pixels (uint8 images).
       image_range: (low, high), the pixel values that become -1 and 1. Default: 0 and 255 for
         uint8, 0 and 65535 for uint16, 0 and 1 for floats.
@@ -132,6 +142,10 @@ class Images:
       400
       >>> test.arrays()["x0"].shape
       (400, 8, 8, 1)
+
+      With captions, of a dataset that has them:
+
+      >>> captioned = Images("emoji", label_key="caption", encode=tokenize)  # doctest: +SKIP
     """
 
     name: str
@@ -140,6 +154,7 @@ class Images:
     data_dir: PathLike | None = None
     label_key: Key | None = "label"
     image_key: Key = "image"
+    encode: Callable[[Any], Any] | None = None
     image_size: int | None = None
     image_range: tuple[float, float] | None = None
 
@@ -156,7 +171,7 @@ class Images:
         """The whole split in memory, in the order on disk: for small data.
 
         Returns:
-          {"x0": float32 (n, H, W, C) in [-1, 1], "cond": int32 (n,)}.
+          {"x0": float32 (n, H, W, C) in [-1, 1], "cond": int32 (n,), or (n, ...) of `encode`}.
 
         Raises:
           ValueError: as `info`; also for an image or a label that is not what it should be.
@@ -198,13 +213,25 @@ class Source:
         self._low, self._high = _image_range(images.image_range, dtype)
         num_classes: int | None = 1  # Without labels every cond is 0.
         names = None
+        if images.encode is not None and not self._label_key:
+            raise ValueError(
+                f"{where}: encode= needs the feature that it is to encode: label_key=."
+            )
         if self._label_key:
             label = _feature(features, self._label_key, where)
-            num_classes, names = _label_spec(label, "/".join(self._label_key), where)
+            if images.encode is None:
+                num_classes, names = _label_spec(label, "/".join(self._label_key), where)
+            else:
+                num_classes = None
         full_name = builder.info.full_name
         self.info = Info(full_name, split, num_examples, shape, num_classes, names)
         self._reader: Any = None
         self._cache: Any = None
+        self._encode = images.encode
+        self._cond = np.zeros((), np.int32)  # One like all.
+        if self._encode is not None:
+            first = self._open([self._label_key])(0)
+            self._cond = self._encoded(_get(first, self._label_key), 0)
 
     def __len__(self) -> int:
         return self.info.num_examples
@@ -223,18 +250,19 @@ class Source:
             "image_key": "/".join(self._image_key),
             "image_size": self._size,
             "image_range": [self._low, self._high],
+            "encode": None if self._encode is None else self._cond.tolist(),
         }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None, "_cache": None}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices`, (n,), stacked: {"x0": (n, H, W, C), "cond": (n,)}."""
+        """The examples at `indices`, (n,), stacked: {"x0": (n, H, W, C), "cond": (n, ...)}."""
         if self.info.num_examples * math.prod(self.info.image_shape) * 4 <= _CACHE_BYTES:
             x0, cond = self._remember(indices)
             return {"x0": x0[indices], "cond": cond[indices]}
         x0 = np.empty((len(indices), *self.info.image_shape), np.float32)
-        cond = np.empty(len(indices), np.int32)
+        cond = self._conditions(len(indices))
         for row, index in enumerate(indices.tolist()):
             x0[row], cond[row] = self._read(index)
         return {"x0": x0, "cond": cond}
@@ -243,7 +271,7 @@ class Source:
         if self._cache is None:
             size = len(self)
             x0 = np.empty((size, *self.info.image_shape), np.float32)
-            self._cache = x0, np.empty(size, np.int32), np.zeros(size, bool)
+            self._cache = x0, self._conditions(size), np.zeros(size, bool)
         x0, cond, known = self._cache
         for index in indices[~known[indices]].tolist():
             # Threads that race here write the same values; `known` comes last.
@@ -251,7 +279,10 @@ class Source:
             known[index] = True
         return x0, cond
 
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
+    def _conditions(self, count: int) -> np.ndarray:
+        return np.empty((count, *self._cond.shape), self._cond.dtype)
+
+    def _read(self, index: int) -> tuple[np.ndarray, Any]:
         if self._reader is None:
             keys = [self._image_key] + ([self._label_key] if self._label_key else [])
             self._reader = self._open(keys)
@@ -260,12 +291,19 @@ class Source:
         return self._image(_get(example, self._image_key), index), self._label(label, index)
 
     def labels(self) -> np.ndarray:
-        """Every label of the split, (n,) int32, without decoding an image."""
+        """A label for every condition of the split, (n,) int, without decoding an image.
+
+        Where conditions are encoded, equal ones share a number.
+        """
+        found = self._conditions(len(self))
         if not self._label_key:
-            return np.zeros(len(self), np.int32)
+            return found * 0
         reader = self._open([self._label_key])
-        labels = (self._label(_get(reader(i), self._label_key), i) for i in range(len(self)))
-        return np.fromiter(labels, np.int32, len(self))
+        for i in range(len(self)):
+            found[i] = self._label(_get(reader(i), self._label_key), i)
+        if self._encode is None:
+            return found
+        return np.unique(found.reshape(len(self), -1), axis=0, return_inverse=True)[1].reshape(-1)
 
     def _builder(self) -> Any:
         return tfds.builder_from_directory(self._path, file_format="array_record")
@@ -286,7 +324,25 @@ class Source:
         features = tfds.features.FeaturesDict(wanted)
         return lambda index: features.deserialize_example_np(raw[index])
 
-    def _label(self, label: Any, index: int) -> int:
+    def _encoded(self, value: Any, index: int) -> np.ndarray:
+        assert self._encode is not None
+        try:
+            return np.asarray(self._encode(_as_text(value)))
+        except Exception as error:
+            raise ValueError(
+                f"{self.where}, example {index}: encode raised {type(error).__name__}: {error}"
+            ) from error
+
+    def _label(self, label: Any, index: int) -> Any:
+        if self._encode is not None:
+            found, wanted = self._encoded(label, index), self._cond
+            if (found.shape, found.dtype) != (wanted.shape, wanted.dtype) or found.dtype == object:
+                raise ValueError(
+                    f"{self.where}, example {index}: encode returned {found.dtype} of shape "
+                    f"{found.shape}; expected an array like the first example's, {wanted.dtype} of "
+                    f"shape {wanted.shape}."
+                )
+            return found
         last = self.info.num_classes
         if not 0 <= int(label) < (last or 2**31):
             among = f"0..{last - 1}" if last else "0..2147483647"
@@ -319,6 +375,15 @@ class Source:
         return ((image.astype(np.float32) - low) / np.float32((high - low) / 2) - 1).astype(
             np.float32
         )
+
+
+def _as_text(value: Any) -> Any:
+    """Text as str, lists of it as lists; anything else as it is."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [_as_text(part) for part in value.tolist()]
+    return value
 
 
 def _searched(data_dir: str | None) -> str:
@@ -439,7 +504,8 @@ def _label_spec(feature: Any, key: str, where: str) -> tuple[int | None, tuple[s
         return None, None
     raise ValueError(
         f"{where}: feature {key!r} is {feature!r}; expected a scalar class, integer or bool for "
-        "cond. Choose another with label_key=, or label_key=None for data without labels."
+        "cond. Choose another with label_key=, say what becomes of it with encode=, or pass "
+        "label_key=None for data without labels."
     )
 
 

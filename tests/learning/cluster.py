@@ -43,7 +43,8 @@ def main(directory: str, what: str) -> None:
 
     held = [{n: v[rows] for n, v in b.items()} for b in batches(2, SIZE, shape=(1,), seed=3)]
     best = gj.fit_omega(
-        KEY, NET, EXACT, data, held_out=held, score_every=1, objective=OBJECTIVE, optimizer=SGD, steps=STEPS,
+        KEY, NET, EXACT, data, held_out=held, score_every=1, objective=OBJECTIVE, optimizer=SGD,
+        steps=STEPS,
         mesh=jax.make_mesh((jax.device_count(),), ("data",)), steps_per_dispatch=1, save_every=2,
         checkpoint_dir=directory, progress=happen,
     )  # fmt: skip

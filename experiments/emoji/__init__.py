@@ -1,0 +1,1 @@
+"""Text to image on the pictures of an emoji font."""
