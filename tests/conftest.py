@@ -3,6 +3,8 @@ import os
 # Each of a run's processes would start a thread a core for its small matrices, and these wait for
 # each other by spinning: a Fréchet distance of 96 features takes a hundred times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# For the processes that tests start; `_optimizations` says it for this one.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest

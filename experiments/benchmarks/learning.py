@@ -621,7 +621,7 @@ def figure(parts: dict[str, Any], path: pathlib.Path) -> None:
         axis.set_title(titles[title])
         axis.set_xlabel("evaluations of the network")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axis.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     drawing.tight_layout()
     drawing.savefig(path, dpi=130)
     plt.close(drawing)
@@ -632,13 +632,13 @@ def _verdicts(parts: dict[str, Any]) -> str:
     lines = []
     for title in ("mixtures", "digits"):
         if title in parts:
-            ratio = paired_ratio_interval(
-                excess(parts[title], "kept")[:, -1], excess(parts[title], "paper")[:, -1]
-            )
+            ours, theirs = (excess(parts[title], name)[:, -1] for name in ("kept", "paper"))
+            ratio = paired_ratio_interval(ours, theirs)
             lines.append(
                 f"* {title}: with a tenth of the evaluations the excess is {ratio.estimate:.3g} of "
-                f"what the paper's estimator ends with ({ratio.low:.3g} to {ratio.high:.3g}); 1 or "
-                "less was to be shown."
+                f"what the paper's estimator ends with ({ratio.low:.3g} to {ratio.high:.3g}); "
+                f"{ours.mean() / theirs.mean():.3g} by the means over seeds. 1 or less was to be "
+                "shown."
             )
     if "rollout" in parts:
         ends = {n: frechet(parts["rollout"], n)[1][:, -1] for n in parts["rollout"]}
@@ -697,6 +697,13 @@ Means over five seeds, geometric, with a standard error; dotted, where the paper
 rollout, ends. Points are of evaluations made ahead of all updates.
 
 {text}
+
+## What was tried
+
+On the mixtures, on seeds 3000 to 3005 with a tenth of the evaluations, kept, none of these ended lower than four ends with the noise
+expected: eight ends; t drawn uniformly and weighted (`t_density="uniform"`); 2,048 more true samples, each x_t compared with one that it
+may be of (`reference=`), which was far worse at the rate tried. On the digits samples hardly tell: every estimator's Fréchet distance is
+within 2% of the paper's.
 
 ## How it is used
 
