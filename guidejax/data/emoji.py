@@ -208,7 +208,7 @@ class Font:
       sha256: of its file.
 
     Raises:
-      ValueError: the file is no colour font with pictures of 109 pixels.
+      ValueError: the file is no font, or has no size of 109 pixels.
       ImportError: Pillow lacks Raqm, which joins the parts of an emoji (its wheels have it).
 
     Example:
@@ -420,7 +420,8 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Any]]]:
         files = self._files(dl_manager)
         names, version = read_names(files.pop("emoji-test.txt"))
-        font = Font(files.pop("font"))
+        path = files.pop("font")
+        font = Font(path)
         keywords = read_keywords(list(files.values()))
         digests = {}
         for i, name in enumerate(names):
@@ -428,6 +429,11 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
             if picture is not None:
                 digests[i] = hashlib.sha256(picture.tobytes()).digest()
         known = list(digests)
+        if len(known) < len(names) / 2:  # An outline font, or Noto's of another format (COLR).
+            raise ValueError(
+                f"{os.fspath(path)} draws {len(known)} of {len(names)} emoji; expected {FONT} with "
+                f"its pictures as bitmaps. {_HOW}"
+            )
         self.info.metadata.update(
             font=FONT, font_version=font.version, font_sha256=font.sha256,
             unicode_version=version, not_in_font=len(names) - len(known),

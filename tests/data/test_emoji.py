@@ -15,7 +15,7 @@ LISTED = """\
 # Version: 15.0
 # group: Smileys & Emotion
 # subgroup: face-smiling
-1F600                              ; fully-qualified     # x E1.0 grinning face
+1FAE0                              ; fully-qualified     # x E14.0 melting face
 263A                               ; unqualified         # x E0.6 smiling face
 # group: People & Body
 # subgroup: person-sport
@@ -95,7 +95,7 @@ def test_unicode_s_files_are_read(tmp_path):
     (tmp_path / "en.xml").write_text(ANNOTATIONS, encoding="utf-8")
     names, version = emoji.read_names(tmp_path / "emoji-test.txt")
     assert version == "15.0"
-    assert [n.caption for n in names] == ["grinning face", "woman golfing: medium skin tone"]
+    assert [n.caption for n in names] == ["melting face", "woman golfing: medium skin tone"]
     assert names[1].text == "\U0001f3cc\U0001f3fd\u200d\u2640\ufe0f"
     assert (names[1].group, names[1].subgroup) == ("People & Body", "person-sport")
     assert emoji.read_keywords([tmp_path / "en.xml"]) == {"😀": ("face", "grin")}
@@ -214,6 +214,19 @@ def test_without_a_font_it_says_what_to_install(tmp_path, monkeypatch):
     builder = data.Emoji(data_dir=tmp_path, file_format="array_record")
     with pytest.raises(FileNotFoundError, match=r"no route to host.*apt install fonts-noto"):
         builder._split_generators(Offline())
+
+
+def test_another_font_is_refused(tmp_path):
+    import matplotlib
+
+    plain = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    (tmp_path / "emoji-test.txt").write_text(LISTED, encoding="utf-8")
+    for part in ("annotations", "annotationsDerived"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "en.xml").write_text(ANNOTATIONS, encoding="utf-8")
+    builder = data.Emoji(data_dir=tmp_path / "out", font=plain, unicode=tmp_path)
+    with pytest.raises(ValueError, match=r"DejaVuSans\.ttf draws 0 of 2 emoji.*apt install"):
+        builder._split_generators(None)
 
 
 @pytest.mark.slow
