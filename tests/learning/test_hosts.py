@@ -68,16 +68,17 @@ def test_one_that_is_told_to_end_saves_for_all(tmp_path, two):
     np.testing.assert_array_equal(phi(tmp_path), phi(two))
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [("bad row", "x0 of batch 4 holds NaN"), ("callback", "the disk of this host is full")],
-)
-def test_an_error_on_one_ends_all(tmp_path, two, what, message):
-    codes, said, seconds = run(tmp_path, 2, what)
-    assert all(code == 1 for code in codes), said
-    assert all(message in text for text in said)
-    assert "process 1 of 2 ended this run" in said[0]
-    assert seconds < 200
+def test_an_error_on_one_ends_all(tmp_path, two):
+    """First a bad row, then, going on from before it, a full disk; then without either."""
+    for what, message in (
+        ("bad row", "x0 of batch 4 holds NaN"),
+        ("callback", "the disk of this host is full"),
+    ):
+        codes, said, seconds = run(tmp_path, 2, what)
+        assert all(code == 1 for code in codes), said
+        assert all(message in text for text in said)
+        assert "process 1 of 2 ended this run" in said[0]
+        assert seconds < 200
     codes, said, _ = run(tmp_path, 2)
     assert codes == [0, 0], said
     np.testing.assert_array_equal(phi(tmp_path), phi(two))
