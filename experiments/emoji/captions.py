@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from guidejax.data.emoji import words
 
 DATA = pathlib.Path(__file__).parent / "data"
-LENGTH = 16  # Tokens of a caption; the longest has 13 words.
+LENGTH = 16  # Tokens of a caption; the longest has 11 words.
 Split = Literal["train", "composed", "select", "report"]
 
 

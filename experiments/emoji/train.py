@@ -176,6 +176,8 @@ def main(config: Config) -> None:
     """Train from the last checkpoint on, or from the beginning."""
     if any(count % CHUNK for count in (config.steps, config.early, config.every)):
         raise SystemExit(f"--steps, --early and --every must be multiples of {CHUNK}.")
+    if not 0 < config.early <= config.steps:
+        raise SystemExit(f"--early must be a step from 1 to --steps, {config.steps}.")
     out = (config.out / str(config.seed)).absolute()
     out.mkdir(parents=True, exist_ok=True)
     identity = {**dataclasses.asdict(config), "out": None}

@@ -50,7 +50,8 @@ def load(
         with any `multiprocessing`, a script then needs its `if __name__ == "__main__":`.
 
     Returns:
-      A `Batches`: iterate for {"x0": float32 (b, H, W, C) in [-1, 1], "cond": int32 (b,)}.
+      A `Batches`: iterate for {"x0": float32 (b, H, W, C) in [-1, 1], "cond": int32 (b,)}, or
+        (b, ...) of what `Images.encode` makes.
 
     Raises:
       ValueError: an argument, a split, a feature, a label or a pixel is not what it should be;

@@ -280,7 +280,7 @@ class Source:
         return x0, cond
 
     def _conditions(self, count: int) -> np.ndarray:
-        return np.empty((count, *self._cond.shape), self._cond.dtype)
+        return np.zeros((count, *self._cond.shape), self._cond.dtype)
 
     def _read(self, index: int) -> tuple[np.ndarray, Any]:
         if self._reader is None:
@@ -297,7 +297,7 @@ class Source:
         """
         found = self._conditions(len(self))
         if not self._label_key:
-            return found * 0
+            return found
         reader = self._open([self._label_key])
         for i in range(len(self)):
             found[i] = self._label(_get(reader(i), self._label_key), i)

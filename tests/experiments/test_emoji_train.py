@@ -106,6 +106,8 @@ def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
         train.main(dataclasses.replace(config, batch=5))
     with pytest.raises(SystemExit, match="multiples of 20"):
         train.main(dataclasses.replace(config, early=30))
+    with pytest.raises(SystemExit, match="from 1 to --steps, 60"):
+        train.main(dataclasses.replace(config, early=80))
 
 
 @pytest.mark.slow
