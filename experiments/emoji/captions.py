@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ from guidejax.data.emoji import words
 
 DATA = pathlib.Path(__file__).parent / "data"
 LENGTH = 16  # Tokens of a caption; the longest has 11 words.
+# What names carry, and how many values of it there are.
+ATTRIBUTES = {"tone": 7, "gender": 4, "hair": 6, "kind": 5}
 Split = Literal["train", "composed", "select", "report"]
 
 
@@ -26,11 +29,15 @@ class Pictures:
         x0: Pictures in [-1, 1], (n, 32, 32, 3).
         captions: Their captions.
         keywords: The words of Unicode's annotations for each.
+        groups: Unicode's group of each, "Flags".
+        attributes: What names carry, as numbers (n,) from 0 to its count in `ATTRIBUTES`.
     """
 
     x0: np.ndarray
     captions: list[str]
     keywords: list[list[str]]
+    groups: list[str]
+    attributes: dict[str, np.ndarray]
 
 
 @functools.cache
@@ -42,6 +49,8 @@ def pictures(split: Split) -> Pictures:
         np.stack([example["image"] for example in examples]).astype(np.float32) / 127.5 - 1,
         [example["caption"].decode() for example in examples],
         [[text.decode() for text in example["keywords"]] for example in examples],
+        [example["group"].decode() for example in examples],
+        {name: np.array([example[name] for example in examples]) for name in ATTRIBUTES},
     )
 
 
@@ -60,16 +69,18 @@ def vocabulary() -> dict[str, int]:
     return {word: number for number, word in enumerate(sorted(known), 1)}
 
 
-def tokens(caption: str) -> np.ndarray:
-    """A caption as the numbers of its words, (LENGTH,) int32; words that nobody knows are left out.
+def tokens(captions: Sequence[str]) -> np.ndarray:
+    """Captions as the numbers of their words, (n, LENGTH) int32; unknown words are left out.
 
     The empty caption is the unconditional one.
 
     Example:
-        >>> int((tokens("woman golfing: dark skin tone") > 0).sum())
-        5
-        >>> int(tokens("").sum())
-        0
+        >>> (tokens(["woman golfing: dark skin tone", ""]) > 0).sum(axis=1).tolist()
+        [5, 0]
     """
-    numbers = [vocabulary()[word] for word in words(caption) if word in vocabulary()][:LENGTH]
-    return np.array(numbers + [0] * (LENGTH - len(numbers)), np.int32)
+    known = vocabulary()
+    numbers = np.zeros((len(captions), LENGTH), np.int32)
+    for row, caption in zip(numbers, captions, strict=True):
+        said = [known[word] for word in words(caption) if word in known][:LENGTH]
+        row[: len(said)] = said
+    return numbers

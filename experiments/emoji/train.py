@@ -24,13 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-import safetensors
-import safetensors.flax
-from flax import traverse_util
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import guidejax as gj
-from experiments.emoji import captions
+from experiments.emoji import captions, storage, towers
 from experiments.models import TextToImage
 
 PROCESS = gj.processes.rectified_flow()
@@ -57,31 +54,34 @@ class Config:
     """Blocks of the network."""
     every: int = 500
     """Steps from one checkpoint, and one look at held-out pictures, to the next."""
+    dropout: float = 0.1
+    """Share of each block's outputs that training leaves out."""
+    towers: pathlib.Path = storage.WEIGHTS
+    """Where `experiments.emoji.towers` wrote the prompt tower, whose words condition it."""
     out: pathlib.Path = pathlib.Path("runs/emoji/train")
     """Where checkpoints, the log, samples and weights go, in a folder a seed."""
 
 
-def network(width: int, depth: int) -> TextToImage:
+def network(width: int, depth: int, dropout: float = 0.0) -> TextToImage:
     """The denoiser's network."""
-    return TextToImage(len(captions.vocabulary()), width, depth, heads=width // 24)
+    return TextToImage(width, depth, heads=width // 24, dropout=dropout)
 
 
 def loss(
-    net: TextToImage, params: Any, key: jax.Array, x0: jax.Array, tokens: jax.Array
+    net: TextToImage,
+    params: Any,
+    key: jax.Array,
+    x0: jax.Array,
+    words: jax.Array,
+    train: bool = False,
 ) -> jax.Array:
     """Mean squared error of the velocity, at one time and one noise a picture."""
-    when, what = jax.random.split(key)
+    when, what, drop = jax.random.split(key, 3)
     t = jax.nn.sigmoid(0.3 + jax.random.normal(when, x0.shape[:1]))
     eps = jax.random.normal(what, x0.shape)
     x_t = gj.processes.noise_to(PROCESS, x0, t, eps)
-    return jnp.mean((net.apply(params, x_t, t, tokens) - (eps - x0)) ** 2)
-
-
-def texts(split: captions.Split) -> tuple[np.ndarray, np.ndarray]:
-    """(captions, keywords) of a split as tokens, (n, LENGTH) each."""
-    found = captions.pictures(split)
-    said = np.stack([captions.tokens(caption) for caption in found.captions])
-    return said, np.stack([captions.tokens(" ".join(k)) for k in found.keywords])
+    velocity = net.apply(params, x_t, t, words, train=train, rngs={"dropout": drop})
+    return jnp.mean((velocity - (eps - x0)) ** 2)
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
@@ -95,19 +95,19 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def train(net, config, state, key, x0, tokens):
+def train(net, config, state, key, x0, words):
     """`CHUNK` steps; a state is (parameters, optimizer's, averaged parameters)."""
-    said, keywords = tokens
+    said, keywords = words
     moves = optimizer(config)
 
     def step(state, key):
         params, moments, averaged = state
         which, how, form, drop = jax.random.split(key, 4)
         rows = jax.random.randint(which, (config.batch,), 0, x0.shape[0])
-        column = (config.batch, 1)
+        column = (config.batch, 1, 1)
         given = jnp.where(jax.random.bernoulli(form, 0.2, column), keywords[rows], said[rows])
         given = jnp.where(jax.random.bernoulli(drop, 0.1, column), 0, given)
-        value, gradient = jax.value_and_grad(functools.partial(loss, net))(
+        value, gradient = jax.value_and_grad(functools.partial(loss, net, train=True))(
             params, how, x0[rows], given
         )
         updates, moments = moves.update(gradient, moments, params)
@@ -120,44 +120,27 @@ def train(net, config, state, key, x0, tokens):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def held_out(net, params, x0, tokens):
+def held_out(net, params, x0, words):
     """The loss of pictures that nothing is learned from, with the same noise each time."""
     key = jax.random.key(0)
-    parts = jax.tree.map(lambda a: a.reshape(-1, 25, *a.shape[1:]), (x0, tokens))
+    parts = jax.tree.map(lambda a: a.reshape(-1, 25, *a.shape[1:]), (x0, words))
     return jnp.mean(jax.lax.map(lambda part: loss(net, params, key, *part), parts))
 
 
-def save(path: pathlib.Path, params: Any, about: dict[str, Any]) -> None:
-    """Write parameters as bfloat16, and what rebuilds the network."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    flat = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in flat.items()}
-    part = path.with_suffix(".part")
-    safetensors.flax.save_file(flat, part, metadata={"about": json.dumps(about)})
-    part.replace(path)
-
-
 def load(path: pathlib.Path) -> gj.Denoiser:
-    """The denoiser of weights that `save` wrote; its condition is tokens, (batch, LENGTH)."""
-    with safetensors.safe_open(path, "flax") as file:
-        about = json.loads(file.metadata()["about"])
-    if about["vocabulary"] != len(captions.vocabulary()):
-        raise ValueError(
-            f"{path} knows {about['vocabulary']} words, the emoji here have "
-            f"{len(captions.vocabulary())}: it was trained on another copy of them."
-        )
-    flat = {n: jnp.asarray(a, jnp.float32) for n, a in safetensors.flax.load_file(path).items()}
-    params = traverse_util.unflatten_dict(flat, sep="/")
+    """The denoiser of weights that are written; its condition is that of `towers.prompts`."""
+    params, about = storage.read(path)
     net = network(about["width"], about["depth"])
     return gj.denoiser(net, PROCESS, prediction="velocity", params=params)
 
 
-def draw(path: pathlib.Path, denoise: gj.Denoiser, count: int = 8) -> None:
+def draw(path: pathlib.Path, denoise: gj.Denoiser, folder: pathlib.Path, count: int = 8) -> None:
     """Samples at four weights, a row each, under real pictures with the same captions."""
     from PIL import Image
 
     held = captions.pictures("select")
     rows = np.linspace(0, len(held.captions) - 1, count).astype(int)
-    cond = jnp.asarray(np.stack([captions.tokens(held.captions[row]) for row in rows]))
+    cond = towers.prompts([held.captions[row] for row in rows], folder)
     noise = jax.random.normal(jax.random.key(0), (count, *held.x0.shape[1:]))
     sample = jax.jit(
         lambda omega: gj.sample(
@@ -180,16 +163,19 @@ def main(config: Config) -> None:
         raise SystemExit(f"--early must be a step from 1 to --steps, {config.steps}.")
     out = (config.out / str(config.seed)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    identity = {**dataclasses.asdict(config), "out": None}
+    identity = {**dataclasses.asdict(config), "out": None, "towers": None}
     settings = out / "config.json"
     if settings.exists() and json.loads(settings.read_text()) != identity:
         raise SystemExit(f"{out} holds a run of other settings; give another --out.")
     settings.write_text(json.dumps(identity, indent=1))
-    net = network(config.width, config.depth)
+    net = network(config.width, config.depth, config.dropout)
     about = {"width": config.width, "depth": config.depth, "seed": config.seed}
-    about |= {"vocabulary": len(captions.vocabulary())}
-    data = jnp.asarray(captions.pictures("train").x0), tuple(map(jnp.asarray, texts("train")))
-    held = jnp.asarray(captions.pictures("select").x0), jnp.asarray(texts("select")[0])
+
+    def words(split: captions.Split) -> tuple[jax.Array, ...]:
+        return tuple(towers.prompts(said, config.towers) for said in towers.texts(split))
+
+    data = jnp.asarray(captions.pictures("train").x0), words("train")
+    held = jnp.asarray(captions.pictures("select").x0), words("select")[0]
     begin, run = jax.random.split(jax.random.key(config.seed))
     params = jax.jit(net.init)(begin, data[0][:1], jnp.ones(1), data[1][0][:1])
     state = (params, optimizer(config).init(params), jax.tree.map(jnp.copy, params))
@@ -228,12 +214,12 @@ def main(config: Config) -> None:
             progress.update(task, description=f"loss {line['loss']}, held out {line['held_out']}")
             values = []
             if done == config.early:
-                save(out / f"denoiser-{config.seed}-early.safetensors", averaged, about)
+                storage.save(out / f"denoiser-{config.seed}-early.safetensors", averaged, about)
             checkpoints.save(done, args=ocp.args.StandardSave(state))
             if done % (4 * config.every) == 0 or done == config.steps:
                 denoise = gj.denoiser(net, PROCESS, prediction="velocity", params=averaged)
-                draw(out / f"samples-{done:06}.png", denoise)
-    save(out / f"denoiser-{config.seed}.safetensors", state[2], about)
+                draw(out / f"samples-{done:06}.png", denoise, config.towers)
+    storage.save(out / f"denoiser-{config.seed}.safetensors", state[2], about)
 
 
 if __name__ == "__main__":
