@@ -103,24 +103,25 @@ def measure(
     guided: Tree, predictions: Mapping[str, Tree], guide: Guidance, step: Step, row: Any
 ) -> Stats:
     """`Stats` of one evaluation, (batch,) each."""
-    g, c = _flat(guided), _flat(predictions["cond"])
+    g, c = flat(guided), flat(predictions["cond"])
     size = norm(c)
-    asked = _asked(guide._values(predictions, step, row)[0], size)
+    omega = asked(guide._values(predictions, step, row)[0], size)
     names = [name for name in predictions if name != "cond"]
     if not names:
         unknown = jnp.full_like(size, jnp.nan)
-        return Stats(asked, jnp.zeros_like(size), unknown, size, unknown, norm(g))
-    u = _flat(predictions["uncond" if "uncond" in names else names[0]])
-    return Stats(asked, effective_omega(g, c, u), angle(c, u), size, norm(c - u), norm(g))
+        return Stats(omega, jnp.zeros_like(size), unknown, size, unknown, norm(g))
+    u = flat(predictions["uncond" if "uncond" in names else names[0]])
+    return Stats(omega, effective_omega(g, c, u), angle(c, u), size, norm(c - u), norm(g))
 
 
-def _asked(omega: Any, like: Array) -> Array:
+def asked(omega: Any, like: Array) -> Array:
     """One ω a sample: the mean over the elements, or parts, of a state that has several."""
     values = [jnp.asarray(value) for value in jax.tree.leaves(omega)]
     means = [jnp.mean(v, axis=tuple(range(1, v.ndim))) for v in values]
     return jnp.broadcast_to(sum(means) / len(means), like.shape).astype(like.dtype)
 
 
-def _flat(x: Tree) -> Array:
+def flat(x: Tree) -> Array:
+    """Every leaf of a state side by side, in float32 at least: (batch, d)."""
     leaves = [upcast(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
     return jnp.concatenate(leaves, axis=1)

@@ -30,3 +30,5 @@ from guidejax.metrics.mmd import kernel_inception_distance as kernel_inception_d
 from guidejax.metrics.mmd import median_bandwidth as median_bandwidth
 from guidejax.metrics.mmd import mmd_polynomial as mmd_polynomial
 from guidejax.metrics.mmd import mmd_rbf as mmd_rbf
+from guidejax.metrics.stages import StageDiagnostics as StageDiagnostics
+from guidejax.metrics.stages import stage_diagnostics as stage_diagnostics

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import guidejax as gj
 from guidejax import metrics
 from guidejax.metrics import (
     branch_angle,
@@ -32,6 +33,7 @@ from guidejax.metrics import (
     pairwise_distance_power,
     precision,
     recall,
+    stage_diagnostics,
     vendi_from_kernel,
     vendi_score,
 )
@@ -68,6 +70,22 @@ def cosines(x):
 def correlated(value):
     """The 3 x 3 identity with `value` off the diagonal."""
     return jnp.eye(3, dtype=value.dtype).at[0, 1].set(value).at[1, 0].set(value)
+
+
+def _network(x, t, cond):
+    return jnp.tanh(x + cond[:, None])
+
+
+BENDS = gj.denoiser(_network, gj.processes.rectified_flow())
+
+
+def stages(x, y):
+    """Two conditions of three samples; NaN spoils the first, and of μ̄ the element alone."""
+    return stage_diagnostics(
+        KEY, BENDS, x, cond=np.repeat(np.array([0.5, -1.0], np.float32), 3), uncond=2.0,
+        guidance=gj.guidance(gj.cfg, 1.0), times=gj.uniform_times(3), samples=3, perturb=[1],
+        modes=y[:2],
+    )  # fmt: skip
 
 
 CASES = [
@@ -137,6 +155,22 @@ CASES = [
         kernel_inception_distance,
         lambda x, y: kernel_inception_distance(KEY, x, y, 6, subsets=2),
         None,
+    ),
+    Case(
+        stage_diagnostics,
+        stages,
+        None,
+        # t, s, μ̄, ω; of steps; shares; when and what grew.
+        (
+            False,
+            False,
+            COLUMN & OF_CLASS_0[:, None],
+            False,
+            *[OF_CLASS_0] * 7,
+            *[OF_CLASS_0[:, None]] * 2,
+            False,
+            *[OF_CLASS_0] * 3,
+        ),
     ),
 ]
 
