@@ -15,7 +15,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,11 +150,10 @@ def _train(loss, config, state, key, x0, facts):
     return state, values.mean()
 
 
-def texts(split: captions.Split) -> tuple[jax.Array, jax.Array]:
-    """(captions, keywords) of a split as tokens, (n, LENGTH) each."""
+def texts(split: captions.Split) -> tuple[list[str], list[str]]:
+    """(captions, keywords) of a split, each as one text."""
     found = captions.pictures(split)
-    keywords = captions.tokens([" ".join(each) for each in found.keywords])
-    return jnp.asarray(captions.tokens(found.captions)), jnp.asarray(keywords)
+    return found.captions, [" ".join(each) for each in found.keywords]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,15 +200,19 @@ def _classify(params: Any, x0: jax.Array) -> dict[str, jax.Array]:
     return split_logits(CLASSIFIER.apply(params, x0)[1])
 
 
-def prompts(said: Any, folder: pathlib.Path = storage.WEIGHTS) -> jax.Array:
-    """Captions, or their tokens, as the conditions of denoiser and ω: (n, LENGTH, features).
+def prompts(said: Sequence[str], folder: pathlib.Path = storage.WEIGHTS) -> dict[str, jax.Array]:
+    """Captions as conditions: "words" for denoiser and ω, "tokens" for the reward.
 
-    The words as the prompt tower sees them; a row of zeros is no word, and all zeros is the
-    unconditional condition.
+    Words are (n, LENGTH, features), as the prompt tower sees them; a row of zeros is no word, and
+    all zeros is the unconditional condition, `NULL`.
     """
-    tokens = captions.tokens(said) if isinstance(said[0], str) else np.asarray(said)
+    tokens = captions.tokens(said)
     parts = np.split(tokens, range(512, len(tokens), 512))
-    return jnp.concatenate([_prompt(folder)(part)[0] for part in parts])
+    words = jnp.concatenate([_prompt(folder)(part)[0] for part in parts])
+    return {"words": words, "tokens": jnp.asarray(tokens)}
+
+
+NULL = {"words": 0.0, "tokens": 0}
 
 
 @functools.cache
@@ -217,17 +220,18 @@ def _prompt(folder: pathlib.Path) -> Any:
     return jax.jit(load("prompt", folder).text)
 
 
-def pooled(cond: jax.Array) -> jax.Array:
+def pooled(cond: Mapping[str, jax.Array]) -> jax.Array:
     """The mean of a condition's words: (n, features), 0 where there are none."""
-    known = jnp.any(cond != 0, axis=-1)
-    return cond.sum(axis=1) / jnp.maximum(known.sum(axis=1, keepdims=True), 1)
+    words = cond["words"]
+    known = jnp.any(words != 0, axis=-1)
+    return words.sum(axis=1) / jnp.maximum(known.sum(axis=1, keepdims=True), 1)
 
 
 def retrieval(pair: Towers, split: captions.Split) -> dict[str, float]:
     """Shares of a split's captions and pictures that are found as the first, and among five."""
     found = captions.pictures(split)
     ours = unit(jax.jit(pair.image)(jnp.asarray(found.x0))[1])
-    said = unit(jax.jit(pair.text)(texts(split)[0])[1])
+    said = unit(jax.jit(pair.text)(captions.tokens(found.captions))[1])
     scores, numbers = np.asarray(ours @ said.T), {"of": len(found.captions)}
     for what, each in (("caption", scores), ("picture", scores.T)):
         rank = (each > np.diag(each)[:, None]).sum(axis=1)
@@ -254,7 +258,8 @@ def main(config: Config) -> None:
         raise SystemExit(f"the emoji have {len(captions.vocabulary())} words, not {VOCABULARY}.")
     found = captions.pictures("train")
     x0 = jnp.asarray(found.x0)
-    facts: dict[str, Any] = {name: texts("train") for name in PAIRS}
+    said = tuple(jnp.asarray(captions.tokens(each)) for each in texts("train"))
+    facts: dict[str, Any] = dict.fromkeys(PAIRS, said)
     facts[ATTRIBUTES] = {k: jnp.asarray(v) for k, v in found.attributes.items()}
     for index, name in enumerate(facts):
         path = config.out / f"tower-{name}.safetensors"

@@ -1,0 +1,168 @@
+"""Where methods meet: the same captions, the same noise, the same networks, the same measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import guidejax as gj
+from experiments.emoji import captions, methods, storage, towers
+from experiments.emoji.train import PROCESS
+from experiments.statistics import sample_rms, saturation
+from guidejax import metrics
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def generate(key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps: int) -> jax.Array:
+    """A picture a caption, from the noise that `key` gives."""
+    noise_key, run_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (cond["tokens"].shape[0], 32, 32, 3))
+    return gj.sample(
+        run_key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
+        times=gj.uniform_times(steps),
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("method", "steps"))
+def generate_tuned(
+    key: jax.Array,
+    denoise: Any,
+    method: str,
+    numbers: Mapping[str, Any],
+    group: jax.Array,
+    cond: Any,
+    steps: int,
+) -> jax.Array:
+    """`generate` under a tuned method whose numbers are traced: one program for a whole search."""
+    return generate(key, denoise, methods.TUNED[method].guide(group, **numbers), cond, steps)
+
+
+def evaluations(guide: gj.Guidance, steps: int) -> int:
+    """Network evaluations of one sample: one a step, and one more where ω isn't 0."""
+    active = guide.active(gj.uniform_times(steps), PROCESS)
+    return steps + int(np.sum(np.broadcast_to(np.asarray(active), (steps,))))
+
+
+def geometric_mean(values: Any) -> float:
+    """exp of the mean logarithm."""
+    return float(np.exp(np.mean(np.log(np.asarray(list(values), np.float64)))))
+
+
+_frechet = jax.jit(metrics.frechet_distance)
+_image = jax.jit(lambda tower, x0: tower(x0))
+_text = jax.jit(lambda tower, tokens: tower(tokens)[1])
+
+
+@functools.cache
+def _train_pictures() -> jax.Array:
+    x0 = captions.pictures("train").x0
+    return jnp.asarray(x0.reshape(len(x0), -1))
+
+
+@jax.jit
+def _nearest(x0: jax.Array, train: jax.Array) -> jax.Array:
+    """Root mean square distance to the nearest training picture, (batch,)."""
+    flat = jnp.clip(x0, -1, 1).reshape(x0.shape[0], -1)
+    square = jnp.sum(flat**2, 1)[:, None] + jnp.sum(train**2, 1) - 2 * flat @ train.T
+    return jnp.sqrt(jnp.maximum(square.min(axis=1), 0) / flat.shape[1])
+
+
+@dataclasses.dataclass
+class Arena:
+    """Real pictures with their captions, and the networks that look at them.
+
+    Attributes:
+        split: Which pictures.
+        names: The towers that measure: `towers.SEEN` or `towers.REPORT`.
+        folder: Where the towers lie.
+        rows: Which of the split's pictures; None is all.
+        resamples: How often the real pictures are drawn anew, with replacement, for an interval.
+    """
+
+    split: captions.Split
+    names: tuple[str, ...]
+    folder: pathlib.Path = storage.WEIGHTS
+    rows: np.ndarray | None = None
+    resamples: int = 0
+
+    def __post_init__(self):
+        found = captions.pictures(self.split)
+        rows = np.arange(len(found.captions)) if self.rows is None else self.rows
+        self.captions = [found.captions[row] for row in rows]
+        self.x0 = jnp.asarray(found.x0[rows])
+        self.attributes = {name: value[rows] for name, value in found.attributes.items()}
+        self.group = methods.groups([found.groups[row] for row in rows])
+        self.cond = towers.prompts(self.captions, self.folder)
+        self.towers = {name: towers.load(name, self.folder) for name in self.names}
+        self.reward = towers.load("reward", self.folder)
+        self.classify = towers.load_classifier(self.folder)
+        self._real = {n: _image(t.image, self.x0)[0] for n, t in self.towers.items()}
+
+    def frechet(self, x0: jax.Array) -> dict[str, float]:
+        """Fréchet distance to the real pictures in the features of each tower."""
+        return {
+            n: float(_frechet(_image(t.image, x0)[0], self._real[n]))
+            for n, t in self.towers.items()
+        }
+
+    def score(self, x0: jax.Array) -> float:
+        """Geometric mean of the Fréchet distances: what tuning minimises."""
+        return geometric_mean(self.frechet(x0).values())
+
+    def clip_score(self, tower: towers.Towers, x0: jax.Array) -> float:
+        """The mean cosine of pictures and their captions."""
+        ours, said = _image(tower.image, x0)[1], _text(tower.text, self.cond["tokens"])
+        return float(jnp.mean(jnp.sum(towers.unit(ours) * towers.unit(said), axis=-1)))
+
+    def resampled(self, x0: jax.Array) -> list[float]:
+        """`score` beside real pictures that are drawn anew, the same draws for every method."""
+        found = []
+        features = {n: _image(t.image, x0)[0] for n, t in self.towers.items()}
+        for draw in range(self.resamples):
+            rows = np.random.default_rng(draw).integers(0, len(self.captions), len(self.captions))
+            found.append(
+                geometric_mean(_frechet(features[n], self._real[n][rows]) for n in self.names)
+            )
+        return found
+
+    def measure(self, x0: jax.Array) -> dict[str, Any]:
+        """Every figure of the table, but diversity and evaluations."""
+        distances = self.frechet(x0)
+        logits = _image(self.classify, x0)
+        told = {
+            name: float(np.mean(np.argmax(logits[name], -1) == truth))
+            for name, truth in self.attributes.items()
+        }
+        clipped = jnp.clip(x0, -1, 1)
+        return {
+            **{f"frechet/{name}": value for name, value in distances.items()},
+            "frechet": geometric_mean(distances.values()),
+            "frechet resampled": self.resampled(x0),
+            "clip score": float(np.mean([self.clip_score(t, x0) for t in self.towers.values()])),
+            "reward": self.clip_score(self.reward, x0),
+            **{f"accuracy/{name}": value for name, value in told.items()},
+            "accuracy": float(np.mean(list(told.values()))),
+            "saturation": float(jnp.mean(saturation(clipped))),
+            "norm": float(jnp.mean(sample_rms(x0))),
+            "nearest": float(jnp.median(_nearest(x0, _train_pictures()))),
+        }
+
+    def diversity(self, x0: jax.Array, per_caption: int) -> float:
+        """Mean distance of two samples of one caption, in the towers' features.
+
+        In units of the mean distance of two real pictures; samples of a caption stand together.
+        """
+        found = []
+        for name, tower in self.towers.items():
+            features = _image(tower.image, x0)[0]
+            features = features.reshape(-1, per_caption, features.shape[-1])
+            spread = metrics.mean_pairwise_distance(self._real[name])
+            found.append(jnp.mean(jax.vmap(metrics.mean_pairwise_distance)(features)) / spread)
+        return float(np.mean(found))

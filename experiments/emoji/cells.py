@@ -1,0 +1,341 @@
+"""The experiment as cells, each a small file: what is finished is never done again."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.flax
+from flax import traverse_util
+
+import guidejax as gj
+from experiments import tuning
+from experiments.emoji import captions, methods, towers, train
+from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
+from experiments.emoji.config import Plan
+
+# What the parts of the experiment draw their keys from; none is another's.
+TUNE, CHOOSE, LEARN, REPORT, SWEEP, DIVERSE = range(6)
+
+# The rules of the sweep, with the numbers that their papers give.
+SWEEP_RULES: dict[str, Callable[[Any], gj.Guidance]] = {
+    "cfg": lambda omega: gj.guidance(gj.cfg, omega),
+    "adg": lambda omega: gj.guidance(gj.adg, omega),
+    "apg": lambda omega: gj.guidance(gj.apg, omega, eta=0.0),
+    "cfg-zero": lambda omega: gj.guidance(gj.rules.cfg_zero, omega),
+    "rescale": lambda omega: gj.guidance(gj.chain(gj.cfg, gj.rescale.bind(phi=0.7)), omega),
+    "norm cap": lambda omega: gj.guidance(gj.chain(gj.cfg, gj.rules.norm_cap), omega),
+    "interval": lambda omega: gj.guidance(gj.cfg, gj.interval(omega, lo=0.2, hi=0.8)),
+}
+# Schedules of one mean weight, whose diversity Jin et al. 2509.22007 order.
+MEAN = 3.0
+SCHEDULES: dict[str, Callable[[], gj.Weight]] = {
+    "constant": lambda: gj.weights.as_weight(MEAN),
+    "early strong": lambda: gj.interval(2 * MEAN, lo=0.5, hi=1.0),
+    "late strong": lambda: gj.interval(2 * MEAN, lo=0.0, hi=0.49),
+    "triangular": lambda: gj.schedules.triangular(MEAN),
+    "least contraction": lambda: gj.schedules.least_contraction(MEAN),
+}
+
+
+class Cells:
+    """Every cell of a plan by name; `self[name]` is its result, computed where it isn't known."""
+
+    def __init__(self, plan: Plan, weights: pathlib.Path, folders: list[pathlib.Path], note: Any):
+        """`folders`: where results are looked for; new ones go to the first."""
+        self.plan, self.weights, self.folders, self.note = plan, weights, folders, note
+        self.functions: dict[str, Callable[[], Any]] = dict(self._cells())
+        self._made: dict[Any, Any] = {}
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.plan.early, *self.plan.long)
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The tuned methods of the plan."""
+        return self.plan.methods or tuple(methods.TUNED)
+
+    def like(self, denoiser: str) -> str:
+        """The denoiser on which the methods of this one are tuned and learned."""
+        return (self.plan.early if denoiser in self.plan.early else self.plan.long)[0]
+
+    def _cells(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        plan, partial = self.plan, functools.partial
+        homes = dict.fromkeys(self.like(denoiser) for denoiser in self.denoisers)
+        for home in homes:
+            for method in self.tuned:
+                if method != "unguided":
+                    yield f"tune/{home}/{method}", partial(self._tune, home, method)
+        for form in methods.LEARNED:
+            yield f"choose/{form}", partial(self._choose, form)
+        yield "choice", self._choice
+        for home in homes:
+            for seed in range(plan.seeds):
+                yield f"learn/{home}/{seed}", partial(self._learn, home, seed)
+        for denoiser in self.denoisers:
+            for method in (*self.tuned, "learned", "learned, gated"):
+                name = f"report/{denoiser}/{method}"
+                yield name, partial(self._report, denoiser, method)
+        for rule in SWEEP_RULES:
+            yield f"sweep/{plan.early[0]}/{rule}", partial(self._sweep, plan.early[0], rule)
+        for schedule in SCHEDULES:
+            name = f"schedules/{plan.early[0]}/{schedule}"
+            yield name, partial(self._schedule, plan.early[0], schedule)
+
+    def run(self, patterns: tuple[str, ...] = ()) -> None:
+        """Do every cell whose name matches, all by default."""
+        names = [
+            name
+            for name in self.functions
+            if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+        if not names:
+            raise SystemExit(
+                f"no cell matches {' '.join(patterns)}; they are {list(self.functions)}."
+            )
+        for index, name in enumerate(names):
+            self.note(index, len(names), name)
+            self[name]
+
+    def find(self, name: str) -> Any:
+        """The result of a finished cell, or None."""
+        for folder in self.folders:
+            path = folder / f"{name}.json"
+            if path.exists():
+                return json.loads(path.read_text())
+        return None
+
+    def __getitem__(self, name: str) -> Any:
+        found = self.find(name)
+        if found is None:
+            found = self.functions[name]()
+            path = self.folders[0] / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(found, indent=1))
+            part.replace(path)
+        return found
+
+    # Networks and pictures
+
+    def _once(self, make: Callable[..., Any], *args: Any) -> Any:
+        if (make, *args) not in self._made:
+            self._made[make, *args] = make(*args)
+        return self._made[make, *args]
+
+    def denoiser(self, name: str) -> gj.Denoiser:
+        """A denoiser by name."""
+        return self._once(train.load, self.weights / f"denoiser-{name}.safetensors")
+
+    def selection(self, part: int | None = None) -> Arena:
+        """Pictures to choose on: the half that `part` says, or all."""
+        return self._once(self._selection, part)
+
+    def _selection(self, part: int | None) -> Arena:
+        rows = np.arange(min(self.plan.selection, len(captions.pictures("select").captions)))
+        rows = rows if part is None else rows[rows % 2 == part]
+        return Arena("select", tuple(towers.SEEN), self.weights, rows)
+
+    def reported(self, split: captions.Split) -> Arena:
+        """Pictures of the report."""
+        return self._once(self._reported, split)
+
+    def _reported(self, split: captions.Split) -> Arena:
+        rows = np.arange(min(self.plan.report, len(captions.pictures(split).captions)))
+        return Arena(split, tuple(towers.REPORT), self.weights, rows, self.plan.resamples)
+
+    def key(self, part: int, *seeds: int) -> jax.Array:
+        """A key of a part of the experiment."""
+        key = jax.random.key(part)
+        for seed in seeds:
+            key = jax.random.fold_in(key, seed)
+        return key
+
+    # The kinds of cell
+
+    def _tune(self, home: str, method: str) -> dict[str, Any]:
+        arena, denoise, plan = self.selection(), self.denoiser(home), self.plan
+        tuned = methods.TUNED[method]
+
+        def score(numbers: dict[str, float]) -> float:
+            traced = {name: jnp.asarray(value) for name, value in numbers.items()}
+            x0 = generate_tuned(
+                self.key(TUNE), denoise, method, traced, arena.group, arena.cond, plan.steps
+            )
+            value = arena.score(x0)
+            return value if np.isfinite(value) else float("inf")
+
+        found = tuning.search(score, tuned.space, plan.settings, tuned.allowed)
+        return {"numbers": found.numbers, "score": found.score, "trace": found.trace}
+
+    def _updates(self, form: methods.Learned) -> int:
+        """As many as spend what tuning spends."""
+        plan = self.plan
+        spend = plan.settings * plan.selection * plan.steps * 2
+        update = methods.evaluations_of_an_update(form, plan.batch, plan.steps, plan.particles)
+        return max(1, spend // update)
+
+    def _fit(self, form: str, home: str, seed: int, arena: Arena, key: jax.Array) -> Any:
+        plan = self.plan
+        return methods.learn(
+            methods.LEARNED[form], key, self.denoiser(home), np.asarray(arena.x0), arena.cond,
+            updates=self._updates(methods.LEARNED[form]), batch=plan.batch, steps=plan.steps,
+            particles=plan.particles, seed=seed, folder=self.weights,
+        )  # fmt: skip
+
+    def _choose(self, form: str) -> dict[str, Any]:
+        """Learned on one half of the selection pictures, scored on the other."""
+        home, other = self.plan.early[0], self.selection(1)
+        phi = self._fit(form, home, 0, self.selection(0), self.key(CHOOSE))
+        guide = methods.LEARNED[form].guide(phi)
+        x0 = generate(self.key(CHOOSE, 1), self.denoiser(home), guide, other.cond, self.plan.steps)
+        return {
+            "score": other.score(x0), "reward": other.clip_score(other.reward, x0),
+            "updates": self._updates(methods.LEARNED[form]), "omega": self._curve(guide, other),
+        }  # fmt: skip
+
+    def _curve(self, guide: gj.Guidance, arena: Arena) -> list[float] | None:
+        """Mean ω of each step over captions, None where it looks at the state."""
+        if gj.weights.as_weight(guide.omega).sees_state:
+            return None
+        times = jnp.asarray(gj.uniform_times(self.plan.steps))
+        table = gj.weights.as_weight(guide.omega).table(times, arena.cond, process=train.PROCESS)
+        return np.asarray(table.reshape(self.plan.steps, -1).mean(axis=1)).round(4).tolist()
+
+    def _choice(self) -> dict[str, Any]:
+        scores = {form: self[f"choose/{form}"]["score"] for form in methods.LEARNED}
+        return {"form": min(scores, key=scores.__getitem__), "scores": scores}
+
+    def _learn(self, home: str, seed: int) -> dict[str, Any]:
+        form, arena = self["choice"]["form"], self.selection()
+        phi = self._fit(form, home, seed, arena, self.key(LEARN, seed))
+        path = self.folders[0] / f"learn/{home}/{seed}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.flax.save_file(traverse_util.flatten_dict(phi, sep="/"), path)
+        curve = self._curve(methods.LEARNED[form].guide(phi), arena)
+        return {"form": form, "omega": curve, "updates": self._updates(methods.LEARNED[form])}
+
+    def phi(self, home: str, seed: int) -> Any:
+        """The learned numbers of the form that won."""
+        self[f"learn/{home}/{seed}"]
+        for folder in self.folders:
+            path = folder / f"learn/{home}/{seed}.safetensors"
+            if path.exists():
+                return traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep="/")
+        raise FileNotFoundError(f"no learned weights beside the cell learn/{home}/{seed}.")
+
+    def guide(self, denoiser: str, method: str, seed: int, arena: Arena) -> gj.Guidance:
+        """The guidance of a method for the captions of an arena."""
+        home = self.like(denoiser)
+        if method == "unguided":
+            return methods.TUNED[method].guide(arena.group)
+        if method in methods.TUNED:
+            numbers = self[f"tune/{home}/{method}"]["numbers"]
+            return methods.TUNED[method].guide(arena.group, **numbers)
+        guide = methods.LEARNED[self["choice"]["form"]].guide(self.phi(home, seed))
+        if method == "learned":
+            return guide
+        return methods.windowed(guide, *self._window(home, guide))
+
+    def _window(self, home: str, guide: gj.Guidance) -> tuple[float, float]:
+        """Where a learned weight is largest, for as many steps as the tuned interval guides."""
+        steps = self.plan.steps
+        count = evaluations(self.guide(home, "interval", 0, self.selection()), steps) - steps
+        curve = self._curve(guide, self.selection())
+        times = np.asarray(gj.uniform_times(steps))[:-1]
+        if curve is None or count == 0:
+            return float(times[-1]), float(times[0])
+        sums = [sum(curve[i : i + count]) for i in range(steps - count + 1)]
+        first = int(np.argmax(sums))
+        return float(times[first + count - 1]), float(times[first])
+
+    def _report(self, denoiser: str, method: str) -> list[dict[str, Any]]:
+        """A row a seed, on captions, noise and towers that nothing was chosen on."""
+        rows, plan = [], self.plan
+        for seed in range(plan.seeds):
+            row: dict[str, Any] = {}
+            for split in ("report", "composed"):
+                arena = self.reported(split)  # type: ignore[arg-type]
+                guide = self.guide(denoiser, method, seed, arena)
+                key = self.key(REPORT, int(split == "report"), seed)
+                x0 = generate(key, self.denoiser(denoiser), guide, arena.cond, plan.steps)
+                row[split] = arena.measure(x0)
+            row["evaluations"] = evaluations(guide, plan.steps)
+            if seed == 0:
+                guide = self.guide(denoiser, method, seed, self._diverse())
+                row["diversity"] = self._diversity(denoiser, guide)
+            rows.append(row)
+        return rows
+
+    def _diverse(self) -> Arena:
+        """Some captions of the report, each several times on end."""
+        return self._once(self._repeated, *self.plan.diverse)
+
+    def _repeated(self, count: int, each: int) -> Arena:
+        rows = np.linspace(0, min(self.plan.report, 461) - 1, count).astype(int)
+        return Arena("report", tuple(towers.REPORT), self.weights, np.repeat(rows, each))
+
+    def _diversity(self, denoiser: str, guide: gj.Guidance) -> float:
+        arena = self._diverse()
+        x0 = generate(
+            self.key(DIVERSE), self.denoiser(denoiser), guide, arena.cond, self.plan.steps
+        )
+        return arena.diversity(x0, self.plan.diverse[1])
+
+    def _sweep(self, denoiser: str, rule: str) -> list[dict[str, Any]]:
+        """A row an ω, from the same noise."""
+        arena, rows = self.reported("report"), []
+        make = _sweep_program(rule, self.plan.steps)
+        for omega in self.plan.omegas:
+            x0 = make(self.key(SWEEP), self.denoiser(denoiser), omega, arena.cond)
+            diverse = make(self.key(DIVERSE), self.denoiser(denoiser), omega, self._diverse().cond)
+            row = {"omega": omega, **arena.measure(x0)}
+            del row["frechet resampled"]
+            row["diversity"] = self._diverse().diversity(diverse, self.plan.diverse[1])
+            rows.append(row)
+        return rows
+
+    def _schedule(self, denoiser: str, schedule: str) -> dict[str, Any]:
+        """Diversity and quality of a schedule, and what becomes of a nudge on the way."""
+        guide = gj.guidance(gj.cfg, SCHEDULES[schedule]())
+        arena, diverse, plan = self.reported("report"), self._diverse(), self.plan
+        network = self.denoiser(denoiser)
+        x0 = generate(self.key(SWEEP), network, guide, arena.cond, plan.steps)
+        times = gj.uniform_times(plan.steps)
+        noise = jax.random.normal(self.key(DIVERSE, 1), (len(diverse.captions), 32, 32, 3))
+        found = gj.metrics.stage_diagnostics(
+            self.key(DIVERSE, 2), network, noise, cond=diverse.cond, uncond=towers.NULL,
+            guidance=guide, times=times, samples=plan.diverse[1], omega=MEAN,
+            perturb=[plan.steps // 4, plan.steps // 2, 3 * plan.steps // 4], delta=0.05,
+        )  # fmt: skip
+        mean = lambda a: np.asarray(a, np.float64).mean(axis=-1).round(5).tolist()  # noqa: E731
+        return {
+            "measured": arena.measure(x0),
+            "diversity": self._diversity(denoiser, guide),
+            "t": np.asarray(found.t).round(5).tolist(),
+            "perturbed_t": np.asarray(found.perturbed_t).round(5).tolist(),
+            **{
+                name: mean(getattr(found, name))
+                for name in ("guided_distance", "cond_distance", "norm_growth", "cosine",
+                             "spread_ratio", "growth_ratio", "guided_growth")
+            },
+        }  # fmt: skip
+
+
+@functools.cache
+def _sweep_program(rule: str, steps: int) -> Any:
+    return jax.jit(
+        lambda key, denoise, omega, cond: generate(
+            key, denoise, SWEEP_RULES[rule](omega), cond, steps
+        )
+    )

@@ -1,0 +1,65 @@
+"""What the emoji experiment runs: every number of a preset."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from experiments.emoji import storage
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Guidance of a text-to-image model, tuned and learned, on captions that no choice has seen.
+
+    A run that is stopped goes on where it was when the same command is given again.
+    """
+
+    preset: Literal["quick", "full"] = "quick"
+    """quick: minutes, from the weights and numbers in the repository. full: everything anew."""
+    out: pathlib.Path = pathlib.Path("runs/emoji/main")
+    """Where the report, the metrics, and a small file for each finished cell go."""
+    cells: tuple[str, ...] = ()
+    """Only the cells whose names match, as in "tune/*": to share the work between machines."""
+    weights: pathlib.Path = storage.WEIGHTS
+    """Where the networks lie."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A preset: sizes of everything.
+
+    Attributes:
+        early: Denoisers that were stopped where the loss of held-out pictures was least. The first
+            is the one that methods are tuned and learned on.
+        long: Denoisers trained four times as long.
+        settings: Settings that the search of a tuned method scores, and what learning may spend.
+        seeds: Seeds of the report's noise, and of the learned form that won.
+        methods: The tuned ones; all by default.
+        steps: Of the sampler.
+        batch: Captions of an update.
+        particles: Of self-consistency.
+        selection: Pictures of the selection split that tuning and learning look at.
+        report: Pictures of the report.
+        resamples: Of the report's real pictures.
+        omegas: Of the sweep, for each rule.
+        diverse: Captions, and samples of each, that diversity is measured on.
+    """
+
+    early: tuple[str, ...] = ("0", "1", "2")
+    long: tuple[str, ...] = ("long",)
+    settings: int = 32
+    seeds: int = 5
+    methods: tuple[str, ...] | None = None
+    steps: int = 12
+    batch: int = 32
+    particles: int = 4
+    selection: int = 275
+    report: int = 461
+    resamples: int = 20
+    omegas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0, 14.0, 20.0)
+    diverse: tuple[int, int] = (24, 8)
+
+
+FULL = Plan()

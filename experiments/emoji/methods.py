@@ -1,0 +1,256 @@
+"""The guidance compared: tuned by search, or learned, on selection captions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import guidejax as gj
+from experiments.emoji import towers
+from experiments.tuning import Number, Numbers
+
+OMEGA = Number(1.0, 0.5, lo=0.0)
+LO, HI = Number(0.2, 0.2, lo=0.0, hi=1.0), Number(0.8, 0.2, lo=0.0, hi=1.0)
+ETA = Number(1.0, 0.5)
+SHARE = Number(0.5, 0.25, lo=0.0, hi=1.0)
+CAP = Number(float(np.pi / 3), 0.4, lo=0.0, hi=float(np.pi))
+RADIUS = Number(10.0, 5.0, lo=0.0)
+
+# Unicode's groups as the per-group interval has them.
+GROUPS = {"People & Body": 0, "Smileys & Emotion": 1, "Flags": 2}
+GROUP_COUNT = 4  # All others are the last.
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A method that is searched: its numbers, and the guidance that they make."""
+
+    space: Mapping[str, Number]
+    guide: Callable[..., gj.Guidance]
+    allowed: Callable[[Numbers], bool] = lambda numbers: True
+
+
+def _ordered(numbers: Numbers) -> bool:
+    return all(
+        numbers[name] < numbers[name.replace("lo", "hi")] for name in numbers if name[:2] == "lo"
+    )
+
+
+def _per_group(group: jax.Array, **numbers: Any) -> gj.Guidance:
+    parts = [
+        gj.interval(
+            jnp.where(group == g, numbers[f"omega {g}"], 0.0),
+            lo=numbers[f"lo {g}"], hi=numbers[f"hi {g}"],
+        )
+        for g in range(GROUP_COUNT)
+    ]  # fmt: skip
+    return gj.guidance(gj.cfg, functools.reduce(lambda a, b: a + b, parts))
+
+
+def _cfg(weight: Callable[..., Any]) -> Callable[..., gj.Guidance]:
+    return lambda group, **numbers: gj.guidance(gj.cfg, weight(**numbers))
+
+
+def _rule(rule: Any) -> Callable[..., gj.Guidance]:
+    return lambda group, **numbers: gj.guidance(rule, **numbers)
+
+
+TUNED: dict[str, Tuned] = {
+    "unguided": Tuned({}, lambda group: gj.guidance(gj.cfg, 0.0)),
+    "constant": Tuned({"omega": OMEGA}, _rule(gj.cfg)),
+    "interval": Tuned(
+        {"value": OMEGA, "lo": LO, "hi": HI}, _cfg(gj.interval), _ordered
+    ),
+    "interval per group": Tuned(
+        {
+            f"{name} {g}": number
+            for name, number in (("omega", OMEGA), ("lo", LO), ("hi", HI))
+            for g in range(GROUP_COUNT)
+        },
+        _per_group,
+        _ordered,
+    ),
+    "clamp-linear": Tuned(
+        {"mean": OMEGA, "floor": Number(0.0, 0.25, lo=0.0)}, _cfg(gj.schedules.clamp_linear)
+    ),
+    "triangular": Tuned({"mean": OMEGA}, _cfg(gj.schedules.triangular)),
+    "beta": Tuned(
+        {"mean": OMEGA, "a": Number(2.0, 0.5, lo=1.0), "b": Number(2.0, 0.5, lo=1.0)},
+        _cfg(gj.schedules.beta_curve),
+    ),
+    "adg": Tuned({"omega": OMEGA, "max_angle": CAP}, _rule(gj.adg)),
+    "apg": Tuned({"omega": OMEGA, "eta": ETA, "max_norm": RADIUS}, _rule(gj.apg)),
+    "cfg-zero": Tuned({"omega": OMEGA}, _rule(gj.rules.cfg_zero)),
+    "rescale": Tuned(
+        {"omega": OMEGA, "phi": SHARE},
+        lambda group, omega, phi: gj.guidance(
+            gj.chain(gj.cfg, gj.rescale.bind(phi=phi)), omega
+        ),
+    ),
+    "norm cap": Tuned(
+        {"omega": OMEGA, "rho": Number(1.0, 0.2, lo=0.0)},
+        lambda group, omega, rho: gj.guidance(
+            gj.chain(gj.cfg, gj.rules.norm_cap.bind(rho=rho)), omega
+        ),
+    ),
+}  # fmt: skip
+
+
+def groups(names: list[str]) -> jax.Array:
+    """Unicode's groups as numbers, (n,)."""
+    return jnp.asarray([GROUPS.get(name, GROUP_COUNT - 1) for name in names])
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """A learned form: what it steers, what it sees, what it minimises."""
+
+    rule: Any = gj.cfg
+    outputs: tuple[str, ...] = ("omega",)
+    text: bool = True
+    sees: tuple[str, ...] = ()
+    objective: str = "rollout"
+    reward: float = 0.0
+
+    @property
+    def net(self) -> gj.OmegaNet:
+        """The network of the weight."""
+        sizes: dict[str, Any] = {"cond_dim": 64, "cond": towers.pooled} if self.text else {}
+        return gj.OmegaNet(hidden=32, depth=2, outputs=self.outputs, sees=self.sees, **sizes)
+
+    def guide(self, phi: Any) -> gj.Guidance:
+        """The guidance of learned numbers."""
+        return gj.guidance(self.rule, **self.net.weights(phi))
+
+
+BASE = "rollout"
+# One change to the base at a time.
+LEARNED: dict[str, Learned] = {
+    BASE: Learned(),
+    "rollout, times alone": Learned(text=False),
+    "rollout, seeing the state": Learned(sees=("state", "delta")),
+    "rollout, adg": Learned(rule=gj.adg, outputs=("omega", "max_angle")),
+    "rollout, apg": Learned(rule=gj.apg, outputs=("omega", "eta")),
+    "rollout and reward": Learned(reward=0.3),
+    "self-consistency": Learned(objective="self-consistency"),
+    "self-consistency and reward": Learned(objective="self-consistency", reward=30.0),
+}
+
+
+@functools.cache
+def _reward(folder: Any) -> jax.tree_util.Partial:
+    return jax.tree_util.Partial(_score, towers.load("reward", folder))
+
+
+def _score(pair: towers.Towers, x0: jax.Array, cond: Mapping[str, jax.Array]) -> jax.Array:
+    return pair.score(x0, cond["tokens"])
+
+
+@functools.cache
+def _feature(name: str, folder: Any) -> jax.tree_util.Partial:
+    return jax.tree_util.Partial(_first, towers.load(name, folder).image)
+
+
+def _first(image: Any, x0: jax.Array) -> jax.Array:
+    return image(x0)[0]
+
+
+def objective(form: Learned, x0: Any, steps: int, particles: int, folder: Any) -> Any:
+    """What a form minimises: moments beside those of the true pictures `x0`, or noised ones."""
+    reward = {}
+    if form.reward:
+        reward = {"reward": _reward(folder), "reward_weight": form.reward}
+    if form.objective == "self-consistency":
+        return gj.self_consistency(1.75, particles, **reward)
+    features = [gj.objectives.pixels, *(_feature(name, folder) for name in towers.SEEN)]
+    # No two captions are alike: the captions' pictures are compared as a whole.
+    return gj.rollout(
+        [gj.objectives.frechet_moments(feature, jnp.asarray(x0)) for feature in features],
+        particles=2, steps=steps, pooled=1.0, beta=2.0, reference=jnp.asarray(x0), **reward,
+    )  # fmt: skip
+
+
+def evaluations_of_an_update(form: Learned, batch: int, steps: int, particles: int) -> int:
+    """Network passes of an update; a backward pass counts as two, and its recomputed forward."""
+    if form.objective == "self-consistency":
+        return batch * particles * 2
+    return batch * steps * 2 * 4
+
+
+@functools.cache
+def optimizer(steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay to 0 and clipped gradients."""
+    rate = optax.cosine_decay_schedule(1e-2, steps)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+def batches(x0: np.ndarray, cond: Mapping[str, Any], batch: int, seed: int) -> Any:
+    """Endless batches of pictures and their conditions, in an order that `seed` gives."""
+    return _Batches(x0, cond, batch, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    x0: np.ndarray
+    cond: Mapping[str, Any]
+    size: int
+    seed: int
+
+    def __iter__(self) -> Any:
+        rng = np.random.default_rng(self.seed)
+        while True:
+            order = rng.permutation(len(self.x0))
+            for start in range(0, len(order) - self.size + 1, self.size):
+                rows = order[start : start + self.size]
+                yield {
+                    "x0": self.x0[rows],
+                    "cond": jax.tree.map(lambda a: np.asarray(a)[rows], dict(self.cond)),  # noqa: B023
+                }
+
+
+def learn(
+    form: Learned,
+    key: jax.Array,
+    denoise: gj.Denoiser,
+    x0: np.ndarray,
+    cond: Mapping[str, Any],
+    *,
+    updates: int,
+    batch: int,
+    steps: int,
+    particles: int,
+    seed: int,
+    folder: Any,
+    checkpoint_dir: Any = None,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> Any:
+    """φ of a form, learned on the pictures `x0` with their conditions."""
+    cond = jax.tree.map(np.asarray, dict(cond))
+    return gj.fit_omega(
+        key,
+        form.net,
+        denoise,
+        batches(x0, cond, batch, seed),
+        rule=form.rule,
+        uncond=towers.NULL,
+        objective=objective(form, x0, steps, particles, folder),
+        optimizer=optimizer(updates),
+        steps=updates,
+        checkpoint_dir=checkpoint_dir,
+        save_every=25,
+        progress=progress,
+    )
+
+
+def windowed(guide: gj.Guidance, lo: float, hi: float) -> gj.Guidance:
+    """A guidance whose ω is 0 outside of lo ≤ t ≤ hi: there it makes one pass in place of two."""
+    return dataclasses.replace(
+        guide, omega=gj.weights.as_weight(guide.omega) * gj.interval(1.0, lo, hi)
+    )
