@@ -97,7 +97,7 @@ class Rollout:
         whole = size if self.axis_name is None else size * jax.lax.psum(1, self.axis_name)
         # (samples compared, share of the loss): each condition alone, the batch as a whole.
         levels = ((self.particles, 1 - self.pooled), (whole, self.pooled))
-        apart = any(share and size % count for count, share in levels)
+        apart = self.axis_name is not None and (self.pooled > 0 or size % self.particles > 0)
         gathered = apart and self.beta < 2
         loss = jnp.zeros(whole if gathered else size)
         for index, feature in enumerate(self.features):
