@@ -283,8 +283,8 @@ Every rule, schedule, solver, objective, kept statistic and choice of the sample
 
 Two rules whose state lets passes go, `adaptive` and `cached_difference`, ask once an evaluation whether any chip's samples still want
 them, with the four bytes of a flag. A gradient in ω is summed over the batch, once. A rollout that compares samples across chips
-(*pooled*) sends their features once, and the sum of their gradients comes back; on 256 chips the compiler gathers by a sum. Nothing
-else is sent.
+(*pooled*, with β = 1) sends their features once, and the sum of their gradients comes back; on 256 chips the compiler gathers by a
+sum. Nothing else is sent.
 
 Sums and products of float32 that a TPU would make in bfloat16 were found in one place, the products of `OmegaNet`, and mended: they
 ask for full precision now.

@@ -65,7 +65,8 @@ def train_step(
 
     Pure: call it under jit, or under `shard_map` and `pmap` with `axis_name`, which averages the
     gradient of φ (and the loss, for the metrics) over the devices, the one collective of the step;
-    `rollout` gathers features too, where samples that it compares lie on several devices.
+    `rollout` gathers features too, where samples that it compares lie on several devices, or sums
+    their moments at β = 2.
     Where the loss, its gradient or what they would make of φ and the optimizer's state is not
     finite, φ and the optimizer stay as they are.
     Nothing of the networks is differentiated but what the objective itself asks for (`rollout`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, combine, tree_map
+from guidejax._arrays import Array, Tree, batch_size, combine, tree_map, upcast
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
 from guidejax._sampling import sample
 from guidejax._times import uniform_times
+from guidejax.metrics._checks import real_array
 from guidejax.objectives.base import (
     Batch,
     Networks,
@@ -57,7 +59,8 @@ class Rollout:
         """The same of a batch that is split over the devices of a mapped axis, or of several.
 
         Features, not images, are gathered where samples that are compared lie on several devices;
-        the losses of a device's own examples are those that one device would find.
+        at β = 2 none are, but their moments are summed. The losses of a device's own examples are
+        those that one device would find.
         """
         return dataclasses.replace(self, axis_name=axis_name)
 
@@ -91,11 +94,12 @@ class Rollout:
     def compare(self, x0: Tree, batch: Batch) -> Array:
         """Losses (batch,) of guided samples x0 beside the batch's true ones."""
         size = batch_size(x0)
-        gathered = self.axis_name is not None and (self.pooled > 0 or size % self.particles > 0)
-        whole = size * jax.lax.psum(1, self.axis_name) if gathered else size
+        whole = size if self.axis_name is None else size * jax.lax.psum(1, self.axis_name)
         # (samples compared, share of the loss): each condition alone, the batch as a whole.
         levels = ((self.particles, 1 - self.pooled), (whole, self.pooled))
-        loss = jnp.zeros(whole)
+        apart = self.axis_name is not None and (self.pooled > 0 or size % self.particles > 0)
+        gathered = apart and self.beta < 2
+        loss = jnp.zeros(whole if gathered else size)
         for index, feature in enumerate(self.features):
             ours, real = flat(feature(x0)), flat(feature(batch.x0))
             if gathered:
@@ -105,8 +109,11 @@ class Rollout:
             for level, (count, share) in enumerate(levels):
                 if not share:
                     continue
-                if level and self.reference is not None:
-                    found = self._far(ours, *self.reference[index])
+                known = self.reference[index] if level and self.reference is not None else None
+                if self.beta == 2:
+                    found = self._by_moments(ours, real, count, known)
+                elif known is not None:
+                    found = self._far(ours, *known)
                 else:
                     found = self._distance(ours, real, count)
                 loss += share / len(self.features) * found
@@ -155,6 +162,57 @@ class Rollout:
         # The real samples' own term doesn't depend on ω: with it the loss is a distance.
         self_terms = own(ours, self.beta) + jnp.mean(own(real, self.beta), axis=-1, keepdims=True)
         return (cross(ours, real, self.beta) - self.lam / 2 * self_terms).reshape(-1)
+
+    def _by_moments(self, ours: Array, real: Array, size: int, known: Any) -> Array:
+        """What `_distance`, or `_far` of a known reference, is at β = 2: (batch,).
+
+        mean_k ‖x_j − y_k‖² = ‖x_j − ȳ‖² + V_y, with V_y = mean_k ‖y_k − ȳ‖². Over k ≠ j, of
+        the n samples x themselves, it is n/(n − 1) (‖x_j − x̄‖² + V_x), and 2n/(n − 1) V_y over all
+        pairs of the y. Means are all that samples need of each other.
+        """
+        # (groups, size, d); where a group lies on several devices, what is here: (1, batch, d).
+        here = ours.shape[0] if ours.shape[0] % size else size
+        ours = groups(real_array("features of x0", ours), here)
+        real = groups(real_array("features of true samples", real), here)
+        unbiased = size / (size - 1)
+        mean, variance = _moments(ours, size, self.axis_name)
+        if known is None:
+            center, spread = _moments(real, size, self.axis_name)
+            self_term = 2 * unbiased * spread
+        else:
+            values, self_term = known
+            center, spread = _moments(upcast(values)[None], values.shape[0])
+        self_terms = unbiased * (_square(ours - mean) + variance) + self_term
+        return (_square(ours - center) + spread - self.lam / 2 * self_terms).reshape(-1)
+
+
+def _moments(x: Array, size: int, axis_name: Any = None) -> tuple[Array, Array]:
+    """x̄ and mean ‖x − x̄‖² of groups of `size` samples, as `_total` gives sums."""
+    # One after the other: a sum of squares about 0 loses the digits of samples close together.
+    mean = _total(x, size, axis_name) / size
+    return mean, _total(_square(x - mean), size, axis_name) / size
+
+
+def _total(a: Array, size: int, axis_name: Any) -> Array:
+    """Sums over groups, to broadcast against them: (groups, size, ...) -> (groups, 1, ...).
+
+    Of (1, batch, ...), the part of groups on several devices that lies on this one, it is
+    (1, batch, ...): at each sample the sum over its group.
+    """
+    here = a.shape[1]
+    if here == size:
+        return jnp.sum(a, axis=1, keepdims=True)
+    count = here * jax.lax.psum(1, axis_name) // size
+    place = jax.lax.axis_index(axis_name) * here + jnp.arange(here)
+    member = (place[:, None] // size == jnp.arange(count)).astype(a.dtype)
+    product = functools.partial(jnp.einsum, precision="highest")  # a TPU's isn't float32
+    sums = jax.lax.psum(product("bg,ib...->ig...", member, a), axis_name)
+    return product("bg,ig...->ib...", member, sums)
+
+
+def _square(a: Array) -> Array:
+    """‖a‖² of vectors (..., d)."""
+    return jnp.sum(jnp.square(a), axis=-1)
 
 
 def _grouped(a: Array, size: int) -> Array:
@@ -208,7 +266,7 @@ def rollout(
         pooled: Share in [0, 1] of the loss that compares the batch as a whole, over its
             conditions, in place of each condition alone: 0 matches the conditional
             distributions, 1 the marginal one.
-        beta: β in (0, 2).
+        beta: β in (0, 2]; at 2 the distance is that of the means, and takes no pairs.
         lam: λ in [0, 1]; 1 is the distance.
         times: Another grid, in place of `steps`.
         solver: DDIM without churn by default.

@@ -145,10 +145,11 @@ FEATURE = jax.tree_util.Partial(lambda x: jnp.concatenate([x[:, :1], x[:, :1] **
 REAL = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
 ACROSS = {
     "groups over two devices": {"particles": 4},
-    "pooled": {"particles": 2, "pooled": 0.9, "beta": 2.0},
+    "pooled": {"particles": 2, "pooled": 0.9},
     "both": {"particles": 8, "pooled": 0.5},
     "a reference": {"particles": 2, "pooled": 0.5, "reference": REAL},
 }
+ACROSS |= {f"{name}, moments": {**given, "beta": 2.0} for name, given in ACROSS.items()}
 PULLED = gj.denoiser(lambda x, t, cond: jnp.where(cond == 2, 0.2, 0.6)[:, None] * x, PROCESS)
 FOUR = objectives.Batch(
     jnp.asarray(batches(1, N, shape=(4,))[0]["x0"]), jnp.arange(N) // 8, {"uncond": np.full(N, 2)}
@@ -166,6 +167,18 @@ def _update(state, batch, keys, name, axis_name=None):
     )  # fmt: skip
 
 
+def _placed(mesh):
+    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
+    return state, *jax.device_put((FOUR, KEYS), NamedSharding(mesh, P("data")))
+
+
+def _mapped(mesh, name, check_vma):
+    return jax.shard_map(
+        functools.partial(_update, name=name, axis_name="data"), mesh=mesh,
+        in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=check_vma,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def whole():
     """What one device comes to: as `alone`, of each."""
@@ -179,15 +192,13 @@ def whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "check_vma"), [*((n, True) for n in ACROSS), ("both", False)])
+@pytest.mark.parametrize(
+    ("name", "check_vma"),
+    [*((n, True) for n in ACROSS), ("both", False), ("both, moments", False)],
+)
 def test_samples_on_several_devices_are_compared(mesh, whole, name, check_vma):
-    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
-    batch, keys = jax.device_put((FOUR, KEYS), NamedSharding(mesh, P("data")))
-    sharded = jax.shard_map(
-        functools.partial(_update, name=name, axis_name="data"), mesh=mesh,
-        in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=check_vma,
-    )  # fmt: skip
-    check(whole[name], *jax.jit(sharded)(state, batch, keys))
+    state, batch, keys = _placed(mesh)
+    check(whole[name], *jax.jit(_mapped(mesh, name, check_vma))(state, batch, keys))
 
 
 @pytest.mark.slow
@@ -204,7 +215,7 @@ def test_samples_on_several_devices_of_pmap(whole, name):
 
 @pytest.mark.slow
 @pytest.mark.devices
-@pytest.mark.parametrize("name", ["both", "a reference"])
+@pytest.mark.parametrize("name", ["both", "a reference", "both, moments", "a reference, moments"])
 def test_samples_on_several_devices_of_two_axes(name):
     data = [{"x0": FOUR.x0, "cond": FOUR.cond}] * 3
     options = {"steps": 3, "optimizer": SGD, "denoise": PULLED, "objective": _across(name)}
@@ -215,18 +226,47 @@ def test_samples_on_several_devices_of_two_axes(name):
 
 
 @pytest.mark.slow
-def test_features_are_gathered_once_and_no_images(mesh):
-    """Both sides' features of all examples in one piece; their slopes come back summed."""
-    state = jax.device_put(begin(SGD), NamedSharding(mesh, P()))
-    batch, keys = jax.device_put((FOUR, KEYS), NamedSharding(mesh, P("data")))
-    sharded = jax.shard_map(
-        functools.partial(_update, name="both", axis_name="data"), mesh=mesh,
-        in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=False,
-    )  # fmt: skip
-    text = jax.jit(sharded).lower(state, batch, keys).compile().as_text()
+@pytest.mark.parametrize(("name", "sizes"), [("both", [N * 4]), ("both, moments", [])])
+def test_features_are_gathered_once_and_no_images(mesh, name, sizes):
+    """Both sides' two features of all examples in one piece; their slopes come back summed."""
+    text = jax.jit(_mapped(mesh, name, False)).lower(*_placed(mesh)).compile().as_text()
     found = [(kind, shape) for kind, shapes in _collectives(text) for shape in shapes]
     gathered = [shape for kind, shape in found if kind.startswith("all-gather")]
-    assert [int(np.prod(shape)) for shape in gathered] == [N * 4]  # two features, ours and real
+    assert [int(np.prod(shape)) for shape in gathered] == sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("particles", "beta", "mapped"),
+    [*((p, b, True) for p in (2, 3, 4, 6) for b in (1.0, 2.0)), (3, 2.0, False)],
+)
+def test_groups_that_no_device_holds_whole(mesh, particles, beta, mapped):
+    """The losses and slopes of one device; at β = 2 from the groups' moments, nothing larger.
+
+    The devices hold 3 samples each, of one group or of two.
+    """
+    objective = objectives.rollout(steps=2, particles=particles, pooled=0.3, beta=beta, lam=0.7)
+    x, y = np.random.default_rng(3).normal(2.0, size=(2, 24, 3)).astype(np.float32)
+    weights = np.linspace(-1, 1, 24, dtype=np.float32)
+
+    def run(objective, x, y, weights):
+        batch = objectives.Batch(x0=y, cond=None, conditions={})
+        losses, pull = jax.vjp(lambda x: objective.compare(x, batch), x)
+        return losses, *pull(weights)
+
+    across = functools.partial(run, objective.across("data") if mapped else objective)
+    if mapped:
+        across = jax.shard_map(across, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    args = jax.device_put((x, y, weights), NamedSharding(mesh, P("data")))
+    program = jax.jit(across).lower(*args).compile()
+    expected = jax.jit(functools.partial(run, objective))(x, y, weights)
+    for ours, theirs in zip(program(*args), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    if beta == 2:
+        found = _collectives(program.as_text())
+        assert {kind.removesuffix("-start") for kind, _ in found} == {"all-reduce"}
+        means = 3 * (1 if particles == 3 else 24 // particles)
+        assert max(int(np.prod(shape)) for _, shapes in found for shape in shapes) == means
 
 
 @pytest.mark.slow

@@ -73,6 +73,22 @@ def test_pooled_compares_the_batch_as_a_whole():
     assert np.abs(each - whole).max() > 1e-2
 
 
+@pytest.mark.parametrize("options", [{}, {"pooled": 0.4}, {"pooled": 0.4, "reference": True}])
+def test_means_say_what_pairs_do(options):
+    """At β = 2 no pairs are made: each sample's loss and slope are those of β just below."""
+    x, y, far = 10 + np.random.default_rng(0).normal(size=(3, 12, 5)).astype(np.float32)
+    options = {**options, "reference": far[:7] if "reference" in options else None}
+    batch = gj.objectives.Batch(x0=jnp.asarray(y), cond=None, conditions={})
+
+    def found(beta):
+        objective = gj.rollout(particles=4, steps=2, lam=0.8, beta=beta, **options)
+        losses, pull = jax.vjp(lambda x: objective.compare(x, batch), jnp.asarray(x))
+        return losses, *pull(jnp.linspace(-1.0, 1.0, 12))
+
+    for means, pairs in zip(found(2.0), found(2 - 1e-6), strict=True):
+        np.testing.assert_allclose(means, pairs, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.slow
 def test_gradient_is_finite():
     x = jnp.concatenate([jnp.zeros((4, 3)), jnp.eye(3)])

@@ -245,7 +245,7 @@ def energy(x, y, beta, lam):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("beta", "lam"), [(1.0, 1.0), (1.5, 0.4)])
+@pytest.mark.parametrize(("beta", "lam"), [(1.0, 1.0), (1.5, 0.4), (2.0, 0.7)])
 def test_rollout_is_the_energy_distance_of_each_group_and_feature(beta, lam):
     batch, seen = groups(), []
     half = lambda x0: x0[:, :1] / 2
