@@ -11,6 +11,7 @@ where it was.
 from __future__ import annotations
 
 import logging
+import pathlib
 import sys
 import time
 
@@ -19,6 +20,9 @@ import tyro
 
 from experiments.emoji.cells import Cells
 from experiments.emoji.config import FULL, Config
+
+# Finished cells that are in the repository.
+RESULTS = pathlib.Path(__file__).parent / "results" / "cells"
 
 LOG = logging.getLogger("experiments.emoji")
 
@@ -38,7 +42,7 @@ def main(config: Config) -> None:
     def note(index: int, count: int, name: str) -> None:
         LOG.info("%d of %d: %s (%.0f s)", index + 1, count, name, time.monotonic() - begun)
 
-    cells = Cells(FULL, config.weights, [config.out / "cells"], note)
+    cells = Cells(FULL, config.weights, [config.out / "cells", RESULTS], note)
     cells.run(config.cells)
     LOG.info("done after %.0f s", time.monotonic() - begun)
 
