@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import itertools
 import pathlib
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import page as pages
 from experiments.digits.methods import ALONG_ACROSS, LEARNED
 from experiments.statistics import mean_interval, paired_ratio_interval
 
@@ -98,54 +98,21 @@ def markdown(table: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _html_table(markdown_text: str) -> str:
-    head, _, *rows = markdown_text.splitlines()
-    cells = lambda line: [html.escape(c.strip()) for c in line.strip("|").split("|")]  # noqa: E731
-    body = "".join(
-        "<tr>" + "".join(f"<td>{c.replace('**', '')}</td>" for c in cells(row)) + "</tr>"
-        for row in rows
-    )
-    return "<table><tr>" + "".join(f"<th>{c}</th>" for c in cells(head)) + f"</tr>{body}</table>"
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 100%; } table { border-collapse: collapse; margin: 1rem 0; }
-td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
-.no { color: #b00020; } .yes { color: #1a7f37; } figcaption { color: #555; }
-"""
-
-
 def page(results: dict[str, Any], figures: dict[str, pathlib.Path], attempts: str) -> str:
     """The self-contained report."""
-    lines = []
-    for claim in results["claims"]:
-        value = claim["value"]
-        measured = f"{value['mean']:.3f}"
-        if "low" in value:
-            measured += f" (95% interval {value['low']:.3f} to {value['high']:.3f})"
-        mark = '<b class="yes">reached</b>' if claim["holds"] else '<b class="no">not reached</b>'
-        lines.append(f"<li>{html.escape(claim['claim'])}: {measured}, {mark}</li>")
-    pictures = "".join(
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(caption)}'
-        "</figcaption></figure>"
-        for caption, path in figures.items()
-    )
     tables = "".join(
-        f"<h2>{html.escape(name)} denoiser</h2>" + _html_table(markdown(table))
+        f"<h2>{html.escape(name)} denoiser</h2>" + pages.table(markdown(table))
         for name, table in results["summary"].items()
     )
     seeds = len(results["seeds"])
     missed = "" if all(c["holds"] for c in results["claims"]) else f"<p>{html.escape(attempts)}</p>"
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>guidejax: digits</title>'
-        f"<style>{STYLE}</style><h1>Learned against tuned guidance on handwritten digits</h1>"
+    return pages.document(
+        "guidejax: digits",
+        "<h1>Learned against tuned guidance on handwritten digits</h1>"
         f"<p>Preset {html.escape(results['preset'])}, {seeds} seed{'s' if seeds > 1 else ''}"
         f"{' ± 95% interval over seeds' if seeds > 1 else '; one seed shows no spread'}.</p>"
-        f"<ul>{''.join(lines)}</ul>{missed}{pictures}{tables}"
+        f"{pages.claims(results['claims'])}{missed}{pages.pictures(figures)}{tables}"
         "<p>Tuned methods were searched on the validation images with their own noise and "
         "classifiers; every figure above is on the test images, other noise and classifiers that "
-        "no method saw. The oracle interval alone was tuned on the reported measure "
-        "itself.</p></html>"
+        "no method saw. The oracle interval alone was tuned on the reported measure itself.</p>",
     )

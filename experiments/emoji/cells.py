@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
 
 # What the parts of the experiment draw their keys from; none is another's.
-TUNE, CHOOSE, LEARN, REPORT, SWEEP, DIVERSE = range(6)
+TUNE, CHOOSE, LEARN, REPORT, SWEEP, DIVERSE, PICTURE = range(7)
 
 # The rules of the sweep, with the numbers that their papers give.
 SWEEP_RULES: dict[str, Callable[[Any], gj.Guidance]] = {
@@ -65,6 +65,12 @@ class Cells:
         """The tuned methods of the plan."""
         return self.plan.methods or tuple(methods.TUNED)
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Every method of the report."""
+        learned = ("learned", "learned, gated", *(("learned anew",) if self.plan.anew else ()))
+        return (*self.tuned, *learned)
+
     def like(self, denoiser: str) -> str:
         """The denoiser on which the methods of this one are tuned and learned."""
         return (self.plan.early if denoiser in self.plan.early else self.plan.long)[0]
@@ -83,9 +89,11 @@ class Cells:
             for seed in range(plan.seeds):
                 yield f"learn/{home}/{seed}", partial(self._learn, home, seed)
         for denoiser in self.denoisers:
-            for method in (*self.tuned, "learned", "learned, gated"):
-                name = f"report/{denoiser}/{method}"
+            for method in self.compared:
+                name = f"{plan.label}/{denoiser}/{method}"
                 yield name, partial(self._report, denoiser, method)
+        if not plan.omegas:
+            return
         for rule in SWEEP_RULES:
             yield f"sweep/{plan.early[0]}/{rule}", partial(self._sweep, plan.early[0], rule)
         for schedule in SCHEDULES:
@@ -185,11 +193,15 @@ class Cells:
         update = methods.evaluations_of_an_update(form, plan.batch, plan.steps, plan.particles)
         return max(1, spend // update)
 
-    def _fit(self, form: str, home: str, seed: int, arena: Arena, key: jax.Array) -> Any:
+    def _fit(
+        self, form: str, home: str, seed: int, arena: Arena, key: jax.Array,
+        updates: int | None = None,
+    ) -> Any:  # fmt: skip
         plan = self.plan
+        updates = updates or self._updates(methods.LEARNED[form])
         return methods.learn(
             methods.LEARNED[form], key, self.denoiser(home), np.asarray(arena.x0), arena.cond,
-            updates=self._updates(methods.LEARNED[form]), batch=plan.batch, steps=plan.steps,
+            updates=updates, batch=plan.batch, steps=plan.steps,
             particles=plan.particles, seed=seed, folder=self.weights,
         )  # fmt: skip
 
@@ -225,6 +237,11 @@ class Cells:
         curve = self._curve(methods.LEARNED[form].guide(phi), arena)
         return {"form": form, "omega": curve, "updates": self._updates(methods.LEARNED[form])}
 
+    def _anew(self, home: str) -> Any:
+        """The same form, learned on the spot with fewer updates."""
+        form, key = self["choice"]["form"], self.key(LEARN, self.plan.seeds)
+        return self._fit(form, home, self.plan.seeds, self.selection(), key, self.plan.anew)
+
     def phi(self, home: str, seed: int) -> Any:
         """The learned numbers of the form that won."""
         self[f"learn/{home}/{seed}"]
@@ -242,7 +259,10 @@ class Cells:
         if method in methods.TUNED:
             numbers = self[f"tune/{home}/{method}"]["numbers"]
             return methods.TUNED[method].guide(arena.group, **numbers)
-        guide = methods.LEARNED[self["choice"]["form"]].guide(self.phi(home, seed))
+        form = methods.LEARNED[self["choice"]["form"]]
+        if method == "learned anew":
+            return form.guide(self._once(self._anew, home))
+        guide = form.guide(self.phi(home, seed))
         if method == "learned":
             return guide
         return methods.windowed(guide, *self._window(home, guide))
@@ -265,7 +285,7 @@ class Cells:
         for seed in range(plan.seeds):
             row: dict[str, Any] = {}
             for split in ("report", "composed"):
-                arena = self.reported(split)  # type: ignore[arg-type]
+                arena = self.reported(split)
                 guide = self.guide(denoiser, method, seed, arena)
                 key = self.key(REPORT, int(split == "report"), seed)
                 x0 = generate(key, self.denoiser(denoiser), guide, arena.cond, plan.steps)
@@ -284,6 +304,20 @@ class Cells:
     def _repeated(self, count: int, each: int) -> Arena:
         rows = np.linspace(0, min(self.plan.report, 461) - 1, count).astype(int)
         return Arena("report", tuple(towers.REPORT), self.weights, np.repeat(rows, each))
+
+    def pictured(self, said: Sequence[str]) -> Arena:
+        """Captions of the report by name."""
+        return self._once(self._named, tuple(said))
+
+    def _named(self, said: tuple[str, ...]) -> Arena:
+        known = captions.pictures("report").captions
+        rows = np.array([known.index(each) for each in said])
+        return Arena("report", tuple(towers.REPORT), self.weights, rows)
+
+    def draw(self, denoiser: str, guide: gj.Guidance, arena: Arena) -> jax.Array:
+        """A picture a caption, from noise of its own."""
+        key = self.key(PICTURE)
+        return generate(key, self.denoiser(denoiser), guide, arena.cond, self.plan.steps)
 
     def _diversity(self, denoiser: str, guide: gj.Guidance) -> float:
         arena = self._diverse()
@@ -315,8 +349,7 @@ class Cells:
         noise = jax.random.normal(self.key(DIVERSE, 1), (len(diverse.captions), 32, 32, 3))
         found = gj.metrics.stage_diagnostics(
             self.key(DIVERSE, 2), network, noise, cond=diverse.cond, uncond=towers.NULL,
-            guidance=guide, times=times, samples=plan.diverse[1], omega=MEAN,
-            perturb=[plan.steps // 4, plan.steps // 2, 3 * plan.steps // 4], delta=0.05,
+            guidance=guide, times=times, samples=plan.diverse[1], omega=MEAN, delta=0.05,
         )  # fmt: skip
         mean = lambda a: np.asarray(a, np.float64).mean(axis=-1).round(5).tolist()  # noqa: E731
         return {

@@ -45,6 +45,8 @@ class Plan:
         resamples: Of the report's real pictures.
         omegas: Of the sweep, for each rule.
         diverse: Captions, and samples of each, that diversity is measured on.
+        anew: Updates of a weight that is learned on the spot, beside the one that is loaded.
+        label: What the cells of its report are called.
     """
 
     early: tuple[str, ...] = ("0", "1", "2")
@@ -60,6 +62,14 @@ class Plan:
     resamples: int = 20
     omegas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0, 14.0, 20.0)
     diverse: tuple[int, int] = (24, 8)
+    anew: int = 0
+    label: str = "report"
 
 
-FULL = Plan()
+PLANS = {
+    "full": Plan(),
+    "quick": Plan(
+        early=("0",), long=(), seeds=1, methods=("unguided", "constant", "interval", "adg", "apg"),
+        batch=16, report=128, resamples=0, omegas=(), diverse=(8, 4), anew=30, label="quick",
+    ),
+}  # fmt: skip

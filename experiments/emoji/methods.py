@@ -164,12 +164,12 @@ def _first(image: Any, x0: jax.Array) -> jax.Array:
 
 def objective(form: Learned, x0: Any, steps: int, particles: int, folder: Any) -> Any:
     """What a form minimises: moments beside those of the true pictures `x0`, or noised ones."""
-    reward = {}
+    reward: dict[str, Any] = {}
     if form.reward:
         reward = {"reward": _reward(folder), "reward_weight": form.reward}
     if form.objective == "self-consistency":
         return gj.self_consistency(1.75, particles, **reward)
-    features = [gj.objectives.pixels, *(_feature(name, folder) for name in towers.SEEN)]
+    features: list[Any] = [gj.objectives.pixels, *(_feature(name, folder) for name in towers.SEEN)]
     # No two captions are alike: the captions' pictures are compared as a whole.
     return gj.rollout(
         [gj.objectives.frechet_moments(feature, jnp.asarray(x0)) for feature in features],

@@ -98,7 +98,9 @@ def augment(key: jax.Array, x0: jax.Array) -> jax.Array:
     return moved + noise * jax.random.normal(what, x0.shape)
 
 
-def contrast(pair: Pair, params: Any, key: jax.Array, x0: jax.Array, tokens: jax.Array):
+def contrast(
+    pair: Pair, params: Any, key: jax.Array, x0: jax.Array, tokens: jax.Array
+) -> jax.Array:
     """The mean of both cross-entropies: which caption is a picture's, which picture a caption's."""
     how, drop, drop_2 = jax.random.split(key, 3)
     _, ours = pair.image.apply(
@@ -111,16 +113,18 @@ def contrast(pair: Pair, params: Any, key: jax.Array, x0: jax.Array, tokens: jax
     same = jnp.all(tokens[:, None] == tokens[None], axis=-1)
     target = same / same.sum(axis=1, keepdims=True)
     sides = (optax.softmax_cross_entropy(each, target).mean() for each in (logits, logits.T))
-    return 0.5 * sum(sides)
+    return 0.5 * jnp.sum(jnp.stack(list(sides)))
 
 
-def classification(params: Any, key: jax.Array, x0: jax.Array, truth: Mapping[str, jax.Array]):
+def classification(
+    params: Any, key: jax.Array, x0: jax.Array, truth: Mapping[str, jax.Array]
+) -> jax.Array:
     """The cross-entropies of the attributes, added up."""
     how, drop = jax.random.split(key)
     _, logits = CLASSIFIER.apply(params, augment(how, x0), train=True, rngs={"dropout": drop})
     found = split_logits(logits)
     entropy = optax.softmax_cross_entropy_with_integer_labels
-    return sum(entropy(found[name], truth[name]).mean() for name in truth)
+    return jnp.sum(jnp.stack([entropy(found[name], truth[name]).mean() for name in truth]))
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
@@ -232,7 +236,8 @@ def retrieval(pair: Towers, split: captions.Split) -> dict[str, float]:
     found = captions.pictures(split)
     ours = unit(jax.jit(pair.image)(jnp.asarray(found.x0))[1])
     said = unit(jax.jit(pair.text)(captions.tokens(found.captions))[1])
-    scores, numbers = np.asarray(ours @ said.T), {"of": len(found.captions)}
+    scores = np.asarray(ours @ said.T)
+    numbers: dict[str, float] = {"of": len(found.captions)}
     for what, each in (("caption", scores), ("picture", scores.T)):
         rank = (each > np.diag(each)[:, None]).sum(axis=1)
         numbers |= {f"{what} first": float((rank == 0).mean())}
@@ -277,7 +282,8 @@ def main(config: Config) -> None:
                 "text": pair.text.init(begin_2, facts[name][0][:1]),
                 "scale": jnp.log(10.0),
             }
-        state, begun, value = (params, _optimizer(config).init(params)), time.monotonic(), None
+        state, begun = (params, _optimizer(config).init(params)), time.monotonic()
+        value = jnp.nan
         for chunk in track(range(config.steps // CHUNK), f"training {name}"):
             key = jax.random.fold_in(run, chunk)
             state, value = _train(loss, config, state, key, x0, facts[name])

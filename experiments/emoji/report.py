@@ -1,0 +1,226 @@
+"""Finished cells summed up, drawn, and put on a page."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import guidejax as gj
+from experiments import page as pages
+from experiments.emoji import figures, methods
+from experiments.emoji.arena import geometric_mean
+from experiments.emoji.cells import SWEEP_RULES, Cells
+from experiments.emoji.train import PROCESS
+from experiments.statistics import mean_interval, paired_ratio_interval, sample_rms, saturation
+
+# Of the table, in its order: name, heading, digits.
+COLUMNS = (
+    ("frechet", "Fréchet distance ↓", 3), ("clip score", "CLIP score ↑", 3),
+    ("reward", "reward's own score", 3), ("accuracy", "attributes ↑", 3),
+    ("saturation", "saturation", 3), ("norm", "norm", 3), ("diversity", "diversity", 3),
+    ("nearest", "nearest training picture", 3), ("evaluations", "evaluations", 0),
+)  # fmt: skip
+# What the grid shows.
+PROMPTS = (
+    "grinning face with smiling eyes", "raised fist: dark skin tone", "girl: medium-dark skin tone",
+    "man cook", "woman police officer: medium-dark skin tone", "bear", "two o’clock", "flag: China",
+)  # fmt: skip
+
+
+def rows_of(cells: Cells, denoisers: tuple[str, ...], method: str) -> list[dict[str, Any]]:
+    """The report's rows of a method, all seeds of all denoisers."""
+    found = [cells.find(f"{cells.plan.label}/{denoiser}/{method}") for denoiser in denoisers]
+    return [row for each in found for row in each or []]
+
+
+def summarise(
+    cells: Cells, denoisers: tuple[str, ...], split: str = "report"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """For each method and figure the mean over rows, with its 95% interval from two on."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for method in cells.compared:
+        rows = rows_of(cells, denoisers, method)
+        if not rows:
+            continue
+        table[method] = {}
+        for name, _, _ in COLUMNS:
+            values = [
+                row[name] if name in row else row[split][name]
+                for row in rows
+                if name in row or name in row[split]
+            ]
+            entry = {"mean": float(np.mean(values))} if values else {}
+            if len(values) > 1:
+                interval = mean_interval(values)
+                entry |= {"low": float(interval.low), "high": float(interval.high)}
+            table[method][name] = entry
+    return table
+
+
+def markdown(table: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The table; diversity and evaluations without an interval."""
+    lines = ["| method | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    for method, entry in table.items():
+        cells = []
+        for name, _, digits in COLUMNS:
+            value = entry[name]
+            text = f"{value['mean']:.{digits}f}" if value else ""
+            if "low" in value and name in ("frechet", "clip score"):
+                text += f" ± {value['high'] - value['mean']:.{digits}f}"
+            cells.append(text)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ratio(
+    cells: Cells, denoisers: tuple[str, ...], method: str, other: str, split: str = "report"
+) -> dict[str, float]:
+    """The paired ratio of two methods' Fréchet distances over denoisers and seeds.
+
+    With its 95% interval, widened by how the ratio varies over resampled real pictures.
+    """
+    ours, theirs = (rows_of(cells, denoisers, m) for m in (method, other))
+    pairs = [(a[split], b[split]) for a, b in zip(ours, theirs, strict=True)]
+    values = [(a["frechet"], b["frechet"]) for a, b in pairs]
+    if len(values) < 2:
+        return {"mean": geometric_mean(a / b for a, b in values)}
+    interval = paired_ratio_interval(*np.transpose(values))
+    drawn = [
+        geometric_mean(a / b for a, b in zip(*each, strict=True))
+        for each in zip(
+            np.transpose([a["frechet resampled"] for a, _ in pairs]),
+            np.transpose([b["frechet resampled"] for _, b in pairs]),
+            strict=True,
+        )
+    ]
+    pictures = 1.96 * float(np.std(np.log(drawn))) if len(drawn) > 1 else 0.0
+    half = float(np.hypot(np.log(interval.high / interval.estimate), pictures))
+    mean = float(interval.estimate)
+    return {"mean": mean, "low": mean * float(np.exp(-half)), "high": mean * float(np.exp(half))}
+
+
+def claims(cells: Cells) -> list[dict[str, Any]]:
+    """What was asked, with what was measured."""
+    found: list[dict[str, Any]] = []
+
+    def add(text: str, value: dict[str, float], holds: bool) -> None:
+        found.append({"claim": text, "value": value, "holds": bool(holds)})
+
+    plan = cells.plan
+    for kind, denoisers in (("", plan.early), (", trained for long", plan.long)):
+        table = summarise(cells, denoisers)
+        tuned = {m: e for m, e in table.items() if m in methods.TUNED and m != "unguided"}
+        for learned in [m for m in table if m.startswith("learned")]:
+            best = min(tuned, key=lambda m: tuned[m]["frechet"]["mean"])
+            value = ratio(cells, denoisers, learned, best)
+            add(
+                f"Fréchet distance, {learned} / {best}, the best tuned{kind}: at most 0.95, "
+                "interval below 1",
+                value, value["mean"] <= 0.95 and value.get("high", value["mean"]) < 1,
+            )  # fmt: skip
+            value = ratio(cells, denoisers, learned, "unguided")
+            add(f"Fréchet distance, {learned} / unguided{kind}: at most 1.01", value,
+                value["mean"] <= 1.01)  # fmt: skip
+    return found
+
+
+def real(cells: Cells) -> dict[str, float]:
+    """What the report's real pictures measure."""
+    x0 = cells.reported("report").x0
+    return {"saturation": float(jnp.mean(saturation(x0))), "norm": float(jnp.mean(sample_rms(x0)))}
+
+
+def _grid(cells: Cells, path: pathlib.Path) -> pathlib.Path:
+    found, home = cells.pictured(PROMPTS), cells.plan.early[0]
+    columns: dict[str, Any] = {"real": found.x0}
+    guides = {"unguided": gj.guidance(gj.cfg, 0.0)}
+    for method in ("constant", "interval", "adg", "learned"):
+        if method in cells.compared:
+            numbers = (cells.find(f"tune/{home}/{method}") or {}).get("numbers", {})
+            label = {"constant": "CFG, tuned", "adg": "ADG, tuned"}.get(method, method)
+            if "omega" in numbers:
+                label += f" ω = {numbers['omega']:.2g}"
+            guides[label] = cells.guide(home, method, 0, found)
+    guides |= {f"{rule.name.upper()}, ω = 7": gj.guidance(rule, 7.0) for rule in (gj.cfg, gj.adg)}
+    for label, guide in guides.items():
+        columns[label] = cells.draw(home, guide, found)
+    return figures.grid(columns, list(PROMPTS), path)
+
+
+def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
+    home, arena = cells.plan.early[0], cells.reported("report")
+    times = jnp.asarray(gj.uniform_times(cells.plan.steps))
+    curves: dict[str, tuple[Any, str, str]] = {}
+    for method in cells.compared:
+        guide = cells.guide(home, method, 0, arena)
+        weight = gj.weights.as_weight(guide.omega)
+        if method == "unguided" or guide.links[0].rule.name != "cfg" or weight.sees_state:
+            continue
+        table = np.asarray(weight.table(times, arena.cond, process=PROCESS))
+        style = "-" if method.startswith("learned") else "--"
+        if method == "learned":
+            for group in ("People & Body", "Flags"):
+                rows = np.flatnonzero(np.asarray(arena.group) == methods.GROUPS[group])
+                if table.ndim > 1 and rows.size:
+                    curves[f"learned, {group}"] = (
+                        table[:, rows], figures.COLORS[method], "-" if group == "Flags" else ":"
+                    )  # fmt: skip
+        else:
+            curves[method] = (table, figures.COLORS[method], style)
+    return figures.weights(curves, times, path)
+
+
+def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str, Any]:
+    """metrics.json, table.md, figures and report.html of what is finished; returns the metrics."""
+    plan = cells.plan
+    kinds = {"early-stopped": plan.early, "trained for long": plan.long}
+    summary = {k: summarise(cells, d) for k, d in kinds.items() if d}
+    summary = {k: table for k, table in summary.items() if table}
+    results: dict[str, Any] = {
+        "preset": preset,
+        "claims": claims(cells),
+        "real": real(cells),
+        "summary": summary,
+        "composed": {k: summarise(cells, kinds[k], "composed") for k in summary},
+        "tuned": {n: cells.find(n) for n in cells.functions if n.startswith("tune/")},
+        "choice": cells.find("choice"),
+        "sweep": {r: cells.find(f"sweep/{plan.early[0]}/{r}") for r in SWEEP_RULES},
+        "schedules": {
+            n.split("/")[-1]: cells.find(n) for n in cells.functions if n.startswith("schedules/")
+        },
+    }
+    (out / "metrics.json").write_text(json.dumps(results, indent=1))
+    pictures = {"The same noise, prompts down, methods across": _grid(cells, out / "grid.png")}
+    text, folder = "", out / "figures"
+    for kind, table in summary.items():
+        name = kind.replace(" ", "-")
+        pictures[f"Quality against alignment, {kind} denoisers"] = figures.plane(
+            table, folder / f"plane-{name}.png"
+        )
+        text += f"## {kind}\n\n{markdown(table)}\n\nOn pairs of attributes that training never "
+        text += f"had together:\n\n{markdown(results['composed'][kind])}\n\n"
+    sweep = {rule: rows for rule, rows in results["sweep"].items() if rows}
+    if sweep:
+        pictures["Each rule as ω grows, with its paper's numbers; real pictures dashed"] = (
+            figures.sweep(sweep, results["real"], folder / "sweep.png")
+        )
+    pictures["ω over time; learned: of captions of two kinds, with the middle 80%"] = _weights(
+        cells, folder / "weights.png"
+    )
+    (out / "table.md").write_text(text)
+    tables = "".join(
+        f"<h2>{kind}</h2>{pages.table(markdown(table))}" for kind, table in summary.items()
+    )
+    (out / "report.html").write_text(
+        pages.document(
+            "guidejax: emoji",
+            "<h1>Guidance of a text-to-image model, tuned and learned</h1>"
+            f"{pages.claims(results['claims'])}<p>{notes}</p>{pages.pictures(pictures)}{tables}",
+        )
+    )
+    return results

@@ -1,0 +1,218 @@
+"""The emoji experiment with every size cut down, on the networks of the repository."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.emoji import captions, methods, report, storage, towers, train
+from experiments.emoji import cells as cells_module
+from experiments.emoji.arena import Arena, _nearest, _train_pictures, evaluations
+from experiments.emoji.cells import Cells
+from experiments.emoji.config import PLANS, Plan
+
+TINY = Plan(
+    early=("0",), long=(), settings=2, seeds=2, methods=("unguided", "interval"), steps=2,
+    batch=4, selection=48, report=20, resamples=2, omegas=(0.0, 7.0), diverse=(2, 2), anew=1,
+)  # fmt: skip
+
+
+# The networks
+
+
+@pytest.mark.slow
+def test_towers_tell_pictures_that_they_never_saw():
+    """Far above chance, one in 461 and five in 461: a tower that can't tell says nothing."""
+    for name in towers.REPORT:
+        found = towers.retrieval(towers.load(name), "report")
+        assert min(found["caption first"], found["picture first"]) > 0.3, name
+        assert min(found["caption in five"], found["picture in five"]) > 0.6, name
+    told = towers.accuracy(towers.load_classifier(), "report")
+    assert min(told.values()) > 0.75
+    assert told["tone"] > 0.95
+
+
+def test_the_log_of_the_towers_is_that_of_the_weights():
+    lines = (storage.WEIGHTS / "towers.jsonl").read_text().splitlines()
+    logged = {line["tower"]: line for line in map(json.loads, lines)}
+    assert set(logged) == {*towers.PAIRS, towers.ATTRIBUTES}
+    found = towers.retrieval(towers.load("reward"), "report")
+    # bfloat16 moves a rank or two.
+    assert found == pytest.approx(logged["reward"]["report"], abs=0.02)
+
+
+def test_all_weights_together_are_small():
+    assert sum(path.stat().st_size for path in storage.WEIGHTS.iterdir()) < 24e6
+
+
+def test_no_tower_of_the_report_is_one_that_may_be_seen():
+    assert not towers.SEEN.keys() & towers.REPORT.keys()
+    assert len(towers.PAIRS) == len({(pair.image, pair.text) for pair in towers.PAIRS.values()})
+
+
+def test_conditions_are_the_words_and_nothing_where_there_are_none():
+    cond = towers.prompts(["red heart", ""])
+    assert cond["words"].shape == (2, captions.LENGTH, 64)
+    assert np.asarray(jnp.any(cond["words"] != 0, axis=-1).sum(axis=1)).tolist() == [2, 0]
+    pooled = towers.pooled(cond)
+    np.testing.assert_allclose(pooled[0], cond["words"][0, :2].mean(axis=0), rtol=1e-6)
+    assert not pooled[1].any()
+    assert captions.tokens(["red heart"])[0].tolist() == cond["tokens"][0].tolist()
+
+
+def test_networks_of_another_copy_of_the_emoji_are_refused(tmp_path, monkeypatch):
+    storage.save(tmp_path / "net.safetensors", {"a": jnp.ones(2)}, {"width": 3})
+    params, about = storage.read(tmp_path / "net.safetensors")
+    assert about["width"] == 3
+    assert params["a"].tolist() == [1, 1]
+    monkeypatch.setattr(captions, "vocabulary", dict)
+    with pytest.raises(ValueError, match="another copy"):
+        storage.read(tmp_path / "net.safetensors")
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", methods.TUNED)
+def test_a_search_begins_at_a_guidance_that_makes_sense(method):
+    tuned = methods.TUNED[method]
+    numbers = {name: number.start for name, number in tuned.space.items()}
+    assert tuned.allowed(numbers)
+    group = methods.groups(["Flags", "Objects"])
+    guide = tuned.guide(group, **numbers)
+    assert evaluations(guide, 4) == 4 if method == "unguided" else 4 < evaluations(guide, 4) <= 8
+
+
+def test_the_interval_per_group_gives_each_group_its_own():
+    numbers = {f"omega {g}": float(g + 1) for g in range(4)}
+    numbers |= {f"lo {g}": 0.2 for g in range(4)} | {f"hi {g}": 0.5 + 0.1 * g for g in range(4)}
+    group = methods.groups(["People & Body", "Smileys & Emotion", "Flags", "Objects"])
+    omega = methods.TUNED["interval per group"].guide(group, **numbers).omega
+    assert omega(0.3, 0.45).tolist() == [1, 2, 3, 4]
+    assert omega(0.5, 0.65).tolist() == [0, 0, 3, 4]
+    assert not methods.TUNED["interval per group"].allowed(numbers | {"lo 2": 0.9})
+
+
+def test_learning_spends_no_more_than_tuning():
+    plan = PLANS["full"]
+    cells = Cells(plan, storage.WEIGHTS, [], None)
+    tuning = plan.settings * plan.selection * plan.steps * 2
+    for form in methods.LEARNED.values():
+        each = methods.evaluations_of_an_update(form, plan.batch, plan.steps, plan.particles)
+        assert tuning / 2 < cells._updates(form) * each <= tuning
+
+
+def test_batches_come_again_and_hold_pairs():
+    x0 = np.arange(10.0)[:, None]
+    cond = {"tokens": np.arange(10)[:, None]}
+    first, again = (iter(methods.batches(x0, cond, 4, seed=3)) for _ in range(2))
+    seen = []
+    for _ in range(4):
+        one, two = next(first), next(again)
+        np.testing.assert_array_equal(one["x0"], two["x0"])
+        np.testing.assert_array_equal(one["x0"], one["cond"]["tokens"])
+        seen.append(one["x0"].ravel().tolist())
+    assert len({*seen[0], *seen[1]}) == 8  # A round holds a picture once.
+
+
+@pytest.mark.slow
+def test_chosen_on_and_reported_on_are_apart():
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [], None)
+    chosen, reported = cells.selection(), cells.reported("report")
+    assert not {*chosen.captions} & {*reported.captions, *cells.reported("composed").captions}
+    assert not {*chosen.names} & {*reported.names}
+    halves = [cells.selection(part).captions for part in (0, 1)]
+    assert not {*halves[0]} & {*halves[1]}
+    assert {*halves[0]} | {*halves[1]} == {*chosen.captions}
+    seeds = ((), (0,), (1,), (0, 0), (1, 0))
+    keys = [jax.random.key_data(cells.key(part, *seed)) for part in range(7) for seed in seeds]
+    assert len({tuple(np.asarray(key).tolist()) for key in keys}) == len(keys)
+
+
+# Measures
+
+
+@pytest.mark.slow
+def test_real_pictures_are_at_distance_0_and_score_best():
+    arena = Arena("report", ("report-conv",), rows=np.arange(60), resamples=2)
+    real = arena.measure(arena.x0)
+    noise = arena.measure(jax.random.normal(jax.random.key(0), arena.x0.shape))
+    assert abs(real["frechet"]) < 1e-3 * noise["frechet"]
+    assert real["clip score"] > noise["clip score"] + 0.2
+    assert real["accuracy"] > noise["accuracy"]
+    assert 0 < min(real["frechet resampled"]) < min(noise["frechet resampled"])
+    train = captions.pictures("train").x0[:4]
+    assert arena.diversity(jnp.asarray(np.repeat(train[:1], 4, 0)), 2) == 0
+    assert arena.diversity(jnp.asarray(train), 2) > 0.2
+
+
+def test_a_training_picture_is_its_own_nearest():
+    x0 = jnp.asarray(captions.pictures("train").x0[[5, 900]])
+    np.testing.assert_allclose(_nearest(x0, _train_pictures()), 0, atol=1e-3)
+    assert _nearest(-x0, _train_pictures()).min() > 0.1
+
+
+# The whole
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of everything with one method, form, rule and schedule, and what it noted."""
+    out, noted = tmp_path_factory.mktemp("emoji"), []
+    for path in storage.WEIGHTS.glob("tower-*"):
+        (out / path.name).symlink_to(path)
+    net = train.network(24, 1)
+    words = jnp.ones((1, captions.LENGTH, 64))
+    params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.ones(1), words)
+    storage.save(out / "denoiser-0.safetensors", params, {"width": 24, "depth": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "LEARNED", {"rollout": methods.LEARNED["rollout"]})
+        for module in (cells_module, report):
+            patch.setattr(module, "SWEEP_RULES", {"adg": cells_module.SWEEP_RULES["adg"]})
+        patch.setattr(
+            cells_module, "SCHEDULES", {"triangular": cells_module.SCHEDULES["triangular"]}
+        )
+        patch.setattr(Cells, "_updates", lambda self, form: 1)
+
+        def make():
+            note = lambda index, count, name: noted.append(name)
+            return Cells(TINY, out, [out / "cells"], note)
+
+        cells = make()
+        cells.run()
+        yield out, cells, report.write(cells, out, "full", "a note"), noted, make
+
+
+@pytest.mark.slow
+def test_every_cell_is_a_file_and_none_is_done_twice(run):
+    out, cells, _, noted, make = run
+    assert noted == list(cells.functions)
+    assert all((out / "cells" / f"{name}.json").exists() for name in cells.functions)
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
+    make().run()
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
+    with pytest.raises(SystemExit, match="no cell matches nothing"):
+        cells.run(("nothing",))
+    make().run(("tune/0/*",))
+    assert noted[-1] == "tune/0/interval"
+
+
+@pytest.mark.slow
+def test_the_report_has_every_method_and_claim(run):
+    out, _, results, _, _ = run
+    table = results["summary"]["early-stopped"]
+    assert list(table) == ["unguided", "interval", "learned", "learned, gated", "learned anew"]
+    assert all("low" in entry["frechet"] for entry in table.values())
+    assert np.isfinite([e["mean"] for row in table.values() for e in row.values() if e]).all()
+    assert table["unguided"]["evaluations"]["mean"] == 2
+    gated, interval = (table[m]["evaluations"]["mean"] for m in ("learned, gated", "interval"))
+    assert gated <= interval
+    assert [row["omega"] for row in results["sweep"]["adg"]] == [0, 7]
+    assert len(results["claims"]) == 6
+    page = (out / "report.html").read_text()
+    assert page.count("<figure>") == 4
+    assert "a note" in page
+    assert "nan" not in (out / "table.md").read_text()
+    assert json.loads((out / "metrics.json").read_text())["preset"] == "full"
