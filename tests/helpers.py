@@ -2,6 +2,9 @@
 
 import guidejax as gj
 
+# `compiler_options` of a program that runs for longer than it compiles.
+RUNS_LONG = {"xla_backend_optimization_level": 1}
+
 
 def sample(key, denoise, process, noise, **options):
     """`gj.sample` of a bare function (x, t, cond) -> x0 on a process, or of a denoiser of it."""

@@ -14,6 +14,7 @@ from scipy import special, stats
 import guidejax as gj
 from guidejax import objectives
 from guidejax.objectives.base import expected_power
+from tests.helpers import RUNS_LONG
 from tests.learning.common import EXACT, KEY, MODEL, NET, PROCESS, examples
 
 N = 24_000
@@ -42,7 +43,7 @@ def consistency(beta=1.75, particles=4, **options):
     return objectives.self_consistency(beta, particles, s_min=0.02, t_max=0.95, **options)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=RUNS_LONG)
 def _losses_and_slopes(objective, kept, reference):
     batch, keys = examples(N), jax.random.split(jax.random.key(7), N)
 
