@@ -10,10 +10,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # For the processes that tests start; `_optimizations` says it for this one.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Kernels from XLA's older emitters, all of a program in one piece: half the time to compile. An
-# unknown flag ends the process; jaxlib has these from 0.8 to 0.10 at least.
+# unknown flag ends the process; jaxlib has these from 0.8 to 0.10.
 version = importlib.metadata.version("jaxlib").split(".")
+OLDER = (int(version[0]), int(version[1])) < (0, 11)
 EMITTERS = "xla_cpu_use_fusion_emitters"
-if (int(version[0]), int(version[1])) < (0, 11) and EMITTERS not in os.environ.get("XLA_FLAGS", ""):
+if OLDER and EMITTERS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         f"--{EMITTERS}=false --xla_cpu_parallel_codegen_split_count=1 "
         + os.environ.get("XLA_FLAGS", "")
@@ -56,7 +57,7 @@ def _optimizations(request):
     optimized = request.node.get_closest_marker("optimized") is not None
     jax.config.update("jax_disable_most_optimizations", not optimized)
     # JAX has no public way to say it of all programs but the flags, which are read once.
-    compiler.get_compile_options = _usual_emitters if optimized else _options
+    compiler.get_compile_options = _usual_emitters if optimized and OLDER else _options
     # Programs are of one kind or the other. And each holds mappings of memory, of which a process
     # may have 65,530 on Linux: past them the compiler ends in a segmentation fault.
     jax.clear_caches()

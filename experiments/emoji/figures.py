@@ -6,9 +6,6 @@ import pathlib
 import textwrap
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 

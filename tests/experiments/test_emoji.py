@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.emoji import captions, methods, report, storage, towers, train
+from experiments.emoji import captions, docs, methods, report, storage, towers, train
 from experiments.emoji import cells as cells_module
 from experiments.emoji.arena import Arena, _nearest, _train_pictures, evaluations
 from experiments.emoji.cells import Cells
@@ -216,3 +216,7 @@ def test_the_report_has_every_method_and_claim(run):
     assert "a note" in page
     assert "nan" not in (out / "table.md").read_text()
     assert json.loads((out / "metrics.json").read_text())["preset"] == "full"
+
+
+def test_the_page_is_what_the_repository_holds():
+    assert (docs.DOCS / "emoji.md").read_text() == docs.page()

@@ -1,0 +1,192 @@
+"""docs/emoji.md, made from the logs of the weights and the finished cells of the repository.
+
+Run it as `python -m experiments.emoji.docs`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from experiments.emoji import report, storage, towers
+from experiments.emoji.cells import SWEEP_RULES, Cells
+from experiments.emoji.config import PLANS
+
+ROOT = pathlib.Path(__file__).parent
+RESULTS = ROOT / "results" / "cells"
+DOCS = ROOT.parent.parent / "docs"
+
+HEAD = """# Text to image on emoji
+
+Written by `python -m experiments.emoji.docs` from what lies in the repository: the logs of the networks
+(`experiments/emoji/weights`) and the finished cells of `python -m experiments.emoji --preset full`
+(`experiments/emoji/results`), each a small file. What isn't finished is named in [the last section](#what-isnt-done).
+
+The data are the 3,655 pictures of the Noto Color Emoji font with their Unicode names, at 32 × 32: 2,851 to train on; 68 of *composed*
+captions, pairs of attributes that training never had together; 275 to tune and learn guidance on; 461 for the report. No base picture
+has its skin tones on both sides of a split.
+
+![The same noise, prompts down, methods across](emoji/grid.png)
+
+*Captions that training never had, drawn by denoiser 0 from the same noise in 12 steps. The numbers are not tuned, but CFG's and ADG's usual ones.*
+"""
+
+
+def _log(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (storage.WEIGHTS / name).read_text().splitlines()]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def networks() -> str:
+    """The networks, by what their logs say."""
+    rows = []
+    for line in _log("towers.jsonl"):
+        if line["tower"] == towers.ATTRIBUTES:
+            continue
+        use = "report" if line["tower"] in towers.REPORT else "learning, tuning"
+        cells = [
+            f"{100 * line[s][what]:.0f}%"
+            for s in ("report", "composed")
+            for what in ("caption first", "caption in five")
+        ]
+        rows.append([line["tower"], use, *cells])
+    told = next(line for line in _log("towers.jsonl") if line["tower"] == towers.ATTRIBUTES)
+    right = ", ".join(f"{name} {100 * share:.0f}%" for name, share in told["report"].items())
+    last = {line["denoiser"]: line for line in _log("denoisers.jsonl")}
+    losses = [
+        [name, f"{line['step']:,}", f"{line['loss']:.3f}", f"{line['held_out']:.3f}"]
+        for name, line in last.items()
+    ]
+    return f"""
+## The networks
+
+**Towers** (`python -m experiments.emoji.towers`), trained contrastively as CLIP is; how often each finds the caption of a picture that it never saw,
+first or among five, of the report's 461 and of the 68 composed ones:
+
+{_table(["tower", "for", "first of 461", "in five", "composed: first of 68", "in five"], rows)}
+
+The classifier of attributes, for the report alone, tells of its pictures: {right}.
+
+**Denoisers** (`python -m experiments.emoji.train`), a transformer of 2.2 M parameters that predicts velocity, told the words as the
+*prompt* tower sees them. Three seeds stop near where the loss of held-out pictures is least; one trains four times as long, recites
+more, and is the well-trained one:
+
+{_table(["denoiser", "steps", "loss in training", "loss of held-out pictures"], losses)}
+"""
+
+
+def tuned(cells: Cells) -> str:
+    """What the searches found."""
+    text = """
+## What tuning found
+
+Fréchet distance on the selection captions (geometric mean over the towers that may be seen) of the best of 32 settings that a coordinate search
+scored; it leaves any region that it began in, so that no optimum lies on an edge but natural ones. Every setting is in `results`.
+"""
+    for home in dict.fromkeys(cells.like(name) for name in cells.denoisers):
+        rows = []
+        for method in cells.tuned:
+            found = cells.find(f"tune/{home}/{method}")
+            if found:
+                numbers = ", ".join(f"{k} {v:.3g}" for k, v in found["numbers"].items())
+                rows.append([method, f"{found['score']:.3f}", numbers])
+        if rows:
+            rows.sort(key=lambda row: row[1])
+            text += f"\nDenoiser {home}:\n\n"
+            text += _table(["method", "distance", "numbers"], rows) + "\n"
+    return text
+
+
+def sweep(cells: Cells) -> str:
+    """What each rule does as ω grows."""
+    home, real = cells.plan.early[0], report.real(cells)
+    found = {rule: cells.find(f"sweep/{home}/{rule}") for rule in SWEEP_RULES}
+    found = {rule: rows for rule, rows in found.items() if rows}
+    if not found:
+        return ""
+    rows = []
+    for rule, values in found.items():
+        for value in values:
+            if value["omega"] in (0, 1, 2, 7, 20):
+                rows.append(
+                    [rule, f"{value['omega']:g}", f"{value['frechet']:.2f}",
+                     f"{value['clip score']:.3f}", f"{100 * value['accuracy']:.1f}%",
+                     f"{value['saturation'] / real['saturation']:.2f}",
+                     f"{value['norm'] / real['norm']:.2f}", f"{value['diversity']:.2f}"]
+                )  # fmt: skip
+    head = ["rule", "ω", "Fréchet distance", "CLIP score", "attributes", "saturation / real",
+            "norm / real", "diversity"]  # fmt: skip
+    return f"""
+## As ω grows
+
+On the report's captions and towers, denoiser {home}, with the numbers of each rule's paper; all from the same noise.
+
+{_table(head, rows)}
+
+![Each rule as ω grows](emoji/sweep.png)
+"""
+
+
+def rest(cells: Cells) -> str:
+    """The report's tables, and what is missing."""
+    text = ""
+    kinds = {
+        "Early-stopped denoisers": cells.plan.early,
+        "The denoiser trained for long": cells.plan.long,
+    }
+    for kind, denoisers in kinds.items():
+        table = report.summarise(cells, denoisers)
+        if table:
+            text += f"\n## {kind}\n\n{report.markdown(table)}\n"
+    missing = [name for name in cells.functions if cells.find(name) is None]
+    text += "\n## What isn't done\n\n"
+    if missing:
+        kinds_of = sorted({name.split("/")[0] for name in missing})
+        text += (
+            f"{len(missing)} of the {len(cells.functions)} cells of the full preset, of the kinds "
+        )
+        text += f"{', '.join(kinds_of)}: `python -m experiments.emoji --preset full` goes on with them. "
+    else:
+        text += "All cells of the full preset are finished."
+    return text + "\n"
+
+
+def page() -> str:
+    """The whole page."""
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [RESULTS], None)
+    return HEAD + networks() + tuned(cells) + sweep(cells) + rest(cells)
+
+
+def main() -> None:
+    """Write the page and its pictures."""
+    import jax.numpy as jnp
+
+    import guidejax as gj
+    from experiments.emoji import figures
+
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [RESULTS], None)
+    arena, home = cells.pictured(report.PROMPTS), cells.plan.early[0]
+    columns = {"real": arena.x0}
+    for label, guide in (
+        ("no guidance", gj.guidance(gj.cfg, 0.0)),
+        ("CFG, ω = 1", gj.guidance(gj.cfg, 1.0)),
+        ("CFG, ω = 3", gj.guidance(gj.cfg, 3.0)),
+        ("CFG, ω = 7", gj.guidance(gj.cfg, 7.0)),
+        ("ADG, ω = 7", gj.guidance(gj.adg, 7.0, max_angle=jnp.pi / 3)),
+    ):
+        columns[label] = cells.draw(home, guide, arena)
+    figures.grid(columns, list(report.PROMPTS), DOCS / "emoji" / "grid.png")
+    found = {rule: cells.find(f"sweep/{home}/{rule}") for rule in SWEEP_RULES}
+    rows = {rule: values for rule, values in found.items() if values}
+    if rows:
+        figures.sweep(rows, report.real(cells), DOCS / "emoji" / "sweep.png")
+    (DOCS / "emoji.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
