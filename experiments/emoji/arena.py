@@ -18,30 +18,40 @@ from experiments.emoji.train import PROCESS
 from experiments.statistics import sample_rms, saturation
 from guidejax import metrics
 
+# Pictures that a CPU's caches hold at a time: many at once take half as long again.
+PART = 16
+
 
 @functools.partial(jax.jit, static_argnames="steps")
 def generate(key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps: int) -> jax.Array:
     """A picture a caption, from the noise that `key` gives."""
     noise_key, run_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (cond["tokens"].shape[0], 32, 32, 3))
-    return gj.sample(
-        run_key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
-        times=gj.uniform_times(steps),
-    )  # fmt: skip
+    count = cond["tokens"].shape[0]
+    noise = jax.random.normal(noise_key, (count, 32, 32, 3))
+
+    def draw(part: Any) -> jax.Array:
+        noise, cond = part
+        return gj.sample(
+            run_key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
+            times=gj.uniform_times(steps),
+        )  # fmt: skip
+
+    if jax.default_backend() != "cpu" or count <= PART:
+        return draw((noise, cond))
+    parts = -(-count // PART)
+    split = jax.tree.map(
+        lambda a: jnp.resize(a, (parts * PART, *a.shape[1:])).reshape(parts, PART, *a.shape[1:]),
+        (noise, cond),
+    )
+    return jax.lax.map(draw, split).reshape(-1, *noise.shape[1:])[:count]
 
 
 @functools.partial(jax.jit, static_argnames=("method", "steps"))
 def generate_tuned(
-    key: jax.Array,
-    denoise: Any,
-    method: str,
-    numbers: Mapping[str, Any],
-    group: jax.Array,
-    cond: Any,
-    steps: int,
+    key: jax.Array, denoise: Any, method: str, numbers: Mapping[str, Any], cond: Any, steps: int
 ) -> jax.Array:
     """`generate` under a tuned method whose numbers are traced: one program for a whole search."""
-    return generate(key, denoise, methods.TUNED[method].guide(group, **numbers), cond, steps)
+    return generate(key, denoise, methods.TUNED[method].guide(**numbers), cond, steps)
 
 
 def evaluations(guide: gj.Guidance, steps: int) -> int:
@@ -98,8 +108,8 @@ class Arena:
         self.captions = [found.captions[row] for row in rows]
         self.x0 = jnp.asarray(found.x0[rows])
         self.attributes = {name: value[rows] for name, value in found.attributes.items()}
-        self.group = methods.groups([found.groups[row] for row in rows])
-        self.cond = towers.prompts(self.captions, self.folder)
+        groups = [found.groups[row] for row in rows]
+        self.cond = towers.prompts(self.captions, self.folder, groups)
         self.towers = {name: towers.load(name, self.folder) for name in self.names}
         self.reward = towers.load("reward", self.folder)
         self.classify = towers.load_classifier(self.folder)

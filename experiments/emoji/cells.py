@@ -177,9 +177,7 @@ class Cells:
 
         def score(numbers: dict[str, float]) -> float:
             traced = {name: jnp.asarray(value) for name, value in numbers.items()}
-            x0 = generate_tuned(
-                self.key(TUNE), denoise, method, traced, arena.group, arena.cond, plan.steps
-            )
+            x0 = generate_tuned(self.key(TUNE), denoise, method, traced, arena.cond, plan.steps)
             value = arena.score(x0)
             return value if np.isfinite(value) else float("inf")
 
@@ -255,10 +253,10 @@ class Cells:
         """The guidance of a method for the captions of an arena."""
         home = self.like(denoiser)
         if method == "unguided":
-            return methods.TUNED[method].guide(arena.group)
+            return methods.TUNED[method].guide()
         if method in methods.TUNED:
             numbers = self[f"tune/{home}/{method}"]["numbers"]
-            return methods.TUNED[method].guide(arena.group, **numbers)
+            return methods.TUNED[method].guide(**numbers)
         form = methods.LEARNED[self["choice"]["form"]]
         if method == "learned anew":
             return form.guide(self._once(self._anew, home))

@@ -23,10 +23,6 @@ SHARE = Number(0.5, 0.25, lo=0.0, hi=1.0)
 CAP = Number(float(np.pi / 3), 0.4, lo=0.0, hi=float(np.pi))
 RADIUS = Number(10.0, 5.0, lo=0.0)
 
-# Unicode's groups as the per-group interval has them.
-GROUPS = {"People & Body": 0, "Smileys & Emotion": 1, "Flags": 2}
-GROUP_COUNT = 4  # All others are the last.
-
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
@@ -43,27 +39,32 @@ def _ordered(numbers: Numbers) -> bool:
     )
 
 
-def _per_group(group: jax.Array, **numbers: Any) -> gj.Guidance:
+@functools.cache  # One function a group, so that they share the compiled programs.
+def _within(group: int) -> Callable[[Any, Any], jax.Array]:
+    return lambda omega, step: jnp.where(step.cond["group"] == group, omega, 0.0)
+
+
+def _per_group(**numbers: Any) -> gj.Guidance:
     parts = [
         gj.interval(
-            jnp.where(group == g, numbers[f"omega {g}"], 0.0),
+            gj.Weight(numbers[f"omega {g}"], _within(g)),
             lo=numbers[f"lo {g}"], hi=numbers[f"hi {g}"],
         )
-        for g in range(GROUP_COUNT)
+        for g in range(towers.GROUP_COUNT)
     ]  # fmt: skip
     return gj.guidance(gj.cfg, functools.reduce(lambda a, b: a + b, parts))
 
 
 def _cfg(weight: Callable[..., Any]) -> Callable[..., gj.Guidance]:
-    return lambda group, **numbers: gj.guidance(gj.cfg, weight(**numbers))
+    return lambda **numbers: gj.guidance(gj.cfg, weight(**numbers))
 
 
 def _rule(rule: Any) -> Callable[..., gj.Guidance]:
-    return lambda group, **numbers: gj.guidance(rule, **numbers)
+    return lambda **numbers: gj.guidance(rule, **numbers)
 
 
 TUNED: dict[str, Tuned] = {
-    "unguided": Tuned({}, lambda group: gj.guidance(gj.cfg, 0.0)),
+    "unguided": Tuned({}, lambda: gj.guidance(gj.cfg, 0.0)),
     "constant": Tuned({"omega": OMEGA}, _rule(gj.cfg)),
     "interval": Tuned(
         {"value": OMEGA, "lo": LO, "hi": HI}, _cfg(gj.interval), _ordered
@@ -72,7 +73,7 @@ TUNED: dict[str, Tuned] = {
         {
             f"{name} {g}": number
             for name, number in (("omega", OMEGA), ("lo", LO), ("hi", HI))
-            for g in range(GROUP_COUNT)
+            for g in range(towers.GROUP_COUNT)
         },
         _per_group,
         _ordered,
@@ -90,22 +91,17 @@ TUNED: dict[str, Tuned] = {
     "cfg-zero": Tuned({"omega": OMEGA}, _rule(gj.rules.cfg_zero)),
     "rescale": Tuned(
         {"omega": OMEGA, "phi": SHARE},
-        lambda group, omega, phi: gj.guidance(
+        lambda omega, phi: gj.guidance(
             gj.chain(gj.cfg, gj.rescale.bind(phi=phi)), omega
         ),
     ),
     "norm cap": Tuned(
         {"omega": OMEGA, "rho": Number(1.0, 0.2, lo=0.0)},
-        lambda group, omega, rho: gj.guidance(
+        lambda omega, rho: gj.guidance(
             gj.chain(gj.cfg, gj.rules.norm_cap.bind(rho=rho)), omega
         ),
     ),
 }  # fmt: skip
-
-
-def groups(names: list[str]) -> jax.Array:
-    """Unicode's groups as numbers, (n,)."""
-    return jnp.asarray([GROUPS.get(name, GROUP_COUNT - 1) for name in names])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 import guidejax as gj
 from experiments import page as pages
-from experiments.emoji import figures, methods
+from experiments.emoji import figures, methods, towers
 from experiments.emoji.arena import geometric_mean
 from experiments.emoji.cells import SWEEP_RULES, Cells
 from experiments.emoji.train import PROCESS
@@ -165,7 +165,7 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
         style = "-" if method.startswith("learned") else "--"
         if method == "learned":
             for group in ("People & Body", "Flags"):
-                rows = np.flatnonzero(np.asarray(arena.group) == methods.GROUPS[group])
+                rows = np.flatnonzero(np.asarray(arena.cond["group"]) == towers.GROUPS[group])
                 if table.ndim > 1 and rows.size:
                     curves[f"learned, {group}"] = (
                         table[:, rows], figures.COLORS[method], "-" if group == "Flags" else ":"

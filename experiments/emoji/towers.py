@@ -204,19 +204,29 @@ def _classify(params: Any, x0: jax.Array) -> dict[str, jax.Array]:
     return split_logits(CLASSIFIER.apply(params, x0)[1])
 
 
-def prompts(said: Sequence[str], folder: pathlib.Path = storage.WEIGHTS) -> dict[str, jax.Array]:
-    """Captions as conditions: "words" for denoiser and ω, "tokens" for the reward.
+# Unicode's groups as a guidance may tell them apart; all others are the last.
+GROUPS = {"People & Body": 0, "Smileys & Emotion": 1, "Flags": 2}
+GROUP_COUNT = 4
+
+
+def prompts(
+    said: Sequence[str],
+    folder: pathlib.Path = storage.WEIGHTS,
+    groups: Sequence[str] | None = None,
+) -> dict[str, jax.Array]:
+    """Captions as conditions: "words" for denoiser and ω, "tokens" for the reward, "group".
 
     Words are (n, LENGTH, features), as the prompt tower sees them; a row of zeros is no word, and
-    all zeros is the unconditional condition, `NULL`.
+    all zeros is the unconditional condition, `NULL`. Groups are Unicode's, by their names.
     """
     tokens = captions.tokens(said)
     parts = np.split(tokens, range(512, len(tokens), 512))
     words = jnp.concatenate([_prompt(folder)(part)[0] for part in parts])
-    return {"words": words, "tokens": jnp.asarray(tokens)}
+    group = [GROUPS.get(name, GROUP_COUNT - 1) for name in groups or [""] * len(tokens)]
+    return {"words": words, "tokens": jnp.asarray(tokens), "group": jnp.asarray(group)}
 
 
-NULL = {"words": 0.0, "tokens": 0}
+NULL = {"words": 0.0, "tokens": 0, "group": 0}
 
 
 @functools.cache

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.emoji import captions, docs, methods, report, storage, towers, train
+import guidejax as gj
+from experiments.emoji import arena, captions, docs, methods, report, storage, towers, train
 from experiments.emoji import cells as cells_module
 from experiments.emoji.arena import Arena, _nearest, _train_pictures, evaluations
 from experiments.emoji.cells import Cells
@@ -80,18 +81,18 @@ def test_a_search_begins_at_a_guidance_that_makes_sense(method):
     tuned = methods.TUNED[method]
     numbers = {name: number.start for name, number in tuned.space.items()}
     assert tuned.allowed(numbers)
-    group = methods.groups(["Flags", "Objects"])
-    guide = tuned.guide(group, **numbers)
+    guide = tuned.guide(**numbers)
     assert evaluations(guide, 4) == 4 if method == "unguided" else 4 < evaluations(guide, 4) <= 8
 
 
 def test_the_interval_per_group_gives_each_group_its_own():
     numbers = {f"omega {g}": float(g + 1) for g in range(4)}
     numbers |= {f"lo {g}": 0.2 for g in range(4)} | {f"hi {g}": 0.5 + 0.1 * g for g in range(4)}
-    group = methods.groups(["People & Body", "Smileys & Emotion", "Flags", "Objects"])
-    omega = methods.TUNED["interval per group"].guide(group, **numbers).omega
-    assert omega(0.3, 0.45).tolist() == [1, 2, 3, 4]
-    assert omega(0.5, 0.65).tolist() == [0, 0, 3, 4]
+    groups = ["People & Body", "Smileys & Emotion", "Flags", "Objects"]
+    cond = towers.prompts(groups, groups=groups)
+    omega = methods.TUNED["interval per group"].guide(**numbers).omega
+    assert omega(0.3, 0.45, cond).tolist() == [1, 2, 3, 4]
+    assert omega(0.5, 0.65, cond).tolist() == [0, 0, 3, 4]
     assert not methods.TUNED["interval per group"].allowed(numbers | {"lo 2": 0.9})
 
 
@@ -135,17 +136,32 @@ def test_chosen_on_and_reported_on_are_apart():
 
 
 @pytest.mark.slow
+def test_pictures_don_t_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
+    net = train.network(24, 1)
+    cond = towers.prompts(["bear", "red heart", "flag: Wales"] * 3)
+    params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.ones(1), cond["words"][:1])
+    params = jax.tree.map(lambda a: a + 0.01 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+    draw = lambda: arena.generate(
+        jax.random.key(1), train.ready(net, params), gj.guidance(gj.cfg, 2.0), cond, 2
+    )
+    whole = draw()
+    monkeypatch.setattr(arena, "PART", 4)
+    arena.generate.clear_cache()
+    np.testing.assert_allclose(draw(), whole, atol=2e-4)
+
+
+@pytest.mark.slow
 def test_real_pictures_are_at_distance_0_and_score_best():
-    arena = Arena("report", ("report-conv",), rows=np.arange(60), resamples=2)
-    real = arena.measure(arena.x0)
-    noise = arena.measure(jax.random.normal(jax.random.key(0), arena.x0.shape))
+    place = Arena("report", ("report-conv",), rows=np.arange(60), resamples=2)
+    real = place.measure(place.x0)
+    noise = place.measure(jax.random.normal(jax.random.key(0), place.x0.shape))
     assert abs(real["frechet"]) < 1e-3 * noise["frechet"]
     assert real["clip score"] > noise["clip score"] + 0.2
     assert real["accuracy"] > noise["accuracy"]
     assert 0 < min(real["frechet resampled"]) < min(noise["frechet resampled"])
     train = captions.pictures("train").x0[:4]
-    assert arena.diversity(jnp.asarray(np.repeat(train[:1], 4, 0)), 2) == 0
-    assert arena.diversity(jnp.asarray(train), 2) > 0.2
+    assert place.diversity(jnp.asarray(np.repeat(train[:1], 4, 0)), 2) == 0
+    assert place.diversity(jnp.asarray(train), 2) > 0.2
 
 
 def test_a_training_picture_is_its_own_nearest():
