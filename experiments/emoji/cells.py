@@ -95,7 +95,9 @@ class Cells:
         if not plan.omegas:
             return
         for rule in SWEEP_RULES:
-            yield f"sweep/{plan.early[0]}/{rule}", partial(self._sweep, plan.early[0], rule)
+            for omega in plan.omegas:
+                name = f"sweep/{plan.early[0]}/{rule}/{omega:g}"
+                yield name, partial(self._sweep, plan.early[0], rule, omega)
         for schedule in SCHEDULES:
             name = f"schedules/{plan.early[0]}/{schedule}"
             yield name, partial(self._schedule, plan.early[0], schedule)
@@ -324,18 +326,23 @@ class Cells:
         )
         return arena.diversity(x0, self.plan.diverse[1])
 
-    def _sweep(self, denoiser: str, rule: str) -> list[dict[str, Any]]:
-        """A row an ω, from the same noise."""
-        arena, rows = self.reported("report"), []
+    def _sweep(self, denoiser: str, rule: str, omega: float) -> dict[str, Any]:
+        """What a rule makes of an ω; from the same noise for all."""
+        arena, diverse, network = self.reported("report"), self._diverse(), self.denoiser(denoiser)
         make = _sweep_program(rule, self.plan.steps)
-        for omega in self.plan.omegas:
-            x0 = make(self.key(SWEEP), self.denoiser(denoiser), omega, arena.cond)
-            diverse = make(self.key(DIVERSE), self.denoiser(denoiser), omega, self._diverse().cond)
-            row = {"omega": omega, **arena.measure(x0)}
-            del row["frechet resampled"]
-            row["diversity"] = self._diverse().diversity(diverse, self.plan.diverse[1])
-            rows.append(row)
-        return rows
+        row = {"omega": omega, **arena.measure(make(self.key(SWEEP), network, omega, arena.cond))}
+        del row["frechet resampled"]
+        x0 = make(self.key(DIVERSE), network, omega, diverse.cond)
+        return {**row, "diversity": diverse.diversity(x0, self.plan.diverse[1])}
+
+    def swept(self) -> dict[str, list[dict[str, Any]]]:
+        """What is finished of the sweep: for each rule a row an ω."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name in self.functions:
+            row = self.find(name) if name.startswith("sweep/") else None
+            if row:
+                found.setdefault(name.split("/")[2], []).append(row)
+        return found
 
     def _schedule(self, denoiser: str, schedule: str) -> dict[str, Any]:
         """Diversity and quality of a schedule, and what becomes of a nudge on the way."""

@@ -13,7 +13,7 @@ import guidejax as gj
 from experiments import page as pages
 from experiments.emoji import figures, methods, towers
 from experiments.emoji.arena import geometric_mean
-from experiments.emoji.cells import SWEEP_RULES, Cells
+from experiments.emoji.cells import Cells
 from experiments.emoji.train import PROCESS
 from experiments.statistics import mean_interval, paired_ratio_interval, sample_rms, saturation
 
@@ -189,7 +189,7 @@ def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str,
         "composed": {k: summarise(cells, kinds[k], "composed") for k in summary},
         "tuned": {n: cells.find(n) for n in cells.functions if n.startswith("tune/")},
         "choice": cells.find("choice"),
-        "sweep": {r: cells.find(f"sweep/{plan.early[0]}/{r}") for r in SWEEP_RULES},
+        "sweep": cells.swept(),
         "schedules": {
             n.split("/")[-1]: cells.find(n) for n in cells.functions if n.startswith("schedules/")
         },
@@ -204,10 +204,9 @@ def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str,
         )
         text += f"## {kind}\n\n{markdown(table)}\n\nOn pairs of attributes that training never "
         text += f"had together:\n\n{markdown(results['composed'][kind])}\n\n"
-    sweep = {rule: rows for rule, rows in results["sweep"].items() if rows}
-    if sweep:
+    if results["sweep"]:
         pictures["Each rule as ω grows, with its paper's numbers; real pictures dashed"] = (
-            figures.sweep(sweep, results["real"], folder / "sweep.png")
+            figures.sweep(results["sweep"], results["real"], folder / "sweep.png")
         )
     pictures["ω over time; learned: of captions of two kinds, with the middle 80%"] = _weights(
         cells, folder / "weights.png"

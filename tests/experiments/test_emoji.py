@@ -185,8 +185,7 @@ def run(tmp_path_factory):
     storage.save(out / "denoiser-0.safetensors", params, {"width": 24, "depth": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "LEARNED", {"rollout": methods.LEARNED["rollout"]})
-        for module in (cells_module, report):
-            patch.setattr(module, "SWEEP_RULES", {"adg": cells_module.SWEEP_RULES["adg"]})
+        patch.setattr(cells_module, "SWEEP_RULES", {"adg": cells_module.SWEEP_RULES["adg"]})
         patch.setattr(
             cells_module, "SCHEDULES", {"triangular": cells_module.SCHEDULES["triangular"]}
         )
