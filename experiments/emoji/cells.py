@@ -306,13 +306,13 @@ class Cells:
         return Arena("report", tuple(towers.REPORT), self.weights, np.repeat(rows, each))
 
     def pictured(self, said: Sequence[str]) -> Arena:
-        """Captions of the report by name."""
+        """Composed captions by name."""
         return self._once(self._named, tuple(said))
 
     def _named(self, said: tuple[str, ...]) -> Arena:
-        known = captions.pictures("report").captions
+        known = captions.pictures("composed").captions
         rows = np.array([known.index(each) for each in said])
-        return Arena("report", tuple(towers.REPORT), self.weights, rows)
+        return Arena("composed", tuple(towers.REPORT), self.weights, rows)
 
     def draw(self, denoiser: str, guide: gj.Guidance, arena: Arena) -> jax.Array:
         """A picture a caption, from noise of its own."""

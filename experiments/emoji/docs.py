@@ -29,7 +29,7 @@ has its skin tones on both sides of a split.
 
 ![The same noise, prompts down, methods across](emoji/grid.png)
 
-*Captions that training never had, drawn by denoiser 0 from the same noise in 12 steps. The numbers are not tuned, but CFG's and ADG's usual ones.*
+*Captions of pairs that training never had together, drawn by denoiser 0 from the same noise in 12 steps; ω as it is usually set, not tuned.*
 """
 
 

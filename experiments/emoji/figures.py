@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -89,10 +90,12 @@ def sweep(
             axis.axhline(real[name], color="black", linestyle="--", linewidth=1)
         if name == "frechet":
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_title(label, fontsize=10)
         axis.set_xscale("symlog", linthresh=1)
-        axis.set_xticks([0, 1, 2, 4, 7, 14])
-        axis.set_xticklabels(["0", "1", "2", "4", "7", "14"])
+        axis.set_xticks([0, 1, 2, 4, 7, 10, 20], ["0", "1", "2", "4", "7", "10", "20"])
     for axis in axes[1]:
         axis.set_xlabel("ω  (0: conditional model)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=7,

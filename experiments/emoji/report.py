@@ -24,10 +24,11 @@ COLUMNS = (
     ("saturation", "saturation", 3), ("norm", "norm", 3), ("diversity", "diversity", 3),
     ("nearest", "nearest training picture", 3), ("evaluations", "evaluations", 0),
 )  # fmt: skip
-# What the grid shows.
+# What the grid shows: pairs of attributes that training never had together.
 PROMPTS = (
-    "grinning face with smiling eyes", "raised fist: dark skin tone", "girl: medium-dark skin tone",
-    "man cook", "woman police officer: medium-dark skin tone", "bear", "two o’clock", "flag: China",
+    "blue heart", "person: dark skin tone, red hair", "woman: light skin tone, bald",
+    "man teacher: medium skin tone", "woman mechanic: medium-light skin tone",
+    "woman golfing: medium-dark skin tone", "man surfing: medium skin tone", "green square",
 )  # fmt: skip
 
 
