@@ -168,10 +168,8 @@ def rest(cells: Cells) -> str:
     text += "\n## What isn't done\n\n"
     if missing:
         kinds_of = sorted({name.split("/")[0] for name in missing})
-        text += (
-            f"{len(missing)} of the {len(cells.functions)} cells of the full preset, of the kinds "
-        )
-        text += f"{', '.join(kinds_of)}: `python -m experiments.emoji --preset full` goes on with them. "
+        text += f"""{len(missing)} of the {len(cells.functions)} cells of the full preset, of the kinds {", ".join(kinds_of)}:
+`python -m experiments.emoji --preset full` goes on with them."""
     else:
         text += "All cells of the full preset are finished."
     return text + "\n"

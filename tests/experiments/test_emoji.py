@@ -20,7 +20,11 @@ TINY = Plan(
 )  # fmt: skip
 
 
-# The networks
+# The networks, and the page
+
+
+def test_the_page_is_what_the_repository_holds():
+    assert (docs.DOCS / "emoji.md").read_text() == docs.page()
 
 
 @pytest.mark.slow
@@ -231,7 +235,3 @@ def test_the_report_has_every_method_and_claim(run):
     assert "a note" in page
     assert "nan" not in (out / "table.md").read_text()
     assert json.loads((out / "metrics.json").read_text())["preset"] == "full"
-
-
-def test_the_page_is_what_the_repository_holds():
-    assert (docs.DOCS / "emoji.md").read_text() == docs.page()
