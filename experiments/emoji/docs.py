@@ -86,7 +86,8 @@ def tuned(cells: Cells) -> str:
 ## What tuning found
 
 Fréchet distance on the selection captions (geometric mean over the towers that may be seen) of the best of 32 settings that a coordinate search
-scored; it leaves any region that it began in, so that no optimum lies on an edge but natural ones. Every setting is in `results`.
+scored, on one NVIDIA H100. It leaves any region that it began in, so that no optimum lies on an edge but natural ones; 32 settings don't
+bring the twelve numbers of the per-group interval to rest. Every setting is in `results`.
 """
     for home in dict.fromkeys(cells.like(name) for name in cells.denoisers):
         rows = []
@@ -123,7 +124,7 @@ def sweep(cells: Cells) -> str:
     return f"""
 ## As ω grows
 
-On the report's captions and towers, denoiser {home}, with the numbers of each rule's paper; all from the same noise.
+On the report's captions and towers, denoiser {home}, with the numbers of each rule's paper; all from the same noise. On two CPU cores.
 
 {_table(head, rows)}
 
