@@ -1,7 +1,7 @@
 """Guidance of a text-to-image model on real colour pictures: tuned, and learned.
 
-    python -m experiments.emoji                  # minutes
-    python -m experiments.emoji --preset full    # what docs/emoji.md reports
+    python -m experiments.emoji --preset full    # what docs/emoji.md reports; hours
+    python -m experiments.emoji                  # minutes, from what that has tuned and learned
 
 Searches every usual guidance and learns ω(caption, s, t), both on selection captions, and compares
 them on captions, noise and networks that none of them saw. A run that was stopped goes on from
@@ -54,6 +54,8 @@ def main(config: Config) -> None:
 
     plan = PLANS[config.preset]
     cells = Cells(plan, config.weights, [config.out / "cells", RESULTS], note)
+    if config.preset == "quick":
+        _refuse_hours(cells)
     cells.run(config.cells)
     if config.cells:
         return
@@ -62,6 +64,18 @@ def main(config: Config) -> None:
         mark = "reached" if claim["holds"] else "NOT reached"
         LOG.info("%s: %.3f, %s", claim["claim"], claim["value"]["mean"], mark)
     LOG.info("report: %s (%.0f s)", config.out / "report.html", time.monotonic() - begun)
+
+
+def _refuse_hours(cells: Cells) -> None:
+    """Raise where what the quick preset loads isn't there: it would take hours to make."""
+    slow = ("tune/", "choose/", "choice", "learn/")
+    missing = [n for n in cells.functions if n.startswith(slow) and cells.find(n) is None]
+    if missing:
+        raise SystemExit(
+            f"the quick preset loads what was tuned and learned, and {len(missing)} such cells are "
+            f"neither in the repository nor under --out ({', '.join(missing[:3])}, ...). They take "
+            "hours: --preset full --cells 'tune/0/*' 'choose/*' 'choice' 'learn/0/0'."
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Config:
     """
 
     preset: Literal["quick", "full"] = "quick"
-    """quick: minutes, from the weights and numbers in the repository. full: everything anew."""
+    """quick: minutes, from what is tuned and learned already. full: all of it, hours."""
     out: pathlib.Path = pathlib.Path("runs/emoji/main")
     """Where the report, the metrics, and a small file for each finished cell go."""
     cells: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ def tuned(cells: Cells) -> str:
 ## What tuning found
 
 Fréchet distance on the selection captions (geometric mean over the towers that may be seen) of the best of 32 settings that a coordinate search
-scored, on one NVIDIA H100. It leaves any region that it began in, so that no optimum lies on an edge but natural ones; 32 settings don't
+scored: of denoiser long on one NVIDIA H100, of denoiser 0 on two CPU cores. It leaves any region that it began in, so that no optimum lies on an edge but natural ones; 32 settings don't
 bring the twelve numbers of the per-group interval to rest. Every setting is in `results`.
 """
     for home in dict.fromkeys(cells.like(name) for name in cells.denoisers):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import guidejax as gj
+from experiments.emoji import __main__ as emoji
 from experiments.emoji import arena, captions, docs, methods, report, storage, towers, train
 from experiments.emoji import cells as cells_module
 from experiments.emoji.arena import Arena, _nearest, _train_pictures, evaluations
 from experiments.emoji.cells import Cells
-from experiments.emoji.config import PLANS, Plan
+from experiments.emoji.config import PLANS, Config, Plan
 
 TINY = Plan(
     early=("0",), long=(), settings=2, seeds=2, methods=("unguided", "interval"), steps=2,
@@ -134,6 +135,12 @@ def test_chosen_on_and_reported_on_are_apart():
     seeds = ((), (0,), (1,), (0, 0), (1, 0))
     keys = [jax.random.key_data(cells.key(part, *seed)) for part in range(7) for seed in seeds]
     assert len({tuple(np.asarray(key).tolist()) for key in keys}) == len(keys)
+
+
+def test_the_quick_preset_never_takes_hours(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji, "RESULTS", tmp_path / "none")
+    with pytest.raises(SystemExit, match="tune/0/constant"):
+        emoji.main(Config(out=tmp_path))
 
 
 # Measures
