@@ -211,6 +211,11 @@ def flatten(x: Array) -> Array:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
+def flat(x: Tree) -> Array:
+    """Every leaf of a state side by side, in the dtype of reductions: (batch, d)."""
+    return jnp.concatenate([flatten(upcast(leaf)) for leaf in jax.tree.leaves(x)], axis=1)
+
+
 def quantile(x: Array, q: Array | float, axis: int = 1) -> Array:
     """The q-quantile along `axis` with linear interpolation; `q` is a scalar or (batch,)."""
     n = x.shape[axis]

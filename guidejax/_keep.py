@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, norm, tree_map, upcast
+from guidejax._arrays import Array, Tree, flat, norm, tree_map
 from guidejax._geometry import angle, effective_omega
 from guidejax._guidance import Guidance
 from guidejax.weights.base import Step
@@ -63,6 +63,11 @@ def check_keep(keep: Any, steps: int) -> Keep:
                 f"unknown keep={keep!r}; expected final, stats, all, or indices of steps."
             )
         return cast(Keep, keep)
+    return kept_steps(keep, steps)
+
+
+def kept_steps(keep: Iterable[Any], steps: int) -> tuple[int, ...]:
+    """Rising step indices, negative ones counted from the end."""
     chosen = tuple(int(i) + (steps if i < 0 else 0) for i in keep)
     rising = all(a < b for a, b in itertools.pairwise(chosen))
     if not chosen or not rising or chosen[0] < 0 or chosen[-1] >= steps:
@@ -119,9 +124,3 @@ def asked(omega: Any, like: Array) -> Array:
     values = [jnp.asarray(value) for value in jax.tree.leaves(omega)]
     means = [jnp.mean(v, axis=tuple(range(1, v.ndim))) for v in values]
     return jnp.broadcast_to(sum(means) / len(means), like.shape).astype(like.dtype)
-
-
-def flat(x: Tree) -> Array:
-    """Every leaf of a state side by side, in float32 at least: (batch, d)."""
-    leaves = [upcast(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
-    return jnp.concatenate(leaves, axis=1)

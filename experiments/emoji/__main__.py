@@ -49,11 +49,8 @@ def main(config: Config) -> None:
     LOG.info("guidejax emoji, preset %s, on %s", config.preset, jax.devices())
     begun = time.monotonic()
 
-    def note(index: int, count: int, name: str) -> None:
-        LOG.info("%d of %d: %s (%.0f s)", index + 1, count, name, time.monotonic() - begun)
-
     plan = PLANS[config.preset]
-    cells = Cells(plan, config.weights, [config.out / "cells", RESULTS], note)
+    cells = Cells(plan, config.weights, [config.out / "cells", RESULTS], LOG.info)
     if config.preset == "quick":
         _refuse_hours(cells)
     cells.run(config.cells)

@@ -115,36 +115,36 @@ class Arena:
         self.classify = towers.load_classifier(self.folder)
         self._real = {n: _image(t.image, self.x0)[0] for n, t in self.towers.items()}
 
-    def frechet(self, x0: jax.Array) -> dict[str, float]:
-        """Fréchet distance to the real pictures in the features of each tower."""
-        return {
-            n: float(_frechet(_image(t.image, x0)[0], self._real[n]))
-            for n, t in self.towers.items()
-        }
-
     def score(self, x0: jax.Array) -> float:
-        """Geometric mean of the Fréchet distances: what tuning minimises."""
-        return geometric_mean(self.frechet(x0).values())
+        """Geometric mean of the Fréchet distances on the towers: what tuning minimises."""
+        seen = {name: _image(tower.image, x0)[0] for name, tower in self.towers.items()}
+        return geometric_mean(self._frechet(seen).values())
 
-    def clip_score(self, tower: towers.Towers, x0: jax.Array) -> float:
-        """The mean cosine of pictures and their captions."""
-        ours, said = _image(tower.image, x0)[1], _text(tower.text, self.cond["tokens"])
-        return float(jnp.mean(jnp.sum(towers.unit(ours) * towers.unit(said), axis=-1)))
+    def _frechet(self, seen: Mapping[str, jax.Array], rows: Any = slice(None)) -> dict[str, float]:
+        """Distance of features to those of the real pictures, or of some of their rows."""
+        return {name: float(_frechet(f, self._real[name][rows])) for name, f in seen.items()}
 
-    def resampled(self, x0: jax.Array) -> list[float]:
-        """`score` beside real pictures that are drawn anew, the same draws for every method."""
-        found = []
-        features = {n: _image(t.image, x0)[0] for n, t in self.towers.items()}
-        for draw in range(self.resamples):
-            rows = np.random.default_rng(draw).integers(0, len(self.captions), len(self.captions))
-            found.append(
-                geometric_mean(_frechet(features[n], self._real[n][rows]) for n in self.names)
-            )
-        return found
+    def _resampled(self, seen: Mapping[str, jax.Array]) -> list[float]:
+        """Distances beside real pictures that are drawn anew, the same draws for every method."""
+        count = len(self.captions)
+        draws = [np.random.default_rng(i).integers(0, count, count) for i in range(self.resamples)]
+        return [geometric_mean(self._frechet(seen, rows).values()) for rows in draws]
+
+    def clip_score(self, tower: towers.Towers, embedding: jax.Array) -> float:
+        """The mean cosine of pictures, as the tower embeds them, and their captions."""
+        said = _text(tower.text, self.cond["tokens"])
+        return float(jnp.mean(jnp.sum(towers.unit(embedding) * towers.unit(said), axis=-1)))
+
+    def reward_score(self, x0: jax.Array) -> float:
+        """The CLIP score on the reward's own tower."""
+        return self.clip_score(self.reward, _image(self.reward.image, x0)[1])
 
     def measure(self, x0: jax.Array) -> dict[str, Any]:
         """Every figure of the table, but diversity and evaluations."""
-        distances = self.frechet(x0)
+        looks = {name: _image(tower.image, x0) for name, tower in self.towers.items()}
+        seen = {name: features for name, (features, _) in looks.items()}
+        distances = self._frechet(seen)
+        scores = [self.clip_score(self.towers[name], look[1]) for name, look in looks.items()]
         logits = _image(self.classify, x0)
         told = {
             name: float(np.mean(np.argmax(logits[name], -1) == truth))
@@ -154,9 +154,9 @@ class Arena:
         return {
             **{f"frechet/{name}": value for name, value in distances.items()},
             "frechet": geometric_mean(distances.values()),
-            "frechet resampled": self.resampled(x0),
-            "clip score": float(np.mean([self.clip_score(t, x0) for t in self.towers.values()])),
-            "reward": self.clip_score(self.reward, x0),
+            "frechet resampled": self._resampled(seen),
+            "clip score": float(np.mean(scores)),
+            "reward": self.reward_score(x0),
             **{f"accuracy/{name}": value for name, value in told.items()},
             "accuracy": float(np.mean(list(told.values()))),
             "saturation": float(jnp.mean(saturation(clipped))),

@@ -37,21 +37,24 @@ SWEEP_RULES: dict[str, Callable[[Any], gj.Guidance]] = {
 }
 # Schedules of one mean weight, whose diversity Jin et al. 2509.22007 order.
 MEAN = 3.0
-SCHEDULES: dict[str, Callable[[], gj.Weight]] = {
-    "constant": lambda: gj.weights.as_weight(MEAN),
-    "early strong": lambda: gj.interval(2 * MEAN, lo=0.5, hi=1.0),
-    "late strong": lambda: gj.interval(2 * MEAN, lo=0.0, hi=0.49),
-    "triangular": lambda: gj.schedules.triangular(MEAN),
-    "least contraction": lambda: gj.schedules.least_contraction(MEAN),
+SCHEDULES: dict[str, gj.Weight] = {
+    "constant": gj.weights.as_weight(MEAN),
+    "early strong": gj.with_mean(gj.interval(1.0, lo=0.5, hi=1.0), MEAN),
+    "late strong": gj.with_mean(gj.interval(1.0, lo=0.0, hi=0.5), MEAN),
+    "triangular": gj.schedules.triangular(MEAN),
+    "least contraction": gj.schedules.least_contraction(MEAN),
 }
+
+
+Say = Callable[[str], None]
 
 
 class Cells:
     """Every cell of a plan by name; `self[name]` is its result, computed where it isn't known."""
 
-    def __init__(self, plan: Plan, weights: pathlib.Path, folders: list[pathlib.Path], note: Any):
-        """`folders`: where results are looked for; new ones go to the first."""
-        self.plan, self.weights, self.folders, self.note = plan, weights, folders, note
+    def __init__(self, plan: Plan, weights: pathlib.Path, folders: list[pathlib.Path], say: Say):
+        """`folders` are searched for results; new ones go to the first. `say` gets progress."""
+        self.plan, self.weights, self.folders, self.say = plan, weights, folders, say
         self.functions: dict[str, Callable[[], Any]] = dict(self._cells())
         self._made: dict[Any, Any] = {}
 
@@ -114,7 +117,7 @@ class Cells:
                 f"no cell matches {' '.join(patterns)}; they are {list(self.functions)}."
             )
         for index, name in enumerate(names):
-            self.note(index, len(names), name)
+            self.say(f"{index + 1} of {len(names)}: {name}")
             self[name]
 
     def find(self, name: str) -> Any:
@@ -181,6 +184,7 @@ class Cells:
             traced = {name: jnp.asarray(value) for name, value in numbers.items()}
             x0 = generate_tuned(self.key(TUNE), denoise, method, traced, arena.cond, plan.steps)
             value = arena.score(x0)
+            self.say(f"  {numbers}: {value:.4f}")
             return value if np.isfinite(value) else float("inf")
 
         found = tuning.search(score, tuned.space, plan.settings, tuned.allowed)
@@ -194,25 +198,32 @@ class Cells:
         return max(1, spend // update)
 
     def _fit(
-        self, form: str, home: str, seed: int, arena: Arena, key: jax.Array,
+        self, name: str, form: str, home: str, seed: int, arena: Arena, key: jax.Array,
         updates: int | None = None,
     ) -> Any:  # fmt: skip
+        """φ, learned in the folder `name`, from which a run that was stopped goes on."""
         plan = self.plan
         updates = updates or self._updates(methods.LEARNED[form])
+
+        def progress(step: int, metrics: dict[str, float]) -> None:
+            if step % 10 == 0:
+                self.say(f"  update {step} of {updates}, loss {metrics['loss']:.4f}")
+
         return methods.learn(
             methods.LEARNED[form], key, self.denoiser(home), np.asarray(arena.x0), arena.cond,
             updates=updates, batch=plan.batch, steps=plan.steps,
             particles=plan.particles, seed=seed, folder=self.weights,
+            checkpoint_dir=self.folders[0].absolute() / name, progress=progress,
         )  # fmt: skip
 
     def _choose(self, form: str) -> dict[str, Any]:
         """Learned on one half of the selection pictures, scored on the other."""
         home, other = self.plan.early[0], self.selection(1)
-        phi = self._fit(form, home, 0, self.selection(0), self.key(CHOOSE))
+        phi = self._fit(f"fits/{form}", form, home, 0, self.selection(0), self.key(CHOOSE))
         guide = methods.LEARNED[form].guide(phi)
         x0 = generate(self.key(CHOOSE, 1), self.denoiser(home), guide, other.cond, self.plan.steps)
         return {
-            "score": other.score(x0), "reward": other.clip_score(other.reward, x0),
+            "score": other.score(x0), "reward": other.reward_score(x0),
             "updates": self._updates(methods.LEARNED[form]), "omega": self._curve(guide, other),
         }  # fmt: skip
 
@@ -230,7 +241,7 @@ class Cells:
 
     def _learn(self, home: str, seed: int) -> dict[str, Any]:
         form, arena = self["choice"]["form"], self.selection()
-        phi = self._fit(form, home, seed, arena, self.key(LEARN, seed))
+        phi = self._fit(f"fits/{home}-{seed}", form, home, seed, arena, self.key(LEARN, seed))
         path = self.folders[0] / f"learn/{home}/{seed}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.flax.save_file(traverse_util.flatten_dict(phi, sep="/"), path)
@@ -239,8 +250,11 @@ class Cells:
 
     def _anew(self, home: str) -> Any:
         """The same form, learned on the spot with fewer updates."""
-        form, key = self["choice"]["form"], self.key(LEARN, self.plan.seeds)
-        return self._fit(form, home, self.plan.seeds, self.selection(), key, self.plan.anew)
+        form, seed = self["choice"]["form"], self.plan.seeds
+        return self._fit(
+            f"fits/{home}-anew", form, home, seed, self.selection(), self.key(LEARN, seed),
+            self.plan.anew,
+        )  # fmt: skip
 
     def phi(self, home: str, seed: int) -> Any:
         """The learned numbers of the form that won."""
@@ -251,8 +265,8 @@ class Cells:
                 return traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep="/")
         raise FileNotFoundError(f"no learned weights beside the cell learn/{home}/{seed}.")
 
-    def guide(self, denoiser: str, method: str, seed: int, arena: Arena) -> gj.Guidance:
-        """The guidance of a method for the captions of an arena."""
+    def guide(self, denoiser: str, method: str, seed: int) -> gj.Guidance:
+        """The guidance of a method."""
         home = self.like(denoiser)
         if method == "unguided":
             return methods.TUNED[method].guide()
@@ -270,7 +284,7 @@ class Cells:
     def _window(self, home: str, guide: gj.Guidance) -> tuple[float, float]:
         """Where a learned weight is largest, for as many steps as the tuned interval guides."""
         steps = self.plan.steps
-        count = evaluations(self.guide(home, "interval", 0, self.selection()), steps) - steps
+        count = evaluations(self.guide(home, "interval", 0), steps) - steps
         curve = self._curve(guide, self.selection())
         times = np.asarray(gj.uniform_times(steps))[:-1]
         if curve is None or count == 0:
@@ -284,15 +298,14 @@ class Cells:
         rows, plan = [], self.plan
         for seed in range(plan.seeds):
             row: dict[str, Any] = {}
+            guide = self.guide(denoiser, method, seed)
             for split in ("report", "composed"):
                 arena = self.reported(split)
-                guide = self.guide(denoiser, method, seed, arena)
                 key = self.key(REPORT, int(split == "report"), seed)
                 x0 = generate(key, self.denoiser(denoiser), guide, arena.cond, plan.steps)
                 row[split] = arena.measure(x0)
             row["evaluations"] = evaluations(guide, plan.steps)
             if seed == 0:
-                guide = self.guide(denoiser, method, seed, self._diverse())
                 row["diversity"] = self._diversity(denoiser, guide)
             rows.append(row)
         return rows
@@ -346,7 +359,7 @@ class Cells:
 
     def _schedule(self, denoiser: str, schedule: str) -> dict[str, Any]:
         """Diversity and quality of a schedule, and what becomes of a nudge on the way."""
-        guide = gj.guidance(gj.cfg, SCHEDULES[schedule]())
+        guide = gj.guidance(gj.cfg, SCHEDULES[schedule])
         arena, diverse, plan = self.reported("report"), self._diverse(), self.plan
         network = self.denoiser(denoiser)
         x0 = generate(self.key(SWEEP), network, guide, arena.cond, plan.steps)

@@ -124,7 +124,8 @@ def sweep(cells: Cells) -> str:
     return f"""
 ## As ω grows
 
-On the report's captions and towers, denoiser {home}, with the numbers of each rule's paper; all from the same noise. On two CPU cores.
+On the report's captions and towers, denoiser {home}, from the same noise; ADG with its cap of π/3, APG with η = 0 and
+neither cap nor momentum. On two CPU cores. Nothing was chosen on these figures.
 
 {_table(head, rows)}
 
@@ -178,7 +179,7 @@ def rest(cells: Cells) -> str:
 
 def page() -> str:
     """The whole page."""
-    cells = Cells(PLANS["full"], storage.WEIGHTS, [RESULTS], None)
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [RESULTS], print)
     return HEAD + networks() + tuned(cells) + sweep(cells) + rest(cells)
 
 
@@ -189,7 +190,7 @@ def main() -> None:
     import guidejax as gj
     from experiments.emoji import figures
 
-    cells = Cells(PLANS["full"], storage.WEIGHTS, [RESULTS], None)
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [RESULTS], print)
     arena, home = cells.pictured(report.PROMPTS), cells.plan.early[0]
     columns = {"real": arena.x0}
     for label, guide in (

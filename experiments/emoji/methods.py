@@ -126,10 +126,9 @@ class Learned:
         return gj.guidance(self.rule, **self.net.weights(phi))
 
 
-BASE = "rollout"
-# One change to the base at a time.
+# The first is the base, of which each other changes one thing.
 LEARNED: dict[str, Learned] = {
-    BASE: Learned(),
+    "rollout": Learned(),
     "rollout, times alone": Learned(text=False),
     "rollout, seeing the state": Learned(sees=("state", "delta")),
     "rollout, adg": Learned(rule=gj.adg, outputs=("omega", "max_angle")),
@@ -187,13 +186,10 @@ def optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def batches(x0: np.ndarray, cond: Mapping[str, Any], batch: int, seed: int) -> Any:
-    """Endless batches of pictures and their conditions, in an order that `seed` gives."""
-    return _Batches(x0, cond, batch, seed)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Batches:
+class Batches:
+    """Endless batches of pictures and their conditions, in an order that `seed` gives."""
+
     x0: np.ndarray
     cond: Mapping[str, Any]
     size: int
@@ -224,16 +220,16 @@ def learn(
     particles: int,
     seed: int,
     folder: Any,
-    checkpoint_dir: Any = None,
-    progress: Callable[[int, dict[str, float]], None] | None = None,
+    checkpoint_dir: Any,
+    progress: Callable[[int, dict[str, float]], None],
 ) -> Any:
-    """φ of a form, learned on the pictures `x0` with their conditions."""
+    """φ of a form, learned on pictures `x0` and their conditions; goes on if it was stopped."""
     cond = jax.tree.map(np.asarray, dict(cond))
     return gj.fit_omega(
         key,
         form.net,
         denoise,
-        batches(x0, cond, batch, seed),
+        Batches(x0, cond, batch, seed),
         rule=form.rule,
         uncond=towers.NULL,
         objective=objective(form, x0, steps, particles, folder),

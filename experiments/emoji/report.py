@@ -146,7 +146,7 @@ def _grid(cells: Cells, path: pathlib.Path) -> pathlib.Path:
             label = {"constant": "CFG, tuned", "adg": "ADG, tuned"}.get(method, method)
             if "omega" in numbers:
                 label += f" ω = {numbers['omega']:.2g}"
-            guides[label] = cells.guide(home, method, 0, found)
+            guides[label] = cells.guide(home, method, 0)
     guides |= {f"{rule.name.upper()}, ω = 7": gj.guidance(rule, 7.0) for rule in (gj.cfg, gj.adg)}
     for label, guide in guides.items():
         columns[label] = cells.draw(home, guide, found)
@@ -158,7 +158,7 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     times = jnp.asarray(gj.uniform_times(cells.plan.steps))
     curves: dict[str, tuple[Any, str, str]] = {}
     for method in cells.compared:
-        guide = cells.guide(home, method, 0, arena)
+        guide = cells.guide(home, method, 0)
         weight = gj.weights.as_weight(guide.omega)
         if method == "unguided" or guide.links[0].rule.name != "cfg" or weight.sees_state:
             continue
@@ -206,8 +206,8 @@ def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str,
         text += f"## {kind}\n\n{markdown(table)}\n\nOn pairs of attributes that training never "
         text += f"had together:\n\n{markdown(results['composed'][kind])}\n\n"
     if results["sweep"]:
-        pictures["Each rule as ω grows, with its paper's numbers; real pictures dashed"] = (
-            figures.sweep(results["sweep"], results["real"], folder / "sweep.png")
+        pictures["Each rule as ω grows; real pictures dashed"] = figures.sweep(
+            results["sweep"], results["real"], folder / "sweep.png"
         )
     pictures["ω over time; learned: of captions of two kinds, with the middle 80%"] = _weights(
         cells, folder / "weights.png"

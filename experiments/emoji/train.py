@@ -7,8 +7,8 @@
 Velocity prediction on rectified flow, with t from a logistic normal (Esser et al. 2403.03206), a
 tenth of the captions left out, and a fifth replaced by Unicode's keywords. Writes the averaged
 weights in bfloat16. `log.jsonl` has the loss, and that of pictures which nothing is learned from:
-it is least about step 4,000 and rises from there on. `samples-*` are pictures of captions that
-training never had.
+of 20,000 steps it is least at step 4,000, and rises from there on. `samples-*` are pictures of
+captions that training never had.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import guidejax as gj
-from experiments.emoji import captions, storage, towers
+from experiments.emoji import captions, figures, storage, towers
 from experiments.models import TextToImage
 
 PROCESS = gj.processes.rectified_flow()
@@ -143,9 +143,7 @@ def _apply(net: TextToImage) -> Any:
 
 
 def draw(path: pathlib.Path, denoise: gj.Denoiser, folder: pathlib.Path, count: int = 8) -> None:
-    """Samples at four weights, a row each, under real pictures with the same captions."""
-    from PIL import Image
-
+    """Samples at four weights, beside real pictures with the same captions."""
     held = captions.pictures("select")
     rows = np.linspace(0, len(held.captions) - 1, count).astype(int)
     cond = towers.prompts([held.captions[row] for row in rows], folder)
@@ -156,11 +154,9 @@ def draw(path: pathlib.Path, denoise: gj.Denoiser, folder: pathlib.Path, count: 
             guidance=gj.guidance(gj.cfg, omega=omega), times=gj.uniform_times(24),
         )
     )  # fmt: skip
-    grid = [held.x0[rows], *(np.asarray(sample(omega)) for omega in (0.0, 1.0, 3.0, 7.0))]
-    pixels = np.rint((np.clip(np.stack(grid), -1, 1) + 1) * 127.5).astype(np.uint8)
-    pixels = np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), constant_values=255)
-    picture = Image.fromarray(pixels.transpose(0, 2, 1, 3, 4).reshape(len(grid) * 36, -1, 3))
-    picture.resize((picture.width * 3, picture.height * 3), Image.Resampling.NEAREST).save(path)
+    columns = {f"ω = {omega:g}": sample(omega) for omega in (0.0, 1.0, 3.0, 7.0)}
+    said = [held.captions[row] for row in rows]
+    figures.grid({"real": held.x0[rows], **columns}, said, path)
 
 
 def main(config: Config) -> None:

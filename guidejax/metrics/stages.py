@@ -27,6 +27,7 @@ from guidejax._arrays import (
     combine,
     dot,
     expand,
+    flat,
     is_concrete,
     norm,
     same_structure,
@@ -39,7 +40,7 @@ from guidejax._branches import BranchMode
 from guidejax._denoisers import Denoiser, check_denoiser, check_floating
 from guidejax._guidance import Guidance
 from guidejax._inputs import as_guidance, as_solver
-from guidejax._keep import asked, check_keep, flat
+from guidejax._keep import asked, kept_steps
 from guidejax._random import as_keys, fold_in, normal_like
 from guidejax._sampling import sample
 from guidejax.metrics._checks import gathered, positive_int
@@ -431,7 +432,7 @@ def _kept_steps(keep: Any, steps: int) -> tuple[int, ...]:
         if keep != "all":
             raise ValueError(f"keep={keep!r}; expected 'all', or indices of steps.")
         return tuple(range(steps))
-    return tuple(check_keep(keep, steps))  # type: ignore[arg-type]
+    return kept_steps(keep, steps)
 
 
 def _kicked_steps(perturb: Sequence[int] | None, steps: int) -> tuple[int, ...]:

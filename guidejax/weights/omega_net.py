@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, is_concrete, norm, upcast
+from guidejax._arrays import Array, flat, is_concrete, norm
 from guidejax._geometry import angle
 from guidejax.weights.base import Step, Weight
 
@@ -85,17 +85,12 @@ RANGES = {
 }
 
 
-def _flat(x: Any) -> Array:
-    leaves = [upcast(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
-    return jnp.concatenate(leaves, axis=1)
-
-
 def _branches(step: Step) -> tuple[Array, Array]:
     """x̂0 of "cond" and of "uncond", or of the first other branch: (batch, d) each."""
     found = step.needs("predictions", "an OmegaNet that sees the predictions")
     names = [name for name in found if name != "cond"]
     other = "uncond" if "uncond" in names or not names else names[0]
-    return _flat(found["cond"]), _flat(found.get(other, found["cond"]))
+    return flat(found["cond"]), flat(found.get(other, found["cond"]))
 
 
 def _log_rms(x: Array) -> Array:
@@ -118,7 +113,7 @@ def _delta(step: Step) -> Array:
 
 
 def _state(step: Step) -> Array:
-    return _log_rms(_flat(step.needs("x", "an OmegaNet that sees x_t")))[:, None]
+    return _log_rms(flat(step.needs("x", "an OmegaNet that sees x_t")))[:, None]
 
 
 # What a weight may see of a step, by name: functions of a `Step` to (batch, features).

@@ -103,17 +103,29 @@ def test_the_interval_per_group_gives_each_group_its_own():
 
 def test_learning_spends_no_more_than_tuning():
     plan = PLANS["full"]
-    cells = Cells(plan, storage.WEIGHTS, [], None)
+    cells = Cells(plan, storage.WEIGHTS, [], print)
     tuning = plan.settings * plan.selection * plan.steps * 2
     for form in methods.LEARNED.values():
         each = methods.evaluations_of_an_update(form, plan.batch, plan.steps, plan.particles)
         assert tuning / 2 < cells._updates(form) * each <= tuning
 
 
+def test_schedules_are_compared_at_one_mean_weight():
+    times = gj.uniform_times(PLANS["full"].steps)
+    tables = {
+        name: np.broadcast_to(weight.table(times, process=train.PROCESS), len(times) - 1)
+        for name, weight in cells_module.SCHEDULES.items()
+    }
+    for name, table in tables.items():
+        assert np.sum(table * -np.diff(times)) == pytest.approx(cells_module.MEAN, rel=1e-4), name
+    assert (tables["early strong"] > 0).tolist() == [True] * 7 + [False] * 5
+    assert (tables["late strong"] > 0).tolist() == [False] * 6 + [True] * 6
+
+
 def test_batches_come_again_and_hold_pairs():
     x0 = np.arange(10.0)[:, None]
     cond = {"tokens": np.arange(10)[:, None]}
-    first, again = (iter(methods.batches(x0, cond, 4, seed=3)) for _ in range(2))
+    first, again = (iter(methods.Batches(x0, cond, 4, seed=3)) for _ in range(2))
     seen = []
     for _ in range(4):
         one, two = next(first), next(again)
@@ -125,7 +137,7 @@ def test_batches_come_again_and_hold_pairs():
 
 @pytest.mark.slow
 def test_chosen_on_and_reported_on_are_apart():
-    cells = Cells(PLANS["full"], storage.WEIGHTS, [], None)
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [], print)
     chosen, reported = cells.selection(), cells.reported("report")
     assert not {*chosen.captions} & {*reported.captions, *cells.reported("composed").captions}
     assert not {*chosen.names} & {*reported.names}
@@ -203,18 +215,22 @@ def run(tmp_path_factory):
         patch.setattr(Cells, "_updates", lambda self, form: 1)
 
         def make():
-            note = lambda index, count, name: noted.append(name)
-            return Cells(TINY, out, [out / "cells"], note)
+            return Cells(TINY, out, [out / "cells"], noted.append)
 
         cells = make()
         cells.run()
         yield out, cells, report.write(cells, out, "full", "a note"), noted, make
 
 
+def _named(noted):
+    return [line.split(": ")[1] for line in noted if not line.startswith(" ")]
+
+
 @pytest.mark.slow
 def test_every_cell_is_a_file_and_none_is_done_twice(run):
     out, cells, _, noted, make = run
-    assert noted == list(cells.functions)
+    assert _named(noted) == list(cells.functions)
+    assert any(line.startswith("  {'value': 1.0") for line in noted)  # A search says its scores.
     assert all((out / "cells" / f"{name}.json").exists() for name in cells.functions)
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
     make().run()
@@ -222,7 +238,7 @@ def test_every_cell_is_a_file_and_none_is_done_twice(run):
     with pytest.raises(SystemExit, match="no cell matches nothing"):
         cells.run(("nothing",))
     make().run(("tune/0/*",))
-    assert noted[-1] == "tune/0/interval"
+    assert _named(noted)[-1] == "tune/0/interval"
 
 
 @pytest.mark.slow
