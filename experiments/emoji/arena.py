@@ -22,19 +22,26 @@ from guidejax import metrics
 PART = 16
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def generate(key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps: int) -> jax.Array:
-    """A picture a caption, from the noise that `key` gives."""
+@functools.partial(jax.jit, static_argnames=("steps", "strength"))
+def generate(
+    key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps: int, strength: bool = False
+) -> Any:
+    """A picture a caption, from the noise that `key` gives.
+
+    With `strength` a pair: the pictures, and the mean over steps of the effective ω, that of the
+    plain rule nearest to what guidance made of each step (n,).
+    """
     noise_key, run_key = jax.random.split(key)
     count = cond["tokens"].shape[0]
     noise = jax.random.normal(noise_key, (count, 32, 32, 3))
 
-    def draw(part: Any) -> jax.Array:
+    def draw(part: Any) -> Any:
         noise, cond = part
-        return gj.sample(
+        found = gj.sample(
             run_key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
-            times=gj.uniform_times(steps),
+            times=gj.uniform_times(steps), keep="stats" if strength else "final",
         )  # fmt: skip
+        return (found[0], found[1].stats.effective_omega.mean(axis=0)) if strength else found
 
     if jax.default_backend() != "cpu" or count <= PART:
         return draw((noise, cond))
@@ -43,7 +50,7 @@ def generate(key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps:
         lambda a: jnp.resize(a, (parts * PART, *a.shape[1:])).reshape(parts, PART, *a.shape[1:]),
         (noise, cond),
     )
-    return jax.lax.map(draw, split).reshape(-1, *noise.shape[1:])[:count]
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], jax.lax.map(draw, split))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "steps"))
@@ -71,17 +78,18 @@ _text = jax.jit(lambda tower, tokens: tower(tokens)[1])
 
 
 @functools.cache
-def _train_pictures() -> jax.Array:
+def train_pictures() -> jax.Array:
+    """All pictures of training, flat."""
     x0 = captions.pictures("train").x0
     return jnp.asarray(x0.reshape(len(x0), -1))
 
 
 @jax.jit
-def _nearest(x0: jax.Array, train: jax.Array) -> jax.Array:
-    """Root mean square distance to the nearest training picture, (batch,)."""
+def nearest(x0: jax.Array, train: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Root mean square distance to the nearest training picture, and which that is, (batch,)."""
     flat = jnp.clip(x0, -1, 1).reshape(x0.shape[0], -1)
     square = jnp.sum(flat**2, 1)[:, None] + jnp.sum(train**2, 1) - 2 * flat @ train.T
-    return jnp.sqrt(jnp.maximum(square.min(axis=1), 0) / flat.shape[1])
+    return jnp.sqrt(jnp.maximum(square.min(axis=1), 0) / flat.shape[1]), square.argmin(axis=1)
 
 
 @dataclasses.dataclass
@@ -161,7 +169,7 @@ class Arena:
             "accuracy": float(np.mean(list(told.values()))),
             "saturation": float(jnp.mean(saturation(clipped))),
             "norm": float(jnp.mean(sample_rms(x0))),
-            "nearest": float(jnp.median(_nearest(x0, _train_pictures()))),
+            "nearest": float(jnp.median(nearest(x0, train_pictures())[0])),
         }
 
     def diversity(self, x0: jax.Array, per_caption: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,15 @@ from experiments import tuning
 from experiments.emoji import captions, methods, towers, train
 from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
+
+# What is chosen for: the Fréchet distance, or both it and the reward, of which 0.01 (a cosine) is
+# worth 5% of the distance.
+AIMS: dict[str, Callable[[float, float], float]] = {
+    "distance": lambda distance, reward: math.log(distance),
+    "both": lambda distance, reward: math.log(distance) - 5 * reward,
+}
+# What a method is called that was chosen for both.
+BOTH = ", for both"
 
 # What the parts of the experiment draw their keys from; none is another's.
 TUNE, CHOOSE, LEARN, REPORT, SWEEP, DIVERSE, PICTURE = range(7)
@@ -72,7 +82,8 @@ class Cells:
     def compared(self) -> tuple[str, ...]:
         """Every method of the report."""
         learned = ("learned", "learned, gated", *(("learned anew",) if self.plan.anew else ()))
-        return (*self.tuned, *learned)
+        both = (*self.plan.both, "learned") if self.plan.both else ()
+        return (*self.tuned, *learned, *(method + BOTH for method in both))
 
     def like(self, denoiser: str) -> str:
         """The denoiser on which the methods of this one are tuned and learned."""
@@ -91,6 +102,11 @@ class Cells:
         for home in homes:
             for seed in range(plan.seeds):
                 yield f"learn/{home}/{seed}", partial(self._learn, home, seed)
+        for home in homes if plan.both else ():
+            for method in plan.both:
+                yield f"tune/{home}/{method}{BOTH}", partial(self._tune, home, method, "both")
+            for seed in range(plan.seeds):
+                yield f"learn/{home}/{seed}{BOTH}", partial(self._learn, home, seed, "both")
         for denoiser in self.denoisers:
             for method in self.compared:
                 name = f"{plan.label}/{denoiser}/{method}"
@@ -176,19 +192,36 @@ class Cells:
 
     # The kinds of cell
 
-    def _tune(self, home: str, method: str) -> dict[str, Any]:
+    def _tune(self, home: str, method: str, aim: str = "distance") -> dict[str, Any]:
         arena, denoise, plan = self.selection(), self.denoiser(home), self.plan
         tuned = methods.TUNED[method]
+        known: dict[tuple[float, ...], tuple[float, float]] = {}
+        if aim != "distance":  # What tuning for the distance looked at isn't drawn again.
+            for row in self[f"tune/{home}/{method}"]["trace"]:
+                if "reward" in row:
+                    known[tuple(row["numbers"].values())] = row["distance"], row["reward"]
 
-        def score(numbers: dict[str, float]) -> float:
+        def look(numbers: dict[str, float]) -> tuple[float, float]:
             traced = {name: jnp.asarray(value) for name, value in numbers.items()}
             x0 = generate_tuned(self.key(TUNE), denoise, method, traced, arena.cond, plan.steps)
-            value = arena.score(x0)
-            self.say(f"  {numbers}: {value:.4f}")
-            return value if np.isfinite(value) else float("inf")
+            distance, reward = arena.score(x0), arena.reward_score(x0)
+            self.say(f"  {numbers}: distance {distance:.4f}, reward {reward:.4f}")
+            return distance, reward
+
+        def score(numbers: dict[str, float]) -> float:
+            row = tuple(numbers.values())
+            if row not in known:
+                known[row] = look(numbers)
+            value = AIMS[aim](*known[row]) if known[row][0] > 0 else math.inf
+            return value if math.isfinite(value) else math.inf
 
         found = tuning.search(score, tuned.space, plan.settings, tuned.allowed)
-        return {"numbers": found.numbers, "score": found.score, "trace": found.trace}
+        best, *trace = (
+            {"numbers": numbers, "distance": seen[0], "reward": seen[1]}
+            for numbers in (found.numbers, *(numbers for numbers, _ in found.trace))
+            for seen in (known[tuple(numbers.values())],)
+        )
+        return {**best, "trace": trace}
 
     def _updates(self, form: methods.Learned) -> int:
         """As many as spend what tuning spends."""
@@ -223,7 +256,7 @@ class Cells:
         guide = methods.LEARNED[form].guide(phi)
         x0 = generate(self.key(CHOOSE, 1), self.denoiser(home), guide, other.cond, self.plan.steps)
         return {
-            "score": other.score(x0), "reward": other.reward_score(x0),
+            "distance": other.score(x0), "reward": other.reward_score(x0),
             "updates": self._updates(methods.LEARNED[form]), "omega": self._curve(guide, other),
         }  # fmt: skip
 
@@ -236,13 +269,21 @@ class Cells:
         return np.asarray(table.reshape(self.plan.steps, -1).mean(axis=1)).round(4).tolist()
 
     def _choice(self) -> dict[str, Any]:
-        scores = {form: self[f"choose/{form}"]["score"] for form in methods.LEARNED}
-        return {"form": min(scores, key=scores.__getitem__), "scores": scores}
+        """The form that is best by each aim."""
+        found = {form: self[f"choose/{form}"] for form in methods.LEARNED}
+        best = {
+            aim: min(found, key=lambda form: better(found[form]["distance"], found[form]["reward"]))
+            for aim, better in AIMS.items()
+        }
+        return best
 
-    def _learn(self, home: str, seed: int) -> dict[str, Any]:
-        form, arena = self["choice"]["form"], self.selection()
-        phi = self._fit(f"fits/{home}-{seed}", form, home, seed, arena, self.key(LEARN, seed))
-        path = self.folders[0] / f"learn/{home}/{seed}.safetensors"
+    def _learn(self, home: str, seed: int, aim: str = "distance") -> dict[str, Any]:
+        form, arena = self["choice"][aim], self.selection()
+        if aim != "distance" and form == self["choice"]["distance"]:
+            return {"form": form, "same": f"learn/{home}/{seed}"}
+        name = f"{home}/{seed}{'' if aim == 'distance' else BOTH}"
+        phi = self._fit(f"fits/{name}", form, home, seed, arena, self.key(LEARN, seed))
+        path = self.folders[0] / f"learn/{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.flax.save_file(traverse_util.flatten_dict(phi, sep="/"), path)
         curve = self._curve(methods.LEARNED[form].guide(phi), arena)
@@ -250,36 +291,37 @@ class Cells:
 
     def _anew(self, home: str) -> Any:
         """The same form, learned on the spot with fewer updates."""
-        form, seed = self["choice"]["form"], self.plan.seeds
+        form, seed = self["choice"]["distance"], self.plan.seeds
         return self._fit(
             f"fits/{home}-anew", form, home, seed, self.selection(), self.key(LEARN, seed),
             self.plan.anew,
         )  # fmt: skip
 
-    def phi(self, home: str, seed: int) -> Any:
-        """The learned numbers of the form that won."""
-        self[f"learn/{home}/{seed}"]
+    def learned(self, home: str, seed: int, aim: str = "distance") -> gj.Guidance:
+        """The guidance of the learned form that won."""
+        name = f"learn/{home}/{seed}{'' if aim == 'distance' else BOTH}"
+        name = self[name].get("same", name)
         for folder in self.folders:
-            path = folder / f"learn/{home}/{seed}.safetensors"
+            path = folder / f"{name}.safetensors"
             if path.exists():
-                return traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep="/")
-        raise FileNotFoundError(f"no learned weights beside the cell learn/{home}/{seed}.")
+                phi = traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep="/")
+                return methods.LEARNED[self[name]["form"]].guide(phi)
+        raise FileNotFoundError(f"no learned weights beside the cell {name}.")
 
     def guide(self, denoiser: str, method: str, seed: int) -> gj.Guidance:
         """The guidance of a method."""
-        home = self.like(denoiser)
+        home, plain = self.like(denoiser), method.removesuffix(BOTH)
         if method == "unguided":
             return methods.TUNED[method].guide()
-        if method in methods.TUNED:
-            numbers = self[f"tune/{home}/{method}"]["numbers"]
-            return methods.TUNED[method].guide(**numbers)
-        form = methods.LEARNED[self["choice"]["form"]]
+        if plain in methods.TUNED:
+            return methods.TUNED[plain].guide(**self[f"tune/{home}/{method}"]["numbers"])
         if method == "learned anew":
+            form = methods.LEARNED[self["choice"]["distance"]]
             return form.guide(self._once(self._anew, home))
-        guide = form.guide(self.phi(home, seed))
-        if method == "learned":
-            return guide
-        return methods.windowed(guide, *self._window(home, guide))
+        guide = self.learned(home, seed, "distance" if plain == method else "both")
+        if method == "learned, gated":
+            return methods.windowed(guide, *self._window(home, guide))
+        return guide
 
     def _window(self, home: str, guide: gj.Guidance) -> tuple[float, float]:
         """Where a learned weight is largest, for as many steps as the tuned interval guides."""
@@ -306,7 +348,7 @@ class Cells:
                 row[split] = arena.measure(x0)
             row["evaluations"] = evaluations(guide, plan.steps)
             if seed == 0:
-                row["diversity"] = self._diversity(denoiser, guide)
+                row |= self._diversity(denoiser, guide)
             rows.append(row)
         return rows
 
@@ -332,12 +374,14 @@ class Cells:
         key = self.key(PICTURE)
         return generate(key, self.denoiser(denoiser), guide, arena.cond, self.plan.steps)
 
-    def _diversity(self, denoiser: str, guide: gj.Guidance) -> float:
+    def _diversity(self, denoiser: str, guide: gj.Guidance) -> dict[str, float]:
+        """How far samples of one caption lie apart, and how strong guidance was on them."""
         arena = self._diverse()
-        x0 = generate(
-            self.key(DIVERSE), self.denoiser(denoiser), guide, arena.cond, self.plan.steps
+        x0, strength = generate(
+            self.key(DIVERSE), self.denoiser(denoiser), guide, arena.cond, self.plan.steps, True
         )
-        return arena.diversity(x0, self.plan.diverse[1])
+        found = arena.diversity(x0, self.plan.diverse[1])
+        return {"diversity": found, "strength": float(np.mean(strength))}
 
     def _sweep(self, denoiser: str, rule: str, omega: float) -> dict[str, Any]:
         """What a rule makes of an ω; from the same noise for all."""
@@ -372,7 +416,7 @@ class Cells:
         mean = lambda a: np.asarray(a, np.float64).mean(axis=-1).round(5).tolist()  # noqa: E731
         return {
             "measured": arena.measure(x0),
-            "diversity": self._diversity(denoiser, guide),
+            **self._diversity(denoiser, guide),
             "t": np.asarray(found.t).round(5).tolist(),
             "perturbed_t": np.asarray(found.perturbed_t).round(5).tolist(),
             **{

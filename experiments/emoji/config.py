@@ -37,6 +37,7 @@ class Plan:
         settings: Settings that the search of a tuned method scores, and what learning may spend.
         seeds: Seeds of the report's noise, and of the learned form that won.
         methods: The tuned ones; all by default.
+        both: Those that are tuned for the distance and the reward together too.
         steps: Of the sampler.
         batch: Captions of an update.
         particles: Of self-consistency.
@@ -54,6 +55,7 @@ class Plan:
     settings: int = 32
     seeds: int = 5
     methods: tuple[str, ...] | None = None
+    both: tuple[str, ...] = ("constant", "interval", "adg", "apg")
     steps: int = 12
     batch: int = 32
     particles: int = 4
@@ -70,6 +72,7 @@ PLANS = {
     "full": Plan(),
     "quick": Plan(
         early=("0",), long=(), seeds=1, methods=("unguided", "constant", "interval", "adg", "apg"),
+        both=(),
         batch=16, report=128, resamples=0, omegas=(), diverse=(8, 4), anew=30, label="quick",
     ),
 }  # fmt: skip

@@ -54,19 +54,45 @@ def grid(columns: dict[str, Any], prompts: list[str], path: pathlib.Path) -> pat
     return _save(figure, path)
 
 
+def _points(axis: Any, table: dict[str, dict[str, Any]], x: str, y: str) -> None:
+    """Every method by two figures, with their intervals."""
+    for method, entry in table.items():
+        bars = {
+            side: entry[name]["high"] - entry[name]["mean"]
+            for name, side in ((x, "xerr"), (y, "yerr"))
+            if "low" in entry[name]
+        }
+        at = entry[x]["mean"], entry[y]["mean"]
+        plain = method.removesuffix(", for both")
+        mark = {"fmt": "o" if plain == method else "D", "markersize": 7, "linewidth": 1}
+        axis.errorbar(*at, **bars, **mark, color=COLORS[plain])
+        axis.annotate(method, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+
+
 def plane(table: dict[str, dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
     """Every method by its CLIP score and its Fréchet distance."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.8))
-    for method, entry in table.items():
-        x, y = entry["clip score"]["mean"], entry["frechet"]["mean"]
-        bars = {}
-        for name, side in (("clip score", "xerr"), ("frechet", "yerr")):
-            if "low" in entry[name]:
-                bars[side] = entry[name]["high"] - entry[name]["mean"]
-        axis.errorbar(x, y, **bars, fmt="o", color=COLORS[method], markersize=7, linewidth=1)
-        axis.annotate(method, (x, y), xytext=(7, 4), textcoords="offset points", fontsize=9)
+    figure, axis = plt.subplots(figsize=(9, 6))
+    _points(axis, table, "clip score", "frechet")
     axis.set_xlabel("CLIP score, on towers for the report alone  (right is better)")
     axis.set_ylabel("Fréchet distance  (down is better)")
+    return _save(figure, path)
+
+
+def strength(
+    table: dict[str, dict[str, Any]], constants: list[dict[str, Any]], path: pathlib.Path
+) -> pathlib.Path:
+    """Every method by its effective ω and its Fréchet distance, and the line of constant ω."""
+    figure, axis = plt.subplots(figsize=(9, 6))
+    _points(axis, table, "strength", "frechet")
+    top = 1.3 * max(entry["strength"]["mean"] for entry in table.values())
+    rows = [row for row in constants if row["omega"] <= top]
+    axis.plot(
+        [row["omega"] for row in rows], [row["frechet"] for row in rows],
+        color=COLORS["cfg"], linewidth=1.6, alpha=0.6, label="constant ω, one seed of the sweep",
+    )  # fmt: skip
+    axis.set_xlabel("effective ω: the plain rule nearest to each step, mean over steps")
+    axis.set_ylabel("Fréchet distance  (down is better)")
+    axis.legend(frameon=False)
     return _save(figure, path)
 
 

@@ -133,9 +133,12 @@ LEARNED: dict[str, Learned] = {
     "rollout, seeing the state": Learned(sees=("state", "delta")),
     "rollout, adg": Learned(rule=gj.adg, outputs=("omega", "max_angle")),
     "rollout, apg": Learned(rule=gj.apg, outputs=("omega", "eta")),
-    "rollout and reward": Learned(reward=0.3),
+    **{f"rollout, reward {g:g}": Learned(reward=g) for g in (0.3, 1.0, 3.0)},
     "self-consistency": Learned(objective="self-consistency"),
-    "self-consistency and reward": Learned(objective="self-consistency", reward=30.0),
+    **{
+        f"self-consistency, reward {g:g}": Learned(objective="self-consistency", reward=g)
+        for g in (30.0, 100.0)
+    },
 }
 
 

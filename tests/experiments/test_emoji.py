@@ -11,7 +11,7 @@ import guidejax as gj
 from experiments.emoji import __main__ as emoji
 from experiments.emoji import arena, captions, docs, methods, report, storage, towers, train
 from experiments.emoji import cells as cells_module
-from experiments.emoji.arena import Arena, _nearest, _train_pictures, evaluations
+from experiments.emoji.arena import Arena, evaluations, nearest, train_pictures
 from experiments.emoji.cells import Cells
 from experiments.emoji.config import PLANS, Config, Plan
 
@@ -189,8 +189,10 @@ def test_real_pictures_are_at_distance_0_and_score_best():
 
 def test_a_training_picture_is_its_own_nearest():
     x0 = jnp.asarray(captions.pictures("train").x0[[5, 900]])
-    np.testing.assert_allclose(_nearest(x0, _train_pictures()), 0, atol=1e-3)
-    assert _nearest(-x0, _train_pictures()).min() > 0.1
+    distance, which = nearest(x0, train_pictures())
+    np.testing.assert_allclose(distance, 0, atol=1e-3)
+    assert which.tolist() == [5, 900]
+    assert nearest(-x0, train_pictures())[0].min() > 0.1
 
 
 # The whole
