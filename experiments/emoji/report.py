@@ -233,10 +233,13 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     for method in cells.compared:
         guide = cells.guide(home, method, 0)
         weight = gj.weights.as_weight(guide.omega)
+        both = method.endswith(BOTH)
+        if both and not method.startswith("learned"):
+            continue
         if method == "unguided" or guide.links[0].rule.name != "cfg" or weight.sees_state:
             continue
         table = np.asarray(weight.table(times, arena.cond, process=PROCESS))
-        style = "-" if method.startswith("learned") else "--"
+        style = "-." if both else "-" if method.startswith("learned") else "--"
         if method == "learned":
             for group in ("People & Body", "Flags"):
                 rows = np.flatnonzero(np.asarray(arena.cond["group"]) == towers.GROUPS[group])
@@ -245,7 +248,7 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
                         table[:, rows], figures.COLORS[method], "-" if group == "Flags" else ":"
                     )  # fmt: skip
         else:
-            curves[method] = (table, figures.COLORS[method], style)
+            curves[method] = (table, figures.COLORS[method.removesuffix(BOTH)], style)
     return figures.weights(curves, times, path)
 
 

@@ -16,7 +16,8 @@ from experiments.emoji.cells import Cells
 from experiments.emoji.config import PLANS, Config, Plan
 
 TINY = Plan(
-    early=("0",), long=(), settings=2, seeds=2, methods=("unguided", "interval"), steps=2,
+    early=("0",), long=(), settings=2, seeds=2, methods=("unguided", "interval"),
+    both=("interval",), steps=2,
     batch=4, selection=48, report=20, resamples=2, omegas=(0.0, 7.0), diverse=(2, 2), anew=1,
 )  # fmt: skip
 
@@ -158,12 +159,16 @@ def test_the_quick_preset_never_takes_hours(tmp_path, monkeypatch):
 # Measures
 
 
+def _stirred(params):
+    return jax.tree.map(lambda a: a + 0.01 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+
+
 @pytest.mark.slow
 def test_pictures_don_t_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
     net = train.network(24, 1)
     cond = towers.prompts(["bear", "red heart", "flag: Wales"] * 3)
     params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.ones(1), cond["words"][:1])
-    params = jax.tree.map(lambda a: a + 0.01 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+    params = _stirred(params)
     draw = lambda: arena.generate(
         jax.random.key(1), train.ready(net, params), gj.guidance(gj.cfg, 2.0), cond, 2
     )
@@ -207,6 +212,7 @@ def run(tmp_path_factory):
     net = train.network(24, 1)
     words = jnp.ones((1, captions.LENGTH, 64))
     params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.ones(1), words)
+    params = _stirred(params)  # Zeros at the end would say the same of every caption.
     storage.save(out / "denoiser-0.safetensors", params, {"width": 24, "depth": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "LEARNED", {"rollout": methods.LEARNED["rollout"]})
@@ -240,21 +246,29 @@ def test_every_cell_is_a_file_and_none_is_done_twice(run):
     with pytest.raises(SystemExit, match="no cell matches nothing"):
         cells.run(("nothing",))
     make().run(("tune/0/*",))
-    assert _named(noted)[-1] == "tune/0/interval"
+    assert _named(noted)[-2:] == ["tune/0/interval", "tune/0/interval, for both"]
 
 
 @pytest.mark.slow
 def test_the_report_has_every_method_and_claim(run):
-    out, _, results, _, _ = run
+    out, cells, results, _, _ = run
     table = results["summary"]["early-stopped"]
-    assert list(table) == ["unguided", "interval", "learned", "learned, gated", "learned anew"]
+    assert list(table) == [
+        "unguided", "interval", "learned", "learned, gated", "learned anew",
+        "interval, for both", "learned, for both",
+    ]  # fmt: skip
     assert all("low" in entry["frechet"] for entry in table.values())
     assert np.isfinite([e["mean"] for row in table.values() for e in row.values() if e]).all()
     assert table["unguided"]["evaluations"]["mean"] == 2
     gated, interval = (table[m]["evaluations"]["mean"] for m in ("learned, gated", "interval"))
     assert gated <= interval
     assert [row["omega"] for row in results["sweep"]["adg"]] == [0, 7]
-    assert len(results["claims"]) == 6
+    assert len(results["claims"]) == 10
+    assert sum("composed" in claim["claim"] for claim in results["claims"]) == 3
+    # One form was learned, so what is best for both is what is best for the distance.
+    assert table["learned, for both"]["frechet"] == table["learned"]["frechet"]
+    assert table["unguided"]["strength"]["mean"] == 0 < table["learned"]["strength"]["mean"]
+    assert cells["tune/0/interval, for both"]["trace"][0] == cells["tune/0/interval"]["trace"][0]
     page = (out / "report.html").read_text()
     assert page.count("<figure>") == 4
     assert "a note" in page

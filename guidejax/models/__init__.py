@@ -1,0 +1,1 @@
+"""Public models by their published weights, each a pure function equal to its PyTorch original."""
