@@ -1,0 +1,1 @@
+"""Public models beside their PyTorch originals."""
