@@ -110,7 +110,7 @@ def _index(path: pathlib.Path) -> dict[str, str] | None:
     """Which file each tensor is in, where an index says so."""
     if path.is_dir():
         found = sorted(path.glob("*.safetensors.index.json"))
-        if not found or _single(path):
+        if not found:
             return None
         path = found[0]
     if not path.name.endswith(".index.json"):
@@ -234,7 +234,7 @@ class From:
 
     Attributes:
         keys: The tensors' keys.
-        shape: What the joined tensor is reshaped to; None leaves it.
+        shape: The shape of the joined tensor there, where it is another than the array's.
     """
 
     keys: tuple[str, ...]
@@ -312,6 +312,17 @@ def _part(tensors: Tensors, source: From, shape: tuple[int, ...], dtype: Any, wh
     joined = wholes[0] if len(wholes) == 1 else jnp.concatenate(wholes)
     array = np.asarray(joined.reshape(shape).astype(dtype))
     return array if where is None else array[where]
+
+
+def sources(shapes: Shapes, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The shapes that a file's tensors must have, by their keys there."""
+    found = {}
+    for key, shape in shapes.items():
+        count = len(layout[key].keys)
+        whole = layout[key].shape or shape
+        for source in layout[key].keys:
+            found[source] = (whole[0] // count, *whole[1:]) if whole else whole
+    return found
 
 
 def plain(shapes: Shapes) -> Layout:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def value(key: str, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
     return (0.1 * noise + (1.0 if key.endswith("weight") else 0.0)).astype(np.float32)
 
 
-def fill(module, scale: float = 1.0) -> dict[str, list[int]]:
+def fill(module: Any, scale: float = 1.0) -> dict[str, list[int]]:
     """Give a torch module's parameters and buffers their values; returns their shapes."""
     import torch
 
@@ -40,7 +41,10 @@ def layout(shapes: dict[str, tuple[int, ...]]) -> dict[str, object]:
     return {"keys": len(shapes), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
 
-def save(out: pathlib.Path, name: str, arrays: dict[str, np.ndarray], about: dict) -> None:
+def save(
+    out: pathlib.Path, name: str, arrays: dict[str, np.ndarray], about: dict[str, Any]
+) -> None:
     """Write a case: its inputs and what the original made of them."""
     out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / f"{name}.npz", about=np.array(json.dumps(about)), **arrays)
+    everything: dict[str, Any] = {"about": np.array(json.dumps(about)), **arrays}
+    np.savez_compressed(out / f"{name}.npz", **everything)
