@@ -36,7 +36,7 @@ def random_params(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]
 
 def gradient(fn: Callable[[Any], Any], x: Any, weights: Any, theirs: np.ndarray) -> Any:
     """Ours and theirs of ⟨weights, fn(x)⟩, over its largest."""
-    ours = jax.grad(lambda x: jnp.sum(fn(x) * weights))(jnp.asarray(x))
+    ours = jax.jit(jax.grad(lambda x: jnp.sum(fn(x) * weights)))(jnp.asarray(x))
     size = np.abs(theirs).max()
     return ours / size, theirs / size
 
@@ -49,7 +49,7 @@ def towers(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
     assert config.vision is not None
     vision = config.vision
     pairs = texts(arrays, about)
-    found = clip.image(params, arrays["pixels"], vision)
+    found = jax.jit(clip.image, static_argnums=2)(params, arrays["pixels"], vision)
     embed = lambda x: clip.image(params, x, vision).embedding  # noqa: E731
     return pairs | {
         "image pooled": (found.pooled, arrays["image_pooled"]),
@@ -62,7 +62,8 @@ def texts(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
     """The text tower on the original's tokens."""
     config = clip.config_from(about["config"])
     assert config.text is not None
-    found = clip.text(random_params(clip.shapes(config)), arrays["tokens"], config.text)
+    params = random_params(clip.shapes(config))
+    found = jax.jit(clip.text, static_argnums=2)(params, arrays["tokens"], config.text)
     pairs = {
         "hidden": (found.hidden, arrays["hidden"]),
         "penultimate": (found.penultimate, arrays["penultimate"]),

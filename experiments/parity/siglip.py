@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from experiments.parity.clip import Arrays, Pairs, gradient, random_params
@@ -27,8 +28,8 @@ def towers(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
     assert config.text is not None
     assert config.vision is not None
     vision = config.vision
-    text = siglip.text(params, arrays["tokens"], config.text)
-    image = siglip.image(params, arrays["pixels"], vision)
+    text = jax.jit(siglip.text, static_argnums=2)(params, arrays["tokens"], config.text)
+    image = jax.jit(siglip.image, static_argnums=2)(params, arrays["pixels"], vision)
     assert text.embedding is not None
     assert image.embedding is not None
     cosines = unit(image.embedding) @ unit(text.embedding).T

@@ -122,7 +122,8 @@ def embed_tokens(params: Mapping[str, Array], tokens: Any, config: Any) -> tuple
             f"{config.length}."
         )
     if is_concrete(tokens) and tokens.is_fully_addressable and tokens.size:
-        low, high = int(np.min(tokens)), int(np.max(tokens))
+        values = np.asarray(tokens)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= config.vocabulary:
             raise ValueError(
                 f"tokens run from {low} to {high}; this text tower's vocabulary has "

@@ -114,10 +114,10 @@ def load_clip(path: str | os.PathLike[str], length: int | None = None) -> Tokeni
         backend = _clip_backend(folder, names["unk"])
     else:
         backend = _backend(folder, "vocab.json with merges.txt, or tokenizer.json")
+    ids = _ids(backend, folder, names)
     # As transformers does, wherever they stand in a text: "!" too, where it pads.
     added = _package().AddedToken
     backend.add_special_tokens([added(t, special=True, normalized=False) for t in names.values()])
-    ids = _ids(backend, folder, names)
     return Tokenizer(
         backend, length or _length(settings, 77), begin=ids["bos"], end=ids["eos"], pad=ids["pad"]
     )
