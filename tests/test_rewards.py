@@ -15,12 +15,12 @@ from guidejax.objectives.base import as_pytree, rewards_of
 
 CONFIGS = {
     "clip": clip.Config(
-        clip.TextConfig(16, 32, 2, 2, embedding=8, vocabulary=20, length=6, end=19),
-        clip.VisionConfig(24, 32, 2, 2, embedding=8, image_size=16, patch=8),
+        clip.TextConfig(16, 32, 1, 2, embedding=8, vocabulary=20, length=6, end=19),
+        clip.VisionConfig(24, 32, 1, 2, embedding=8, image_size=16, patch=8),
     ),
     "siglip": siglip.Config(
-        siglip.TextConfig(16, 32, 2, 2, embedding=24, vocabulary=20, length=6),
-        siglip.VisionConfig(24, 32, 2, 2, image_size=16, patch=8),
+        siglip.TextConfig(16, 32, 1, 2, embedding=24, vocabulary=20, length=6),
+        siglip.VisionConfig(24, 32, 1, 2, image_size=16, patch=8),
     ),
 }
 # A reward of its arguments, compiled: each operation alone would be compiled for its own.

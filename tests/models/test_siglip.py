@@ -73,7 +73,7 @@ def test_a_text_sees_all_of_itself():
     run = jax.jit(siglip.text, static_argnums=2)
     a, b = (run(make(), t, TEXT) for t in (TOKENS, TOKENS.at[:, 4].set(7)))
     assert np.all(np.abs(a.hidden - b.hidden).max(axis=-1) > 0)
-    np.testing.assert_array_equal(a.pooled, a.hidden[:, -1])
+    np.testing.assert_allclose(a.pooled, a.hidden[:, -1], rtol=1e-5)
 
 
 def test_a_checkpoint_is_what_was_saved(tmp_path, x0):
@@ -88,12 +88,10 @@ def test_a_checkpoint_is_what_was_saved(tmp_path, x0):
     assert (model.config, model.preprocess) == (SMALL, PIXELS)
     tokens = model.tokenizer("a cat")
     assert tokens.shape == (1, 6)
-    np.testing.assert_array_equal(
-        model.text(tokens).embedding, siglip.text(params, tokens, TEXT).embedding
-    )
-    np.testing.assert_array_equal(
-        model.image(x0).embedding, siglip.image(params, PIXELS(x0), VISION).embedding
-    )
+    want = siglip.text(params, tokens, TEXT).embedding
+    close({"text": (model.text(tokens).embedding, want)}, 1e-5)
+    want = siglip.image(params, PIXELS(x0), VISION).embedding
+    close({"image": (model.image(x0).embedding, want)}, 1e-5)
     half = siglip.load(folder / "model.safetensors", config=SMALL, dtype=jnp.bfloat16)
     assert half.image(x0).embedding.dtype == jnp.bfloat16
 
