@@ -17,7 +17,7 @@ Params = Mapping[str, Array]
 def resnet(
     params: Params, name: str, x: Array, told: Array | None, eps: float, groups: int
 ) -> Array:
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))); a 1 × 1 convolution of x where widths differ.
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), x projected where the widths differ.
 
     Args:
         params: By key.

@@ -7,7 +7,7 @@ from typing import Any
 import common
 import numpy as np
 import torch
-import unet
+import unet  # type: ignore[import-not-found]  # Beside this file.
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 # What scheduler/scheduler_config.json of Stable Diffusion 1.5 and 2.1 say.

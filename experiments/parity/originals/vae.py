@@ -54,8 +54,8 @@ def case(name: str, out: pathlib.Path) -> None:
     model = AutoencoderKL(**config)
     common.fill(model)
     random = np.random.RandomState(0)
-    arrays = {
-        "images": random.uniform(-1, 1, (2, 12, 8, 3)).astype(np.float32),
+    arrays: dict[str, np.ndarray] = {
+        "images": random.uniform(-1, 1, (2, 12, 8, 3)),
         "latents": random.standard_normal((2, 6, 4, model.config.latent_channels)),
     }
     arrays = {key: array.astype(np.float32) for key, array in arrays.items()}
