@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import guidejax as gj
 from experiments.parity.originals.common import value
 from guidejax.models import dit
 
@@ -49,10 +52,20 @@ def file(name: str, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _compare(name: str, arrays: Arrays, about: Mapping[str, Any], denoise: Any) -> Pairs:
-    config = CONFIGS[name]
+def _loaded(name: str, about: Mapping[str, Any]) -> gj.Denoiser:
+    """The denoiser of a case's random checkpoint, which is written first."""
+    from safetensors.numpy import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(file(name, about), f"{folder}/model.safetensors")
+        return dit.load(folder, CONFIGS[name])
+
+
+def compare(name: str, arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
+    """The network on the original's input."""
+    config, params = CONFIGS[name], _loaded(name, about).params
     x, t, y = (jnp.asarray(arrays[key]) for key in ("x", "t", "y"))
-    output = lambda x: dit.network(denoise.params, x, t, y, config)  # noqa: E731
+    output = lambda x: dit.network(params, x, t, y, config)  # noqa: E731
     gradient = jax.grad(lambda x: jnp.sum(output(x) ** 2))(x)
     size = np.abs(arrays["gradient"]).max()
     return {
@@ -61,12 +74,18 @@ def _compare(name: str, arrays: Arrays, about: Mapping[str, Any], denoise: Any) 
     }
 
 
-def compare(name: str, arrays: Arrays, about: Mapping[str, Any], folder: Any) -> Pairs:
-    """A case's random checkpoint written to `folder`, loaded, and run on the original's input."""
-    from safetensors.numpy import save_file
+def sampling(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
+    """SiT's guided samples from the same noise, by as many Euler steps."""
+    guide = gj.guidance(gj.cfg, gj.from_scale(about["scale"]), mask=jnp.arange(4) < 3)
+    x0 = gj.sample(
+        jax.random.key(0), _loaded("dit-SiT", about), jnp.asarray(arrays["noise"]),
+        cond=jnp.asarray(arrays["y"][:2]), uncond=int(arrays["y"][-1]), guidance=guide,
+        solver=gj.euler(), times=gj.uniform_times(about["steps"]),
+    )  # fmt: skip
+    return {"guided samples": (x0, arrays["output"])}
 
-    save_file(file(name, about), folder / "model.safetensors")
-    return _compare(name, arrays, about, dit.load(folder, CONFIGS[name]))
 
-
-CASES: dict[str, Callable[..., Pairs]] = dict.fromkeys(CONFIGS, compare)
+CASES: dict[str, Callable[[Arrays, Mapping[str, Any]], Pairs]] = {
+    **{name: functools.partial(compare, name) for name in CONFIGS},
+    "dit-SiT-sampling": sampling,
+}

@@ -1,0 +1,238 @@
+"""What CLIP and SigLIP share: two transformers of one kind of layer, and what they return."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from guidejax._arrays import Array, is_concrete
+from guidejax.models import _files
+from guidejax.models._files import From, Params, Rules, Shapes, Tensors
+from guidejax.models._layers import attend, conv, layer_norm, linear
+
+# Heads and hidden units of a layer over "model": one sum of all devices after each of its halves.
+RULES: Rules = {
+    r"(q_proj|k_proj|v_proj|mlp\.fc1)\.weight$": PartitionSpec("model", None),
+    r"(q_proj|k_proj|v_proj|mlp\.fc1)\.bias$": PartitionSpec("model"),
+    r"(self_attn\.out_proj|mlp\.fc2)\.weight$": PartitionSpec(None, "model"),
+    r"token_embedding\.weight$": PartitionSpec(None, "model"),
+}
+
+# Buffers that older files hold: 0, 1, 2, ...
+IGNORED = ("*.position_ids",)
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+class TextOutput(NamedTuple):
+    """What a text tower makes of tokens, in the dtype of its parameters.
+
+    Attributes:
+        hidden: After the last layer and the final norm, (batch, length, width).
+        penultimate: After the last layer but one, before any norm, likewise; what SDXL looks at.
+        pooled: The state that stands for the text, (batch, width).
+        embedding: What is compared with images, (batch, dimension), not normalised; None where
+            the checkpoint has no projection.
+    """
+
+    hidden: Array
+    penultimate: Array
+    pooled: Array
+    embedding: Array | None
+
+
+class ImageOutput(NamedTuple):
+    """What an image tower makes of pixels, in the dtype of its parameters.
+
+    Attributes:
+        pooled: Features of the image, (batch, width).
+        embedding: What is compared with texts, (batch, dimension), not normalised; None where the
+            checkpoint has no projection.
+    """
+
+    pooled: Array
+    embedding: Array | None
+
+
+def encoder_shapes(prefix: str, width: int, hidden: int, layers: int) -> Shapes:
+    """Keys and shapes of the layers of a tower."""
+    one: dict[str, tuple[int, ...]] = {}
+    for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+        one |= linear_shapes(f"self_attn.{name}", width, width)
+    one |= norm_shapes("layer_norm1", width) | norm_shapes("layer_norm2", width)
+    one |= linear_shapes("mlp.fc1", width, hidden) | linear_shapes("mlp.fc2", hidden, width)
+    return {f"{prefix}.{n}.{key}": shape for n in range(layers) for key, shape in one.items()}
+
+
+def linear_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    """Of a linear layer with a bias."""
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Of a norm with scale and shift."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def encode(
+    params: Mapping[str, Array], prefix: str, x: Array, config: Any, mask: Array | None = None
+) -> tuple[Array, Array]:
+    """x after all layers, and after all but the last; x itself where there is one layer only."""
+    before = x
+    for n in range(config.layers):
+        before, name = x, f"{prefix}.{n}"
+        y = layer_norm(params, f"{name}.layer_norm1", x, config.eps)
+        q, k, v = (linear(params, f"{name}.self_attn.{c}_proj", y) for c in "qkv")
+        y = attend(q, k, v, config.heads, mask)
+        x = x + linear(params, f"{name}.self_attn.out_proj", y)
+        x = x + mlp(params, f"{name}.mlp", layer_norm(params, f"{name}.layer_norm2", x, config.eps),
+                    config.activation)  # fmt: skip
+    return x, before
+
+
+def mlp(params: Mapping[str, Array], name: str, x: Array, activation: str) -> Array:
+    """Two linear layers with the activation between them."""
+    return linear(params, f"{name}.fc2", ACTIVATIONS[activation](linear(params, f"{name}.fc1", x)))
+
+
+def embed_tokens(params: Mapping[str, Array], tokens: Any, config: Any) -> tuple[Array, Array]:
+    """The tokens as an array, and their vectors with those of their places."""
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
+        raise ValueError(
+            f"tokens have dtype {tokens.dtype} and shape {tokens.shape}; expected integers of "
+            "shape (batch, length), as a tokenizer makes them."
+        )
+    if not 1 <= tokens.shape[1] <= config.length:
+        raise ValueError(
+            f"tokens have length {tokens.shape[1]}; this text tower has places for 1 to "
+            f"{config.length}."
+        )
+    if is_concrete(tokens) and tokens.is_fully_addressable and tokens.size:
+        low, high = int(np.min(tokens)), int(np.max(tokens))
+        if low < 0 or high >= config.vocabulary:
+            raise ValueError(
+                f"tokens run from {low} to {high}; this text tower's vocabulary has "
+                f"{config.vocabulary}: they are of another tokenizer."
+            )
+    table = params["text_model.embeddings.token_embedding.weight"]
+    places = params["text_model.embeddings.position_embedding.weight"]
+    return tokens, table[tokens] + places[: tokens.shape[1]]
+
+
+def embed_patches(params: Mapping[str, Array], pixels: Any, config: Any) -> Array:
+    """Vectors of the patches, (batch, patches, width), without those of their places."""
+    pixels, size = jnp.asarray(pixels), config.image_size
+    if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+        raise ValueError(
+            f"pixels have shape {pixels.shape}; expected (batch, {size}, {size}, 3), as the "
+            "model's `preprocess` makes them of images in [-1, 1]."
+        )
+    name = "vision_model.embeddings.patch_embedding"
+    x = conv(params, name, pixels.astype(params[f"{name}.weight"].dtype), stride=config.patch)
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def check_config(config: Any) -> None:
+    """Raise `ValueError` where a tower's numbers make no tower."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int" and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{field.name} is {value!r}; expected a positive integer.")
+    if config.width % config.heads:
+        raise ValueError(f"{config.heads} heads don't divide a width of {config.width}.")
+    if config.activation not in ACTIVATIONS:
+        raise ValueError(
+            f"the activation is {config.activation!r}; expected one of {', '.join(ACTIVATIONS)}."
+        )
+
+
+def square(what: str, value: Any) -> int:
+    """A size that a config.json gives as a number, or as two equal ones."""
+    sizes = [value] if isinstance(value, int) else list(value)
+    if len(set(sizes)) != 1:
+        raise ValueError(f"{what} is {value}; expected a square.")
+    return int(sizes[0])
+
+
+def folder_of(path: pathlib.Path) -> pathlib.Path:
+    """Where the other files of a checkpoint are."""
+    return path if path.is_dir() else path.parent
+
+
+def json_of(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """A JSON file's contents; nothing where there is no such file."""
+    file = folder / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def config_of(path: pathlib.Path, config_from: Callable[[dict[str, Any]], Any]) -> Any:
+    """The configuration beside a checkpoint."""
+    found = json_of(folder_of(path), "config.json")
+    if not found:
+        raise ValueError(
+            f"there is no config.json in {folder_of(path)}, which says what size the model is of; "
+            "download it too, or give `config`."
+        )
+    return config_from(found)
+
+
+def load_params(
+    path: pathlib.Path,
+    what: str,
+    shapes: Shapes,
+    towers: Sequence[str],
+    *,
+    dtype: Any,
+    mesh: Mesh | None,
+    rules: Rules,
+) -> Params:
+    """The arrays of a checkpoint, of whose towers those in `towers` are wanted."""
+    tensors = Tensors(path)
+    layout = dict(_files.plain(shapes))
+    # A tower saved alone by recent versions of transformers has no prefix.
+    if len(towers) == 1 and not any(key.startswith(f"{towers[0]}.") for key in tensors.shapes):
+        bare = {key: From((key.removeprefix(f"{towers[0]}."),)) for key in shapes}
+        if {source.keys[0] for source in bare.values()} & set(tensors.shapes):
+            layout = bare
+    wanted = {layout[key].keys[0]: tuple(shape) for key, shape in shapes.items()}
+    _files.check(what, path, wanted, tensors.shapes, IGNORED)
+    return _files.read(tensors, shapes, layout, dtype=dtype, mesh=mesh, rules=rules)
+
+
+def check_mesh(mesh: Mesh | None, rules: Rules) -> None:
+    """Raise `ValueError` for explicit axes that would split weights: sums then need a sharding."""
+    if mesh is None:
+        return
+    used = {name for spec in rules.values() for name in spec if name is not None}
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    explicit = sorted(n for n in used & set(kinds) if kinds[n] == AxisType.Explicit)
+    if explicit:
+        raise ValueError(
+            f"the mesh's axis {explicit[0]!r}, over which weights are split, is explicit; make it "
+            "automatic: jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto, ...))."
+        )
+
+
+def images_only(model: Any) -> Any:
+    """The model without its text tower."""
+    text = re.compile(r"text_model\.|text_projection\.")
+    return dataclasses.replace(
+        model,
+        params={key: value for key, value in model.params.items() if not text.match(key)},
+        config=dataclasses.replace(model.config, text=None),
+        tokenizer=None,
+    )
