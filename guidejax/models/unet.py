@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from guidejax._arrays import Array
-from guidejax.models._files import Shapes
+from guidejax.models import _files
+from guidejax.models._files import Rules, Shapes
 from guidejax.models._layers import attend, conv, group_norm, layer_norm, linear, sinusoids
 from guidejax.models._network import automatic
 from guidejax.models._resnets import (
@@ -34,12 +36,13 @@ from guidejax.models._resnets import (
     twice,
     unknown,
 )
+from guidejax.models._towers import config_of
 
 Params = Mapping[str, Array]
 
 # Pairs of layers, the first split by what it puts out, the second by what it takes in, so that
 # each pair needs one all-reduce. For `_files.read`.
-RULES = {
+RULES: Rules = {
     r"\.to_[qkv]\.weight$": PartitionSpec("model", None),
     r"\.to_out\.0\.weight$": PartitionSpec(None, "model"),
     r"\.ff\.net\.0\.proj\.weight$": PartitionSpec("model", None),
@@ -467,3 +470,38 @@ class Network:
         """`network(params, x, t, cond, config)`."""
         fn = functools.partial(network, config=self.config)
         return automatic(fn, params, x, t, cond)
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    config: Config | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    download: bool = False,
+) -> tuple[_files.Params, Config]:
+    """A published UNet: (parameters, sizes).
+
+    Args:
+        path_or_repo: The folder "unet" of a checkpoint in diffusers' layout, the checkpoint itself,
+            a safetensors file, or a repository of the Hugging Face hub.
+        config: Sizes; read from config.json by default.
+        dtype: Of the parameters, in which the network computes.
+        mesh: Devices to split them over.
+        rules: How; over an axis "model" by default.
+        download: Whether a repository may be downloaded.
+
+    Raises:
+        FileNotFoundError: Where there is no such folder.
+        ValueError: Where the files are of another model, damaged, or of an unsupported option.
+    """
+    wanted = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors")
+    path = _files.find(path_or_repo, download=download, only=wanted)
+    path = path / "unet" if (path / "unet").is_dir() else path
+    config = config_of(path, config_from) if config is None else config
+    tensors, expected = _files.Tensors(path), shapes(config)
+    what = f"a UNet of {config.channels} channels and text of width {config.text}"
+    _files.check(what, path, expected, tensors.shapes)
+    layout = _files.plain(expected)
+    return _files.read(tensors, expected, layout, dtype=dtype, mesh=mesh, rules=rules), config

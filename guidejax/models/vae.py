@@ -9,15 +9,18 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from guidejax._arrays import Array
-from guidejax.models._files import From, Layout, Shapes
+from guidejax.models import _files
+from guidejax.models._files import From, Layout, Rules, Shapes
 from guidejax.models._layers import attend, conv, group_norm, linear
 from guidejax.models._resnets import (
     conv_shapes,
@@ -29,11 +32,12 @@ from guidejax.models._resnets import (
     twice,
     unknown,
 )
+from guidejax.models._towers import config_of
 
 Params = Mapping[str, Array]
 
 # See `guidejax.models.unet.RULES`.
-RULES = {
+RULES: Rules = {
     r"resnets\.\d+\.conv1\.(weight|bias)$": PartitionSpec("model"),
     r"resnets\.\d+\.norm2\.(weight|bias)$": PartitionSpec("model"),
     r"resnets\.\d+\.conv2\.weight$": PartitionSpec(None, "model"),
@@ -347,3 +351,84 @@ def _check(what: str, x: Array, channels: int) -> None:
             f"the VAE got {what} of shape {x.shape}; expected (batch, height, width, {channels}), "
             "channels last."
         )
+
+
+_latents = jax.jit(latents, static_argnames=("config",))
+_images = jax.jit(images, static_argnames=("config",))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decode:
+    """`images` of a configuration; of equal ones it is equal."""
+
+    config: Config
+
+    def __call__(self, params: Params, latents: Array) -> Array:
+        return _images(params, latents, self.config)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config"])
+@dataclasses.dataclass(frozen=True)
+class Vae:
+    """A VAE and its parameters; a pytree whose leaves they are.
+
+    Attributes:
+        params: By the keys of `shapes(config)`.
+        config: Sizes.
+
+    Example:
+        >>> tiny = Config(channels=(32, 64), layers=1)
+        >>> vae = Vae({key: jnp.zeros(shape) for key, shape in shapes(tiny).items()}, tiny)
+        >>> vae.decode(vae.encode(jnp.zeros((1, 8, 8, 3)))).shape
+        (1, 8, 8, 3)
+    """
+
+    params: Params
+    config: Config
+
+    def encode(self, images: Array, key: Array | None = None) -> Array:
+        """The scaled latents of images in [−1, 1]; drawn with a key, else the mean: `latents`."""
+        return _latents(self.params, images, self.config, key)
+
+    @property
+    def decode(self) -> jax.tree_util.Partial:
+        """`decode(latents)`, the images of scaled latents; itself a pytree, as rewards take it."""
+        return jax.tree_util.Partial(_Decode(self.config), self.params)
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    config: Config | None = None,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    download: bool = False,
+) -> Vae:
+    """A published VAE.
+
+    Args:
+        path_or_repo: The folder "vae" of a checkpoint in diffusers' layout, the checkpoint itself,
+            a safetensors file, or a repository of the Hugging Face hub, such as
+            "stabilityai/sd-vae-ft-mse", whose latents DiT and SiT take.
+        config: Sizes; read from config.json by default.
+        dtype: Of the parameters, in which the network computes. SDXL's overflows in float16.
+        mesh: Devices to split them over.
+        rules: How; over an axis "model" by default.
+        download: Whether a repository may be downloaded.
+
+    Raises:
+        FileNotFoundError: Where there is no such folder.
+        ValueError: Where the files are of another model, damaged, or of an unsupported option.
+    """
+    wanted = ("config.json", "diffusion_pytorch_model.safetensors")
+    only = (*wanted, *(f"vae/{name}" for name in wanted))
+    path = _files.find(path_or_repo, download=download, only=only)
+    path = path / "vae" if (path / "vae").is_dir() else path
+    config = config_of(path, config_from) if config is None else config
+    tensors, expected = _files.Tensors(path), shapes(config)
+    where = layout(config, tensors.shapes)
+    what = f"a VAE of {config.channels} channels and {config.latent_channels} in its latents"
+    _files.check(what, path, _files.sources(expected, where), tensors.shapes)
+    params = _files.read(tensors, expected, where, dtype=dtype, mesh=mesh, rules=rules)
+    return Vae(params, config)
