@@ -36,13 +36,19 @@ _FAMILIES = {
 }
 
 
-def find(path_or_repo: str | os.PathLike[str], *, download: bool = False) -> pathlib.Path:
+def find(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    download: bool = False,
+    only: Sequence[str] | None = None,
+) -> pathlib.Path:
     """A file or folder of this machine, or a repository of the Hugging Face hub.
 
     Args:
         path_or_repo: A path that exists; or "owner/name", which is looked up among what the
             `huggingface_hub` package has downloaded already.
         download: Whether a repository may be downloaded.
+        only: Patterns of the files that are wanted of it; all by default.
 
     Raises:
         FileNotFoundError: Where there is neither.
@@ -61,7 +67,9 @@ def find(path_or_repo: str | os.PathLike[str], *, download: bool = False) -> pat
             "`pip install huggingface_hub`; or download its files and give their folder."
         ) from error
     try:
-        found = huggingface_hub.snapshot_download(name, local_files_only=not download)
+        found = huggingface_hub.snapshot_download(
+            name, local_files_only=not download, allow_patterns=only and list(only)
+        )
     except Exception as error:
         what = "couldn't be downloaded" if download else "hasn't been downloaded to this machine"
         how = "" if download else " With download=True it is fetched (mind its licence)."
