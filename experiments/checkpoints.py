@@ -54,7 +54,6 @@ class Checkpoint:
         text: Where a condition's pooled text is, for `gj.OmegaNet(cond=...)`; None for classes.
         text_dim: Its width.
         classes: How many classes.
-        tokens: From prompts to the tokens of a CLIP model, or None.
     """
 
     denoise: gj.Denoiser
@@ -113,7 +112,7 @@ def _stable_diffusion(path: pathlib.Path, options: dict[str, Any]) -> Checkpoint
     sd = stable_diffusion.load(path, **options)
     return Checkpoint(
         sd.denoise, sd.uncond, "prompts", sd.prompt, sd.noise, sd.times, gj.ddim(), sd.decode,
-        sd.encode, sd.size[0], mean_of_text, sd.config.text,
+        _encoder(sd.vae), sd.size[0], mean_of_text, sd.config.text,
     )  # fmt: skip
 
 
@@ -123,8 +122,17 @@ def _stable_diffusion_3(path: pathlib.Path, options: dict[str, Any]) -> Checkpoi
     sd = stable_diffusion_3.load(path, **options)
     return Checkpoint(
         sd.denoise, sd.uncond, "prompts", sd.prompt, sd.noise, sd.times, gj.euler(), sd.decode,
-        sd.encode, sd.size[0], mean_of_text, sd.config.text,
+        _encoder(sd.vae), sd.size[0], mean_of_text, sd.config.text,
     )  # fmt: skip
+
+
+def _encoder(vae: Any) -> jax.tree_util.Partial:
+    """`encode(images)` of a VAE, as a pytree."""
+    return jax.tree_util.Partial(_encode, vae)
+
+
+def _encode(vae: Any, images: Any) -> jax.Array:
+    return vae.encode(images)
 
 
 def mean_of_text(cond: Any) -> jax.Array:
@@ -163,6 +171,6 @@ def _transformer(path: pathlib.Path, model: Model, options: dict[str, Any]) -> C
     return Checkpoint(
         denoise, config.classes, "classes", condition, noise, gj.uniform_times,
         gj.ddim() if config.family == "dit" else gj.euler(),
-        images.decode if images else None, images.encode if images else None,
+        images.decode if images else None, _encoder(images) if images else None,
         config.side * (images.config.factor if images else 1), classes=config.classes,
     )  # fmt: skip

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 import guidejax as gj
-from experiments import checkpoints, generate, guides, learn, pictures, tuned, tuning
+from experiments import checkpoints, generate, guides, learn, logs, pictures, tuned, tuning
 from experiments.statistics import mean_interval, saturation
 
 LOG = logging.getLogger("experiments.evaluate")
@@ -76,7 +76,7 @@ class Judge:
         """`shown` are pictures in [-1, 1]."""
         self.model, self.said, self.batch = model, said, batch
         self._image = jax.jit(lambda model, x: model.image(x))
-        self.real, _ = self.see(shown)
+        self.real, self._embedded = self.see(shown)
         self._text: np.ndarray | None = None
 
     def see(self, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,9 +94,9 @@ class Judge:
         """The Fréchet distance to the real pictures, or to some rows of them."""
         return float(gj.metrics.frechet_distance(features, self.real[rows]))
 
-    def cmmd(self, features: np.ndarray) -> float:
-        """1000 MMD² of unit features with a Gaussian kernel of width 10 (Jayasumana 2401.09603)."""
-        ours, theirs = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (features, self.real))
+    def cmmd(self, embeddings: np.ndarray) -> float:
+        """1000 MMD² of unit embeddings, Gaussian kernel of width 10 (Jayasumana 2401.09603)."""
+        ours, theirs = _unit(embeddings), _unit(self._embedded)
         return 1000 * float(gj.metrics.mmd_rbf(ours, theirs, bandwidths=10.0, unbiased=False))
 
     def score(self, embeddings: np.ndarray) -> float | None:
@@ -108,8 +108,11 @@ class Judge:
             read = jax.jit(lambda model, tokens: model.text(tokens).embedding)
             found = [np.asarray(read(self.model, self.model.tokenizer(part))) for part in parts]
             self._text = np.concatenate(found)
-        unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)  # noqa: E731
-        return float(np.mean(np.sum(unit(embeddings) * unit(self._text), axis=1)))
+        return float(np.mean(np.sum(_unit(embeddings) * _unit(self._text), axis=1)))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 class Evaluation:
@@ -194,7 +197,7 @@ class Evaluation:
         return {
             "frechet": judge.distance(features),
             "frechet resampled": [judge.distance(features, rows) for rows in draws],
-            "cmmd": judge.cmmd(features),
+            "cmmd": judge.cmmd(embeddings),
             "clip score": judge.score(embeddings) if self.found.kind == "prompts" else None,
             "saturation": float(jnp.mean(saturation(jnp.asarray(shown)))),
             "diversity": float(gj.metrics.mean_pairwise_distance(features)),

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 import guidejax as gj
-from experiments import checkpoints, guides
+from experiments import checkpoints, guides, logs
 from experiments.statistics import clipped_fraction, rms_contrast, sample_rms, saturation
 
 LOG = logging.getLogger("experiments.generate")
@@ -70,10 +70,10 @@ def columns(config: Config) -> dict[str, guides.Guide]:
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("times", "solver", "progress"))
+@functools.partial(jax.jit, static_argnames=("times", "progress"))
 def _draw(
-    key: Any, denoise: Any, noise: Any, cond: Any, uncond: Any, guide: Any, *, times: Any,
-    solver: Any, progress: bool,
+    key: Any, denoise: Any, noise: Any, cond: Any, uncond: Any, guide: Any, solver: Any, *,
+    times: Any, progress: bool,
 ) -> Any:  # fmt: skip
     return gj.sample(
         key, denoise, noise, cond=cond, uncond=uncond, guidance=guide, times=np.array(times),
@@ -98,9 +98,8 @@ def draw(
         args = checkpoints.split((keys, noise, found.condition(part)), mesh)
         keys, noise, cond = args
         x0 = _draw(
-            keys, found.denoise, noise, cond, found.uncond, guide,
-            times=tuple(float(t) for t in found.times(steps)), solver=found.solver,
-            progress=progress,
+            keys, found.denoise, noise, cond, found.uncond, guide, found.solver,
+            times=tuple(float(t) for t in found.times(steps)), progress=progress,
         )  # fmt: skip
         rows.append(np.asarray(x0)[: len(said) - start])
     return np.concatenate(rows)

@@ -24,7 +24,7 @@ import optax
 import tyro
 
 import guidejax as gj
-from experiments import checkpoints, pictures
+from experiments import checkpoints, logs, pictures
 
 LOG = logging.getLogger("experiments.learn")
 
@@ -188,7 +188,6 @@ def main(config: Config) -> None:
     logging.basicConfig(
         force=True, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)
     if not config.data:
         raise SystemExit("say what to learn on: --data FOLDER, or a dataset of TFDS.")
     chosen, mesh = settings(config), checkpoints.devices(config.model)

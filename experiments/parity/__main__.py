@@ -25,6 +25,8 @@ import jax
 import numpy as np
 import tyro
 
+from experiments import logs
+
 ROOT = pathlib.Path(__file__).parent
 ORIGINALS = ROOT / "originals"
 REFERENCE = ROOT.parent.parent / "tests" / "models" / "reference"

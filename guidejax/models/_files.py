@@ -265,8 +265,8 @@ def placement(key: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Nam
     Example:
         >>> mesh = jax.make_mesh((1,), ("model",))
         >>> rules = {r"fc1\.weight": PartitionSpec("model", None)}
-        >>> placement("blocks.0.mlp.fc1.weight", (8, 4), mesh, rules).spec
-        PartitionSpec('model', None)
+        >>> tuple(placement("blocks.0.mlp.fc1.weight", (8, 4), mesh, rules).spec)
+        ('model', None)
     """
     for pattern, spec in rules.items():
         if re.search(pattern, key):

@@ -1,4 +1,4 @@
-"""A network of a configuration, as `gj.denoiser` wants it."""
+"""What networks of published weights need of a mesh."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from guidejax._arrays import Array
+from guidejax._arrays import is_concrete
 
 
-def automatic(fn: Callable[..., Array], params: Any, x: Array, *args: Any) -> Array:
-    """`fn(params, x, *args)`, an array split as `x` is, where axes of a mesh may be explicit.
+def automatic(fn: Callable[..., Any], params: Any, x: Any, *args: Any) -> Any:
+    """`fn(params, x, *args)`, its arrays' batch split as that of `x`, on axes that may be explicit.
 
-    Parameters that are split over explicit axes would have to say at each product how its result
-    is split; within `fn` the compiler decides instead.
+    Parameters split over explicit axes would have to say at each product how its result is split;
+    within `fn` the compiler decides instead.
     """
-    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((params, x, args))]
+    x = jnp.asarray(x)
+    leaves = jax.tree.leaves((params, x, args))
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
     mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
     if mesh is None:
         return fn(params, x, *args)
     own = jax.typeof(x).sharding
-    out = own if own.mesh.axis_names else NamedSharding(mesh, PartitionSpec())
-    whole = jax.tree.map(
-        lambda leaf: (
-            leaf
-            if jax.typeof(leaf).sharding.mesh.axis_names
-            else jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec()))
-        ),
+    split = own.spec[0] if own.mesh.axis_names and len(own.spec) else None
+    # What is known goes to the devices themselves; a type has none, and moves what is traced.
+    known = (leaf.sharding for leaf in leaves if is_concrete(leaf) and hasattr(leaf, "sharding"))
+    on = next((s.mesh for s in known if isinstance(s, NamedSharding) and s.mesh.axis_names), None)
+    whole = NamedSharding(on or mesh, PartitionSpec())
+    move = jax.device_put if on else jax.sharding.reshard
+    moved = jax.tree.map(
+        lambda leaf: leaf if jax.typeof(leaf).sharding.mesh.axis_names else move(leaf, whole),
         (params, x, args),
     )
-    return jax.sharding.auto_axes(
-        lambda params, x, args: fn(params, x, *args), axes=mesh.axis_names, out_sharding=out
-    )(*whole)
+    run = jax.sharding.auto_axes(
+        lambda params, x, args: fn(params, x, *args),
+        axes=mesh.axis_names,
+        out_sharding=NamedSharding(mesh, PartitionSpec(split)),
+    )
+    return run(*moved)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from guidejax._arrays import Array, is_concrete
 from guidejax.models import _files
@@ -211,33 +211,6 @@ def load_params(
             layout = bare
     _files.check(what, path, _files.sources(shapes, layout), tensors.shapes, IGNORED)
     return _files.read(tensors, shapes, layout, dtype=dtype, mesh=mesh, rules=rules)
-
-
-def automatic(fn: Callable[[Any, Array], Any], params: Any, x: Any) -> Any:
-    """`fn(params, x)`, its arrays' batch split as that of `x`, where a mesh's axes may be explicit.
-
-    Parameters split over explicit axes would have to say at each product how its result is split;
-    within `fn` the compiler decides instead.
-    """
-    x = jnp.asarray(x)
-    leaves = jax.tree.leaves((params, x))
-    meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
-    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
-    if mesh is None:
-        return fn(params, x)
-    own = jax.typeof(x).sharding
-    split = own.spec[0] if own.mesh.axis_names and len(own.spec) else None
-    # What is known goes to the devices themselves; a type has none, and moves what is traced.
-    known = (leaf.sharding for leaf in leaves if is_concrete(leaf))
-    on = next((s.mesh for s in known if isinstance(s, NamedSharding) and s.mesh.axis_names), None)
-    whole = NamedSharding(on or mesh, PartitionSpec())
-    move = jax.device_put if on else jax.sharding.reshard
-    params, x = jax.tree.map(
-        lambda leaf: leaf if jax.typeof(leaf).sharding.mesh.axis_names else move(leaf, whole),
-        (params, x),
-    )
-    out = NamedSharding(mesh, PartitionSpec(split))
-    return jax.sharding.auto_axes(fn, axes=mesh.axis_names, out_sharding=out)(params, x)
 
 
 def images_only(model: Any) -> Any:

@@ -31,6 +31,7 @@ from guidejax.models import _files, _towers
 from guidejax.models import tokenizer as _tokenizer
 from guidejax.models._files import Params, Rules, Shapes
 from guidejax.models._layers import attend, layer_norm, linear
+from guidejax.models._network import automatic
 from guidejax.models._towers import ImageOutput as ImageOutput
 from guidejax.models._towers import TextOutput as TextOutput
 from guidejax.models.preprocess import SIGLIP_MEAN, SIGLIP_STD, Preprocess, preprocess_from
@@ -307,7 +308,7 @@ class Siglip:
             raise ValueError("this SigLIP has no image tower; load a checkpoint that has both.")
         config, preprocess = self.config.vision, self.preprocess
         run = lambda params, x0: image(params, preprocess(x0), config)  # noqa: E731
-        return _towers.automatic(run, self.params, x0)
+        return automatic(run, self.params, x0)
 
     def text(self, tokens: Any) -> TextOutput:
         """States and embedding of tokens (batch, length), as `tokenizer` makes them."""
@@ -315,7 +316,7 @@ class Siglip:
             raise ValueError("this SigLIP has no text tower; load a checkpoint that has both.")
         config = self.config.text
         run = lambda params, tokens: text(params, tokens, config)  # noqa: E731
-        return _towers.automatic(run, self.params, tokens)
+        return automatic(run, self.params, tokens)
 
 
 def load(

@@ -1,0 +1,186 @@
+"""generate, learn and evaluate, each end to end on small random checkpoints."""
+
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import tyro
+
+from experiments import checkpoints, evaluate, generate, guides, learn, logs, pictures
+
+from . import small
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Stable Diffusion, CLIP, SiT and pictures."""
+    place = tmp_path_factory.mktemp("checkpoints")
+    small.stable_diffusion(place / "sd")
+    small.judge(place / "clip")
+    small.transformer(place / "sit")
+    small.pictures(place / "pictures")
+    small.pictures(place / "classed", said=("0", "2"), count=8)
+    return place
+
+
+def run(module, *flags):
+    return module.main(tyro.cli(module.Config, args=[str(flag) for flag in flags]))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_rules_and_weights_from_the_same_noise(place, tmp_path):
+    found = run(
+        generate, "--model.checkpoint", place / "sd", "--prompts", "a cat", "a dog", "--batch", 8,
+        "--steps", 2, "--rules", "cfg", "adg", "--omegas", 0, 4, "--out", tmp_path,
+    )  # fmt: skip
+    assert list(found) == ["CFG, ω = 0", "CFG, ω = 4", "ADG, ω = 0", "ADG, ω = 4"]
+    assert found["CFG, ω = 0"] == pytest.approx(found["ADG, ω = 0"], rel=1e-4)
+    assert found["CFG, ω = 4"] != found["ADG, ω = 4"]
+    assert json.loads((tmp_path / "statistics.json").read_text()) == found
+    with PIL.Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > grid.height > 300
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 8
+
+
+@pytest.mark.slow
+def test_classes_and_three_guided_channels(place, tmp_path):
+    flags = ("--model.checkpoint", place / "sit", "--classes", 0, 2, "--steps", 2)
+    more = (*flags, "--out", tmp_path, "--guide.channels", 3, "--guide.lo", 0.2, "--guide.hi", 0.8)
+    assert list(run(generate, *more)) == ["CFG, ω = 4, 0.2 ≤ t ≤ 0.8"]
+    with pytest.raises(SystemExit, match="3 are no classes of this model, which are 0 to 2"):
+        run(generate, "--model.checkpoint", place / "sit", "--classes", 3)
+    with pytest.raises(SystemExit, match="takes --classes"):
+        run(generate, "--model.checkpoint", place / "sit", "--prompts", "a cat")
+    with pytest.raises(SystemExit, match="expected some of cfg, adg"):
+        run(generate, *flags, "--rules", "cgf")
+
+
+def test_a_checkpoint_that_says_nothing_of_itself_is_asked_for_its_name(place, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((place / "sit/model.safetensors").read_bytes())
+    model = checkpoints.Model(str(tmp_path))
+    with pytest.raises(SystemExit, match=r"give --model.name, such as SiT-XL/2"):
+        checkpoints.load(model)
+    with pytest.raises(SystemExit, match="--mesh 3 has 3 devices; there are 8"):
+        checkpoints.devices(checkpoints.Model("", mesh=(3,)))
+
+
+def learned(place, out, *flags):
+    run(
+        learn, "--model.checkpoint", place / "sd", "--data", place / "pictures", "--preset",
+        "sd15-clip", "--reward", place / "clip", "--batch", 8, "--particles", 2, "--steps", 3,
+        "--save-every", 2, "--out", out, *flags,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_learning_with_a_reward_goes_on_where_it_was_killed(place, tmp_path, monkeypatch, caplog):
+    learned(place, tmp_path / "whole", "--updates", 5)
+    net, phi, _ = learn.load(tmp_path / "whole")
+    curves = json.loads((tmp_path / "whole" / "omega.json").read_text())
+    assert set(curves["omega"]) == {"a cat", "a dog", "a cat and a dog"}
+    assert len(curves["times"]) == 4
+    assert (tmp_path / "whole" / "omega.png").stat().st_size > 5000
+
+    def killed(step, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        fit = learn.gj.fit_omega
+        stopped = lambda *args, **options: fit(*args, **{**options, "progress": killed})
+        patch.setattr(learn.gj, "fit_omega", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            learned(place, tmp_path / "killed", "--updates", 5)
+    learned(place, tmp_path / "killed", "--updates", 5)
+    again = learn.load(tmp_path / "killed")[1]
+    jax.tree.map(np.testing.assert_array_equal, again, phi)
+
+    guide = guides.Guide(weight=tmp_path / "whole")
+    omega = guides.guidance(guide).omega
+    found = checkpoints.load(checkpoints.Model(str(place / "sd")))
+    said = found.condition(["a cat"])
+    at = omega(0.4, 0.5, said, process=found.denoise.process)
+    expected = net.weight(phi)(0.4, 0.5, said, process=found.denoise.process)
+    np.testing.assert_array_equal(at, expected)
+
+
+@pytest.mark.slow
+def test_a_rollout_of_a_class_conditional_model(place, tmp_path):
+    run(
+        learn, "--model.checkpoint", place / "sit", "--data", place / "classed", "--objective",
+        "rollout", "--rule", "adg", "--batch", 8, "--particles", 2, "--steps", 2, "--updates", 2,
+        "--out", tmp_path,
+    )  # fmt: skip
+    net, phi, _ = learn.load(tmp_path)
+    assert sorted(net.weights(phi)) == ["max_angle", "omega"]
+    assert set(json.loads((tmp_path / "omega.json").read_text())["omega"]) == {"0", "2"}
+
+
+def test_presets_say_what_the_paper_does_not():
+    names = {field for field in vars(learn.Preset())} - {"ours"}
+    for name, preset in learn.PRESETS.items():
+        assert set(preset.ours) <= names, name
+        assert "learning_rate" in preset.ours, name  # It tells of none.
+    assert learn.PRESETS["imagenet64"].beta == 1.75
+    assert learn.PRESETS["coco"].updates == 50_000
+    config = learn.Config(checkpoints.Model(""), preset="coco", batch=8)
+    chosen = learn.settings(config)
+    assert (chosen.batch, chosen.reward_weight) == (8, 0.0)  # Without --reward there is none.
+
+
+@pytest.mark.slow
+def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp_path, caplog):
+    flags = (
+        "--model.checkpoint", place / "sd", "--data", place / "pictures", "--judge",
+        place / "clip", "--methods", "constant", "--settings", 2, "--seeds", 2, "--resamples", 2,
+        "--batch", 8, "--steps", 2, "--out", tmp_path,
+    )  # fmt: skip
+    found = run(evaluate, *flags)
+    assert list(found) == ["unguided", "constant"]
+    assert found["unguided"]["evaluations"]["mean"] == 2 < found["constant"]["evaluations"]["mean"]
+    assert all(np.isfinite(e["mean"]) for row in found.values() for e in row.values())
+    report = (tmp_path / "report.md").read_text()
+    assert "the network that judges also tuned" in report
+    assert "6 pictures to report on, 6 others to tune on" in report
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
+    assert len(before) == 5
+    (tmp_path / "cells" / "report" / "unguided" / "1.json").unlink()
+    assert run(evaluate, *flags) == found
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert sum(after[path] != before[path] for path in before) == 1
+    with pytest.raises(SystemExit, match="--judge is missing"):
+        run(evaluate, "--model.checkpoint", place / "sd", "--data", "x")
+
+
+def test_what_pictures_are_of(tmp_path, place):
+    assert set(pictures.said(place / "pictures").values()) == {"a cat", "a dog", "a cat and a dog"}
+    classes = tmp_path / "classes"
+    for name in ("3", "7"):
+        (classes / name).mkdir(parents=True)
+        small.pictures(classes / name / "inner", count=1)
+        (classes / name / "inner" / "00.png").rename(classes / name / "00.png")
+        (classes / name / "inner" / "00.txt").unlink()
+    assert sorted(pictures.said(classes).values()) == ["3", "7"]
+    (classes / "metadata.jsonl").write_text('{"file_name": "3/00.png", "text": "three"}\n')
+    with pytest.raises(SystemExit, match=r"1 of the 2 pictures .* 00.png among them"):
+        pictures.said(classes)
+    with pytest.raises(SystemExit, match="holds no pictures"):
+        pictures.said(tmp_path / "classes" / "3" / "inner")
+    read = pictures.read(place / "pictures" / "00.png", 16)
+    assert read.shape == (16, 16, 3)
+    assert -1 <= read.min() < read.max() <= 1
+    long = pictures._as_bytes("ü" * 300)
+    assert pictures.texts(long[None]) == ["ü" * 200]
+
+
+def test_libraries_are_quiet_while_work_says_what_it_does(capsys):
+    import logging
+
+    logs.begin()
+    logging.getLogger("absl").info("chatter")
+    logging.getLogger("experiments.learn").info("update 1")
+    said = capsys.readouterr().err
+    assert "update 1" in said
+    assert "chatter" not in said
