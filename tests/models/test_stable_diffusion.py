@@ -33,12 +33,12 @@ def test_it_is_its_original(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [gj.cfg, gj.adg])
-def test_text_to_image(sd, rule):
+def test_text_to_image(sd):
+    """By CFG it is its original, above."""
     latents = gj.sample(
         jax.random.key(0), sd.denoise, sd.noise(jax.random.key(1), 2, (16, 16)),
         times=sd.times(4), cond=sd.prompt(["a cat", "a dog"]), uncond=sd.uncond,
-        guidance=gj.guidance(rule, gj.from_scale(5.0)),
+        guidance=gj.guidance(gj.adg, gj.from_scale(5.0)),
     )  # fmt: skip
     images = sd.decode(latents)
     assert images.shape == (2, 16, 16, 3)
@@ -52,12 +52,14 @@ def test_bfloat16(folder):
     sd = stable_diffusion.load(folder, dtype=jnp.bfloat16)
     cond = sd.prompt(["a cat"])
     assert cond["text"].dtype == jnp.bfloat16
-    latents = gj.sample(
-        jax.random.key(0), sd.denoise, sd.noise(jax.random.key(1), 1, (16, 16)),
-        times=sd.times(3), cond=cond, uncond=sd.uncond, guidance=gj.guidance(gj.cfg, 4.0),
-    )  # fmt: skip
-    assert latents.dtype == jnp.float32
-    assert bool(jnp.all(jnp.isfinite(sd.decode(latents))))
+    x = sd.noise(jax.random.key(1), 1, (16, 16))
+    x0 = jax.jit(lambda denoise: denoise(x, 0.5, cond))(sd.denoise)
+    assert x0.dtype == jnp.float32
+    assert bool(jnp.all(jnp.isfinite(x0)))
+    # Beside float16, which SDXL's VAE overflows, the VAE stays in float32.
+    half = stable_diffusion.load(folder, dtype=jnp.float16)
+    assert half.denoise.params["conv_in.weight"].dtype == jnp.float16
+    assert half.vae.params["decoder.conv_in.weight"].dtype == jnp.float32
 
 
 def test_times_are_those_of_diffusers():
