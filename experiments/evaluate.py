@@ -256,9 +256,7 @@ def plane(results: dict[str, Any], path: pathlib.Path) -> None:
 
 def main(config: Config) -> dict[str, Any]:
     """Do what is left of the evaluation, and write the report."""
-    logging.basicConfig(
-        force=True, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logs.begin()
     for flag in ("data", "judge"):
         if not getattr(config, flag):
             raise SystemExit(f"--{flag} is missing: see python -m experiments.evaluate --help.")

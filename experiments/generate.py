@@ -156,7 +156,7 @@ def main(config: Config) -> dict[str, Any]:
     """Draw the grid and its statistics."""
     import PIL.Image
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logs.begin()
     mesh = checkpoints.devices(config.model)
     if config.batch % mesh.shape["data"]:
         raise SystemExit(

@@ -185,9 +185,7 @@ def _features(model: Any, decode: Any, x0: jax.Array) -> jax.Array:
 
 def main(config: Config) -> None:
     """Learn the weight, or go on learning it."""
-    logging.basicConfig(
-        force=True, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logs.begin()
     if not config.data:
         raise SystemExit("say what to learn on: --data FOLDER, or a dataset of TFDS.")
     chosen, mesh = settings(config), checkpoints.devices(config.model)

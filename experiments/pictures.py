@@ -102,6 +102,12 @@ def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -
     if (where / "fields.json").is_file():
         return where
     encode = jax.jit(lambda encode, x: encode(x)) if found.encode is not None else None
+    shape = found.noise(jax.random.key(0), 1).shape[1:]
+    if encode is None and shape != (found.pixels, found.pixels, 3):
+        raise SystemExit(
+            f"this model makes latents of shape {shape}, not pictures: give the VAE that turns "
+            "pictures into them, --model.vae."
+        )
 
     def batches() -> Iterator[dict[str, Any]]:
         rows: list[tuple[np.ndarray, str]] = []

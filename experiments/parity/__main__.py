@@ -130,7 +130,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def main(config: Config) -> None:
     """Run the originals, compare, and write the page."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logs.begin()
     jax.config.update("jax_default_matmul_precision", "highest")
     folder = config.out.absolute() / "reference"
     folder.mkdir(parents=True, exist_ok=True)

@@ -66,22 +66,38 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_asked_for_its_name(place, t
         checkpoints.devices(checkpoints.Model("", mesh=(3,)))
 
 
-def learned(place, out, *flags):
+@pytest.mark.slow
+def test_a_weight_of_the_prompt_is_learned_with_a_reward(place, tmp_path):
     run(
         learn, "--model.checkpoint", place / "sd", "--data", place / "pictures", "--preset",
         "sd15-clip", "--reward", place / "clip", "--batch", 8, "--particles", 2, "--steps", 3,
-        "--save-every", 2, "--out", out, *flags,
+        "--updates", 1, "--out", tmp_path / "omega",
+    )  # fmt: skip
+    net, phi, _ = learn.load(tmp_path / "omega")
+    curves = json.loads((tmp_path / "omega" / "omega.json").read_text())
+    assert set(curves["omega"]) == {"a cat", "a dog", "a cat and a dog"}
+    assert len(curves["times"]) == 4
+    assert (tmp_path / "omega" / "omega.png").stat().st_size > 5000
+
+    omega = guides.guidance(guides.Guide(weight=tmp_path / "omega")).omega
+    found = checkpoints.load(checkpoints.Model(str(place / "sd")))
+    said = found.condition(["a cat"])
+    at = omega(0.4, 0.5, said, process=found.denoise.process)
+    expected = net.weight(phi)(0.4, 0.5, said, process=found.denoise.process)
+    np.testing.assert_array_equal(at, expected)
+
+
+def of_classes(place, out, *flags):
+    run(
+        learn, "--model.checkpoint", place / "sit", "--model.vae", place / "sd" / "vae", "--data",
+        place / "classed", "--batch", 8, "--particles", 2, "--steps", 2, "--out", out, *flags,
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_learning_with_a_reward_goes_on_where_it_was_killed(place, tmp_path, monkeypatch, caplog):
-    learned(place, tmp_path / "whole", "--updates", 5)
-    net, phi, _ = learn.load(tmp_path / "whole")
-    curves = json.loads((tmp_path / "whole" / "omega.json").read_text())
-    assert set(curves["omega"]) == {"a cat", "a dog", "a cat and a dog"}
-    assert len(curves["times"]) == 4
-    assert (tmp_path / "whole" / "omega.png").stat().st_size > 5000
+def test_learning_goes_on_where_it_was_killed(place, tmp_path, monkeypatch):
+    flags = ("--updates", 5, "--save-every", 2)
+    of_classes(place, tmp_path / "whole", *flags)
 
     def killed(step, metrics):
         if step == 3:
@@ -92,34 +108,25 @@ def test_learning_with_a_reward_goes_on_where_it_was_killed(place, tmp_path, mon
         stopped = lambda *args, **options: fit(*args, **{**options, "progress": killed})
         patch.setattr(learn.gj, "fit_omega", stopped)
         with pytest.raises(KeyboardInterrupt):
-            learned(place, tmp_path / "killed", "--updates", 5)
-    learned(place, tmp_path / "killed", "--updates", 5)
-    again = learn.load(tmp_path / "killed")[1]
+            of_classes(place, tmp_path / "killed", *flags)
+    of_classes(place, tmp_path / "killed", *flags)
+    again, phi = (learn.load(tmp_path / name)[1] for name in ("killed", "whole"))
     jax.tree.map(np.testing.assert_array_equal, again, phi)
-
-    guide = guides.Guide(weight=tmp_path / "whole")
-    omega = guides.guidance(guide).omega
-    found = checkpoints.load(checkpoints.Model(str(place / "sd")))
-    said = found.condition(["a cat"])
-    at = omega(0.4, 0.5, said, process=found.denoise.process)
-    expected = net.weight(phi)(0.4, 0.5, said, process=found.denoise.process)
-    np.testing.assert_array_equal(at, expected)
+    with pytest.raises(SystemExit, match=r"latents of shape \(8, 8, 4\).*--model.vae"):
+        run(learn, "--model.checkpoint", place / "sit", "--data", place / "classed",
+            "--batch", 8, "--out", tmp_path / "other")  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_rollout_of_a_class_conditional_model(place, tmp_path):
-    run(
-        learn, "--model.checkpoint", place / "sit", "--data", place / "classed", "--objective",
-        "rollout", "--rule", "adg", "--batch", 8, "--particles", 2, "--steps", 2, "--updates", 2,
-        "--out", tmp_path,
-    )  # fmt: skip
+def test_a_rollout_learns_two_numbers_of_adg(place, tmp_path):
+    of_classes(place, tmp_path, "--objective", "rollout", "--rule", "adg", "--updates", 2)
     net, phi, _ = learn.load(tmp_path)
     assert sorted(net.weights(phi)) == ["max_angle", "omega"]
     assert set(json.loads((tmp_path / "omega.json").read_text())["omega"]) == {"0", "2"}
 
 
 def test_presets_say_what_the_paper_does_not():
-    names = {field for field in vars(learn.Preset())} - {"ours"}
+    names = set(vars(learn.Preset())) - {"ours"}
     for name, preset in learn.PRESETS.items():
         assert set(preset.ours) <= names, name
         assert "learning_rate" in preset.ours, name  # It tells of none.
@@ -131,7 +138,7 @@ def test_presets_say_what_the_paper_does_not():
 
 
 @pytest.mark.slow
-def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp_path, caplog):
+def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp_path):
     flags = (
         "--model.checkpoint", place / "sd", "--data", place / "pictures", "--judge",
         place / "clip", "--methods", "constant", "--settings", 2, "--seeds", 2, "--resamples", 2,
