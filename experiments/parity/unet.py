@@ -29,10 +29,14 @@ def compare(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
     config = unet.config_from(about["config"])
     params = filled(unet.shapes(config))
     cond = {key: arrays[key] for key in ("text", "pooled", "size") if key in arrays}
-    run = jax.jit(functools.partial(unet.network, params, config=config))
-    output = run(arrays["x"], arrays["t"], cond)
-    square = lambda x, text: jnp.sum(run(x, arrays["t"], {**cond, "text": text}) ** 2)  # noqa: E731
-    slopes = jax.grad(square, (0, 1))(arrays["x"], arrays["text"])
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def run(x, text):
+        output = unet.network(params, x, arrays["t"], {**cond, "text": text}, config)
+        return jnp.sum(output**2), output
+
+    (_, output), slopes = run(arrays["x"], arrays["text"])
     pairs: Pairs = {"output": (output, arrays["output"])}
     for what, slope in zip(("x", "text"), slopes, strict=True):
         theirs = arrays[f"slope_{what}"]

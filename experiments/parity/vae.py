@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,23 +23,30 @@ def compare(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
     """Both halves on the original's inputs."""
     config = vae.config_from(about["config"])
     params = filled(vae.shapes(config))
-    encode = jax.jit(lambda images: vae.encode(params, images, config))
-    decode = jax.jit(lambda latents: vae.images(params, latents, config))
-    mean, logvar = encode(arrays["images"])
-    decoded = decode(arrays["latents"])
-    slopes = {
-        "images": jax.grad(lambda images: jnp.mean(encode(images)[0] ** 2)),
-        "latents": jax.grad(lambda latents: jnp.mean(decode(latents) ** 2)),
-    }
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def encode(images):
+        mean, logvar = vae.encode(params, images, config)
+        return jnp.mean(mean**2), (mean, logvar)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def decode(latents):
+        found = vae.images(params, latents, config)
+        return jnp.mean(found**2), found
+
+    (_, (mean, logvar)), slope_images = encode(arrays["images"])
+    (_, decoded), slope_latents = decode(arrays["latents"])
     pairs: Pairs = {
         "mean": (mean, arrays["mean"]),
         "logvar": (logvar, arrays["logvar"]),
         "decoded": (decoded, arrays["decoded"]),
     }
-    for what, slope in slopes.items():
+    for what, slope in (("images", slope_images), ("latents", slope_latents)):
         theirs = arrays[f"slope_{what}"]
         size = np.abs(theirs).max()
-        pairs[f"gradient by {what}"] = (slope(arrays[what]) / size, theirs / size)
+        pairs[f"gradient by {what}"] = (slope / size, theirs / size)
     return pairs
 
 

@@ -440,7 +440,7 @@ def _check(x: Array, cond: Any, config: Config) -> None:
             "size": (x.shape[0], 6),
         }
     if not isinstance(cond, Mapping) or set(cond) != set(wanted):
-        parts = ", ".join(cond) if isinstance(cond, Mapping) else f"a {type(cond).__name__}"
+        parts = ", ".join(cond) if isinstance(cond, Mapping) else "an array"
         raise ValueError(f"the UNet's condition is {parts}; expected a dict of {list(wanted)}.")
     for name, shape in wanted.items():
         got = jnp.shape(cond[name])
