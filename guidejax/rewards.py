@@ -50,7 +50,8 @@ def clip_score(
         tokens: The text of all samples, where there is one: tokens (length,) or (1, length), or
             a string, which the model's tokenizer splits. Its embedding is computed here, once.
         key: Otherwise, where `cond`, a mapping, has the tokens (batch, length) of each sample; a
-            `cond` that is an array holds the tokens itself.
+            `cond` that is an array holds the tokens itself. Floats (batch, dimension) are taken for
+            the texts' embeddings, computed beforehand, which saves the text tower.
         decode: From x0 to images in [-1, 1], (batch, height, width, 3): the decoder of latents. A
             pytree keeps its arrays as leaves, as `jax.tree_util.Partial(vae.decode, params)` does.
         remat: Whether the decoder and the image tower run again in the backward pass rather than
@@ -117,7 +118,14 @@ def _one_text(model: Any, tokens: Any) -> Array:
 
 def _embedding(model: Any, tokens: Any) -> Array:
     """Of texts, of length 1."""
-    found = model.text(tokens).embedding
+    if jnp.issubdtype(jnp.result_type(tokens), jnp.floating):
+        found = jnp.asarray(tokens)
+        if found.ndim != 2:
+            raise ValueError(
+                f"texts' embeddings have shape {found.shape}; expected (batch, dimension)."
+            )
+    else:
+        found = model.text(tokens).embedding
     if found is None:
         raise ValueError("the text tower has no projection; expected a CLIP with both towers.")
     return jax.lax.stop_gradient(unit(upcast(found)))
@@ -137,6 +145,11 @@ def _score(judge: _Judge, x0: Any, cond: Any) -> Array:
         found = model.image(x0 if decode is None else decode(x0)).embedding
         if found is None:
             raise ValueError("the image tower has no projection; expected a CLIP with both towers.")
+        if found.shape[1] != text.shape[1]:
+            raise ValueError(
+                f"texts' embeddings have {text.shape[1]} dimensions and images' {found.shape[1]}; "
+                "expected those of one model."
+            )
         return found
 
     if judge.remat:

@@ -31,7 +31,8 @@ import guidejax
 top = {name.split(".")[0] for name in set(sys.modules) - before}
 print(*sorted(top - sys.stdlib_module_names))
 heavy = {"flax", "orbax", "chex", "tensorflow", "tensorflow_datasets", "grain", "matplotlib"}
-heavy |= {"scipy.stats", "sklearn", "safetensors", "keras", "torch", "PIL"}
+heavy |= {"scipy.stats", "sklearn", "safetensors", "tokenizers", "keras", "torch", "PIL"}
+heavy |= {"guidejax.models", "guidejax.rewards"}
 print(*sorted(heavy & set(sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -42,7 +43,7 @@ print(*sorted(heavy & set(sys.modules)))
 
 FAMILIES = (
     "processes", "rules", "schedules", "weights", "solvers", "objectives", "learning", "metrics",
-    "analytic", "particles", "data",
+    "analytic", "particles", "data", "models", "rewards",
 )  # fmt: skip
 
 

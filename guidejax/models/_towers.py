@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from guidejax._arrays import Array, is_concrete
 from guidejax.models import _files
@@ -122,7 +122,8 @@ def embed_tokens(params: Mapping[str, Array], tokens: Any, config: Any) -> tuple
             f"{config.length}."
         )
     if is_concrete(tokens) and tokens.is_fully_addressable and tokens.size:
-        low, high = int(np.min(tokens)), int(np.max(tokens))
+        values = np.asarray(tokens)
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= config.vocabulary:
             raise ValueError(
                 f"tokens run from {low} to {high}; this text tower's vocabulary has "
@@ -208,23 +209,32 @@ def load_params(
         bare = {key: From((key.removeprefix(f"{towers[0]}."),)) for key in shapes}
         if {source.keys[0] for source in bare.values()} & set(tensors.shapes):
             layout = bare
-    wanted = {layout[key].keys[0]: tuple(shape) for key, shape in shapes.items()}
-    _files.check(what, path, wanted, tensors.shapes, IGNORED)
+    _files.check(what, path, _files.sources(shapes, layout), tensors.shapes, IGNORED)
     return _files.read(tensors, shapes, layout, dtype=dtype, mesh=mesh, rules=rules)
 
 
-def check_mesh(mesh: Mesh | None, rules: Rules) -> None:
-    """Raise `ValueError` for explicit axes that would split weights: sums then need a sharding."""
+def automatic(fn: Callable[[Any, Array], Any], params: Any, x: Any) -> Any:
+    """`fn(params, x)`, its arrays' batch split as that of `x`, where a mesh's axes may be explicit.
+
+    Parameters split over explicit axes would have to say at each product how its result is split;
+    within `fn` the compiler decides instead.
+    """
+    x = jnp.asarray(x)
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((params, x))]
+    mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
     if mesh is None:
-        return
-    used = {name for spec in rules.values() for name in spec if name is not None}
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    explicit = sorted(n for n in used & set(kinds) if kinds[n] == AxisType.Explicit)
-    if explicit:
-        raise ValueError(
-            f"the mesh's axis {explicit[0]!r}, over which weights are split, is explicit; make it "
-            "automatic: jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto, ...))."
-        )
+        return fn(params, x)
+    own = jax.typeof(x).sharding
+    split = own.spec[0] if own.mesh.axis_names and len(own.spec) else None
+    whole = NamedSharding(mesh, PartitionSpec())
+    params, x = jax.tree.map(
+        lambda leaf: (
+            leaf if jax.typeof(leaf).sharding.mesh.axis_names else jax.sharding.reshard(leaf, whole)
+        ),
+        (params, x),
+    )
+    out = NamedSharding(mesh, PartitionSpec(split))
+    return jax.sharding.auto_axes(fn, axes=mesh.axis_names, out_sharding=out)(params, x)
 
 
 def images_only(model: Any) -> Any:

@@ -305,13 +305,17 @@ class Siglip:
         """Embedding of images in [-1, 1], (batch, height, width, 3) of any size."""
         if self.config.vision is None or self.preprocess is None:
             raise ValueError("this SigLIP has no image tower; load a checkpoint that has both.")
-        return image(self.params, self.preprocess(x0), self.config.vision)
+        config, preprocess = self.config.vision, self.preprocess
+        run = lambda params, x0: image(params, preprocess(x0), config)  # noqa: E731
+        return _towers.automatic(run, self.params, x0)
 
     def text(self, tokens: Any) -> TextOutput:
         """States and embedding of tokens (batch, length), as `tokenizer` makes them."""
         if self.config.text is None:
             raise ValueError("this SigLIP has no text tower; load a checkpoint that has both.")
-        return text(self.params, tokens, self.config.text)
+        config = self.config.text
+        run = lambda params, tokens: text(params, tokens, config)  # noqa: E731
+        return _towers.automatic(run, self.params, tokens)
 
 
 def load(
@@ -330,15 +334,15 @@ def load(
             safetensors file; or a repository of the Hugging Face hub.
         config: Of the checkpoint; read from its config.json by default.
         dtype: Of the parameters, in which the towers compute.
-        mesh: Devices to split them over, whose axis "model" must be automatic.
-        rules: How; heads and hidden units over an axis "model" by default.
+        mesh: Devices to place the parameters on.
+        rules: How they are split there, by patterns of their keys; heads and hidden units over an
+            axis "model" by default.
         download: Whether a repository may be downloaded.
 
     Raises:
         FileNotFoundError: Where there is no such folder.
         ValueError: Where the files are of another model, or damaged.
     """
-    _towers.check_mesh(mesh, rules)
     path = _files.find(path_or_repo, download=download)
     if config is None:
         config = _towers.config_of(path, config_from)

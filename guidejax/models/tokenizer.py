@@ -38,7 +38,6 @@ class Tokenizer:
         pad: Token that fills a row.
         lower: Whether texts are lower-cased first.
         punctuation: Whether punctuation stays; without it spaces run together too.
-        left: Whether padding goes before the text.
     """
 
     backend: Any
@@ -48,7 +47,6 @@ class Tokenizer:
     pad: int
     lower: bool = False
     punctuation: bool = True
-    left: bool = False
 
     def __call__(self, texts: str | Sequence[str], length: int | None = None) -> np.ndarray:
         """Tokens (batch, length), int32, of texts; one text is a batch of one.
@@ -73,8 +71,7 @@ class Tokenizer:
         found = self.backend.encode_batch([self._clean(t) for t in texts], add_special_tokens=False)
         for row, encoding in zip(rows, found, strict=True):
             ids = [*first, *encoding.ids[:room], self.end]
-            where = slice(length - len(ids), None) if self.left else slice(0, len(ids))
-            row[where] = ids
+            row[: len(ids)] = ids
         return rows
 
     def _clean(self, text: str) -> str:
@@ -117,16 +114,18 @@ def load_clip(path: str | os.PathLike[str], length: int | None = None) -> Tokeni
         backend = _clip_backend(folder, names["unk"])
     else:
         backend = _backend(folder, "vocab.json with merges.txt, or tokenizer.json")
+    ids = _ids(backend, folder, names)
     # As transformers does, wherever they stand in a text: "!" too, where it pads.
     added = _package().AddedToken
     backend.add_special_tokens([added(t, special=True, normalized=False) for t in names.values()])
-    ids = _ids(backend, folder, names)
     return Tokenizer(
         backend, length or _length(settings, 77), begin=ids["bos"], end=ids["eos"], pad=ids["pad"]
     )
 
 
-def load_siglip(path: str | os.PathLike[str], length: int | None = None) -> Tokenizer:
+def load_siglip(
+    path: str | os.PathLike[str], length: int | None = None, *, lower: bool = True
+) -> Tokenizer:
     """SigLIP's tokenizer, of a folder's tokenizer.json: Gemma's for SigLIP 2, T5's for SigLIP.
 
     Texts are lower-cased; SigLIP's lose their punctuation, SigLIP 2's keep it. An end token
@@ -135,6 +134,7 @@ def load_siglip(path: str | os.PathLike[str], length: int | None = None) -> Toke
     Args:
         path: The folder.
         length: Of rows; 64 by default.
+        lower: Whether texts are lower-cased, as those of the training were.
 
     Raises:
         FileNotFoundError: Where the folder has no tokenizer.json.
@@ -146,7 +146,7 @@ def load_siglip(path: str | os.PathLike[str], length: int | None = None) -> Toke
     """
     folder = pathlib.Path(path)
     backend = _backend(folder, "tokenizer.json")
-    settings, special = _settings(folder)
+    _, special = _settings(folder)
     gemma = backend.token_to_id("<eos>") is not None
     names = {
         "eos": _content(special.get("eos_token"), "<eos>" if gemma else "</s>"),
@@ -159,9 +159,8 @@ def load_siglip(path: str | os.PathLike[str], length: int | None = None) -> Toke
         begin=None,
         end=ids["eos"],
         pad=ids["pad"],
-        lower=bool(settings.get("do_lower_case", True)),
+        lower=lower,
         punctuation=gemma,
-        left=settings.get("padding_side") == "left",
     )
 
 

@@ -1,11 +1,17 @@
-"""CLIP as transformers runs it: python experiments/parity/originals/clip.py OUTFOLDER."""
+"""CLIP as transformers runs it.
+
+Run where torch and transformers are:
+
+    python clip.py OUT
+"""
 
 from __future__ import annotations
 
 import pathlib
 import sys
+from typing import Any
 
-import common  # type: ignore[import-not-found]  # Of this folder.
+import common
 import numpy as np
 import torch
 import transformers
@@ -42,6 +48,15 @@ BIG_G_TEXT = {
     "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
     "num_attention_heads": 20, "projection_dim": 1280, **LAION,
 }  # fmt: skip
+SIZE = 12  # Of preprocessed images.
+TEXTS = (
+    "A photo of a CAT!", "it's 2 dogs'  naïve\n café, isn't it?", "", "<|endoftext|> within",
+    "the cat and the cat and the cat and the cat", "🦊 日本", "wow!!! 1990s", "Cafe\u0301",
+)  # fmt: skip
+MERGES = (
+    "t h", "th e</w>", "c a", "ca t</w>", "a n", "an d</w>", "p h", "ph o", "o f</w>", "' s</w>",
+    "! !</w>", "Ã ©</w>",
+)  # fmt: skip
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
@@ -62,7 +77,7 @@ def both(out: pathlib.Path, name: str, activation: str, end: int) -> None:
     model = transformers.CLIPModel(config).eval()
     common.fill(model)
     rows = tokens(49)
-    pixels = np.random.RandomState(1).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    pixels = np.random.RandomState(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
     inputs = torch.from_numpy(pixels).requires_grad_()
     states = model.text_model(input_ids=torch.from_numpy(rows).long(), output_hidden_states=True)
     images = model.vision_model(pixel_values=inputs)
@@ -85,7 +100,7 @@ def both(out: pathlib.Path, name: str, activation: str, end: int) -> None:
         "config": {"model_type": "clip", "projection_dim": 24, "text_config": text,
                    "vision_config": vision},
         "layout": common.layout(common.fill(model)),
-        "versions": VERSIONS,
+        **VERSIONS,
     }  # fmt: skip
     common.save(out, name, numpy(arrays), about)
 
@@ -108,26 +123,27 @@ def alone(out: pathlib.Path) -> None:
         "config": {"model_type": "clip_text_model",
                    "architectures": ["CLIPTextModelWithProjection"], **text},
         "layout": common.layout(common.fill(model)),
-        "versions": VERSIONS,
+        **VERSIONS,
     }  # fmt: skip
-    common.save(out, "clip_text", numpy(arrays), about)
+    common.save(out, "clip-text", numpy(arrays), about)
 
 
 def preprocessing(out: pathlib.Path) -> None:
     """Images in [-1, 1] to pixels, by the steps and numbers of `CLIPImageProcessor`, in float32."""
     processor = transformers.CLIPImageProcessorPil
-    mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
-    arrays = {}
-    for name, height, width in (("down", 40, 57), ("up", 19, 11), ("same", 24, 24)):
-        images = np.random.RandomState(3).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
+    numbers = (processor.image_mean, processor.image_std)
+    mean, std = (torch.tensor(each)[:, None, None] for each in numbers)
+    arrays: dict[str, Any] = {}
+    for name, height, width in (("down", 20, 29), ("up", 9, 6), ("same", 12, 12)):
+        images = np.random.RandomState(3).uniform(-1, 1, (1, height, width, 3)).astype(np.float32)
         x0 = torch.from_numpy(images).requires_grad_()
         z = (x0.permute(0, 3, 1, 2) + 1) / 2
         short = min(height, width)
-        shape = (int(24 * height / short), int(24 * width / short))
+        shape = (int(SIZE * height / short), int(SIZE * width / short))
         # What torchvision's antialiased bicubic resizing calls.
         z = torch.nn.functional.interpolate(z, shape, mode="bicubic", antialias=True)
-        top, left = int((shape[0] - 24) / 2), int((shape[1] - 24) / 2)
-        z = (z[:, :, top : top + 24, left : left + 24] - mean) / std
+        top, left = int((shape[0] - SIZE) / 2), int((shape[1] - SIZE) / 2)
+        z = (z[:, :, top : top + SIZE, left : left + SIZE] - mean) / std
         weights = np.random.RandomState(4).standard_normal(tuple(z.shape)).astype(np.float32)
         (z * torch.from_numpy(weights)).sum().backward()
         arrays |= {
@@ -138,13 +154,31 @@ def preprocessing(out: pathlib.Path) -> None:
         }
     squeezed = torch.from_numpy(arrays["down_x0"]).permute(0, 3, 1, 2)
     squeezed = torch.nn.functional.interpolate(
-        (squeezed + 1) / 2, (24, 24), mode="bicubic", antialias=True
+        (squeezed + 1) / 2, (SIZE, SIZE), mode="bicubic", antialias=True
     )
     arrays["squeezed_pixels"] = ((squeezed - 0.5) / 0.5).permute(0, 2, 3, 1)
     about = {
-        "size": 24, "mean": processor.image_mean, "std": processor.image_std, "versions": VERSIONS,
+        "size": SIZE, "mean": processor.image_mean, "std": processor.image_std, **VERSIONS,
     }  # fmt: skip
-    common.save(out, "preprocess", numpy(arrays), about)
+    common.save(out, "clip-preprocess", numpy(arrays), about)
+
+
+def tokenizing(out: pathlib.Path) -> None:
+    """Texts to tokens by a small vocabulary, padded as CLIP's and as SDXL's second are."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    words = ["!", *(c for c in letters if c != "!"), *(f"{c}</w>" for c in letters)]
+    words += [*(m.replace(" ", "") for m in MERGES), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {word: n for n, word in enumerate(words)}
+    merges = [tuple(merge.split(" ")) for merge in MERGES]
+    arrays = {}
+    for name, pad in (("end", "<|endoftext|>"), ("zero", "!")):
+        tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad)
+        found = tokenizer(list(TEXTS), padding="max_length", max_length=16, truncation=True)
+        arrays[name] = np.array(found["input_ids"], np.int32)
+    about = {"vocab": vocab, "merges": MERGES, "texts": TEXTS, **VERSIONS}
+    common.save(out, "clip-tokenizer", arrays, about)
 
 
 def layouts(out: pathlib.Path) -> None:
@@ -158,7 +192,7 @@ def layouts(out: pathlib.Path) -> None:
             found[size] = layout(transformers.CLIPModel(config))
         config = transformers.CLIPTextConfig(**BIG_G_TEXT)
         found["bigG text"] = layout(transformers.CLIPTextModelWithProjection(config))
-    common.save(out, "clip_layouts", {}, found | {"versions": VERSIONS})
+    common.save(out, "clip-layouts", {}, {"layouts": found, **VERSIONS})
 
 
 def layout(module: torch.nn.Module) -> dict[str, object]:
@@ -173,8 +207,9 @@ def numpy(arrays: dict) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     folder = pathlib.Path(sys.argv[1])
-    both(folder, "clip", "quick_gelu", 49)
-    both(folder, "clip_legacy", "gelu", 2)
+    both(folder, "clip-towers", "quick_gelu", 49)
+    both(folder, "clip-legacy", "gelu", 2)
     alone(folder)
     preprocessing(folder)
+    tokenizing(folder)
     layouts(folder)

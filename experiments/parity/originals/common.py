@@ -18,8 +18,8 @@ def value(key: str, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
     noise = random.standard_normal(shape)
     if len(shape) > 1:
         return (scale * noise / np.sqrt(fan_in)).astype(np.float32)
-    # Scales of norms about 1, shifts about 0.
-    return (0.1 * noise + (1.0 if key.endswith("weight") else 0.0)).astype(np.float32)
+    # Scales of norms about 1, shifts and single numbers about 0.
+    return np.asarray(0.1 * noise + (1.0 if key.endswith("weight") else 0.0), np.float32)
 
 
 def fill(module: Any, scale: float = 1.0) -> dict[str, list[int]]:
