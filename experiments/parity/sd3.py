@@ -23,7 +23,7 @@ LAYOUTS = {
 
 
 def compare(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
-    """The network on the original's input."""
+    """The network on the original's input, and its gradients, each over its largest."""
     config = sd3.config_from(about["config"])
     params = filled(sd3.shapes(config))
     run = jax.jit(functools.partial(sd3.network, params, config=config))

@@ -284,27 +284,25 @@ def _block(
     config: Config,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Attention of image and text together, then an MLP each; the last leaves the text as it is."""
-    mine = jnp.split(linear(params, f"{name}.norm1.linear", told), 9 if dual else 6, axis=-1)
-    theirs = jnp.split(linear(params, f"{name}.norm1_context.linear", told), 2 if last else 6,
-                       axis=-1)  # fmt: skip
-    # The last block's text has its scale first, as diffusers converted it.
-    shift, scale = theirs[1::-1] if last else theirs[:2]
-    image, words = _moved(z, mine[0], mine[1]), _moved(text, shift, scale)
-    # Both lengths, the image's first.
-    parts = zip(_projected(params, f"{name}.attn", image, _OWN, config),
-                _projected(params, f"{name}.attn", words, _ADDED, config),
-                strict=True)  # fmt: skip
-    q, k, v = (jnp.concatenate(pair, axis=1) for pair in parts)
+    moves = linear(params, f"{name}.norm1.linear", told)
+    mine = jnp.split(moves, 9 if dual else 6, axis=-1)
+    shift, scale, gate, shift_2, scale_2, gate_2 = mine[:6]
+    moves = linear(params, f"{name}.norm1_context.linear", told)
+    theirs = jnp.split(moves, 2 if last else 6, axis=-1)
+    # Where there are two alone, the scale comes first, as in `norm_out`.
+    image, words = _moved(z, shift, scale), _moved(text, *(theirs[::-1] if last else theirs[:2]))
+    own = _projected(params, f"{name}.attn", image, _OWN, config)
+    added = _projected(params, f"{name}.attn", words, _ADDED, config)
+    q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(own, added, strict=True))
     found = attend(q, k, v, config.heads)
     seen, read = found[:, : z.shape[1]], found[:, z.shape[1] :]
-    second = z
-    z = z + mine[2] * linear(params, f"{name}.attn.to_out.0", seen)
-    if dual:
-        again = _projected(params, f"{name}.attn2", _moved(second, mine[6], mine[7]),
-                           _OWN, config)  # fmt: skip
-        found = attend(*again, config.heads)
-        z = z + mine[8] * linear(params, f"{name}.attn2.to_out.0", found)
-    z = z + mine[5] * _mlp(params, f"{name}.ff", _moved(z, mine[3], mine[4]))
+    attended = gate * linear(params, f"{name}.attn.to_out.0", seen)
+    if dual:  # Of what came in, beside the other.
+        inner = _moved(z, mine[6], mine[7])
+        again = attend(*_projected(params, f"{name}.attn2", inner, _OWN, config), config.heads)
+        attended = attended + mine[8] * linear(params, f"{name}.attn2.to_out.0", again)
+    z = z + attended
+    z = z + gate_2 * _mlp(params, f"{name}.ff", _moved(z, shift_2, scale_2))
     if last:
         return z, text
     text = text + theirs[2] * linear(params, f"{name}.attn.to_add_out", read)
@@ -415,7 +413,7 @@ def times(steps: int, shift: float = 3.0) -> np.ndarray:
 
     Example:
         >>> [round(float(t), 4) for t in times(3)]
-        [1.0, 0.7509, 0.0089, 0.0]
+        [1.0, 0.7511, 0.0089, 0.0]
     """
     if steps < 1 or not shift > 0:
         raise ValueError(f"expected steps ≥ 1 and shift > 0, got {steps} and {shift}.")
