@@ -467,7 +467,10 @@ def load(
         FileNotFoundError: Where there is no such folder.
         ValueError: Where the files are of another model, damaged, or of an unsupported option.
     """
-    path = _files.find(path_or_repo, download=download)
+    part = "transformer/diffusion_pytorch_model"
+    wanted = (f"{part}.safetensors", f"{part}-*.safetensors", f"{part}.safetensors.index.json")
+    only = ("transformer/config.json", *wanted)
+    path = _files.find(path_or_repo, download=download, only=only)
     path = path / "transformer" if (path / "transformer").is_dir() else path
     config = config_of(path, config_from) if config is None else config
     tensors, expected = _files.Tensors(path), shapes(config)

@@ -292,7 +292,8 @@ def load(
         FileNotFoundError: Where there is no such folder.
         ValueError: Where the files are of another model, or damaged.
     """
-    path = _files.find(path_or_repo, download=download)
+    only = ("*.json", "model.safetensors", "model-*.safetensors")
+    path = _files.find(path_or_repo, download=download, only=only)
     if config is None:
         config = _towers.config_of(path, config_from)
     tensors, expected = _files.Tensors(path), shapes(config)

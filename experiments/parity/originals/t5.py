@@ -32,20 +32,24 @@ def made(config: dict[str, Any]) -> Any:
     return transformers.T5EncoderModel(transformers.T5Config(**config)).eval()
 
 
+def filled(config: dict[str, Any]) -> Any:
+    """One of random weights; the tokens' table has two names."""
+    model, state = made(config), {}
+    for key, tensor in model.state_dict().items():
+        own = "shared.weight" if key == "encoder.embed_tokens.weight" else key
+        state[key] = torch.from_numpy(common.value(own, tuple(tensor.shape)))
+    model.load_state_dict(state)
+    return model
+
+
 def case(out: pathlib.Path) -> None:
     """Save states of a long row and of a padded one, and gradients by the tokens' vectors."""
-    model = made(SMALL)
-    shapes = common.fill(model)
-    # Both names are one tensor.
-    shapes.pop("encoder.embed_tokens.weight", None)
-    table = torch.from_numpy(common.value("shared.weight", tuple(shapes["shared.weight"])))
-    model.shared.weight.data = table
-    model.encoder.embed_tokens.weight = model.shared.weight
+    model = filled(SMALL)
     random = np.random.RandomState(0)
     # Beyond the distance of 128, from which on all are one.
     tokens = random.randint(0, SMALL["vocab_size"], (2, 140))
     mask = np.arange(140) < np.array([[140], [9]])
-    arrays: dict[str, np.ndarray] = {"tokens": tokens[:, :140], "mask": mask}
+    arrays: dict[str, np.ndarray] = {"tokens": tokens, "mask": mask}
     given = torch.from_numpy(tokens)
     output = model(given)[0]
     output.square().sum().backward()
@@ -59,7 +63,7 @@ def case(out: pathlib.Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
         rows = tokenizer(TEXTS, padding="max_length", max_length=LENGTH, truncation=True)
     arrays["rows"] = np.array(rows["input_ids"])
-    about = {"config": SMALL, "shapes": shapes, "texts": TEXTS, "length": LENGTH}
+    about = {"config": SMALL, "texts": TEXTS, "length": LENGTH}
     common.save(out, "t5", arrays, about | VERSIONS)
 
 
