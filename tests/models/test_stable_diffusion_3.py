@@ -148,7 +148,7 @@ def test_a_folder_of_something_else_is_told(folder, tmp_path):
     with pytest.raises(ValueError, match=r"are unknown .*its keys look like SD3's transformer"):
         stable_diffusion_3.load(place)
     (place / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks scheduler_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"lacks scheduler_config\.json"):
         stable_diffusion_3.load(place)
 
 
