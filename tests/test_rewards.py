@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import guidejax as gj
 from experiments.parity.originals.common import value
 from guidejax.models import clip, siglip
+from guidejax.models._files import placement
 from guidejax.models.preprocess import Preprocess
 from guidejax.objectives.base import as_pytree, rewards_of
 
@@ -209,3 +210,23 @@ def test_over_devices(mesh, x0):
     np.testing.assert_allclose(slope(*split), slope(images, cond), atol=1e-5)
     fixed = gj.rewards.clip_score(make(), TOKENS[0])
     np.testing.assert_allclose(run(*split, fixed), run(images, cond, fixed), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_weights_over_devices(kind, x0):
+    """Split parameters, a split batch, one text or one a sample; with and without jit."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    whole = make()
+    places = {k: placement(k, v.shape, mesh, clip.RULES) for k, v in whole.params.items()}
+    placed = dataclasses.replace(whole, params=jax.device_put(whole.params, places))
+    images, cond = jnp.tile(x0, (4, 1, 1, 1)), {"tokens": jnp.tile(TOKENS, (4, 1))}
+    split = jax.device_put((images, cond), NamedSharding(mesh, PartitionSpec("data")))
+    slope = jax.jit(jax.value_and_grad(lambda x0, cond, reward: jnp.sum(reward(x0, cond))))
+    for tokens in (TOKENS[0], None):
+        ours, theirs = (gj.rewards.clip_score(model, tokens) for model in (placed, whole))
+        pairs = zip(slope(*split, ours), slope(images, cond, theirs), strict=True)
+        for found, want in pairs:
+            np.testing.assert_allclose(found, want, atol=1e-5)
+        np.testing.assert_allclose(ours(*split), score(theirs, images, cond), atol=1e-5)

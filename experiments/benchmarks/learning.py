@@ -711,7 +711,7 @@ paper's.
 `gj.self_consistency(1.75, particles=2, ends=4, noise="expected")` in place of the paper's objective; `gj.learning.evaluate` makes the
 evaluations that are kept, and its example learns from them.
 
-`gj.data.write_evaluations(directory, kept)` and `gj.data.load_evaluations(directory, batch_size=256)`
+`gj.data.write_examples(directory, kept)` and `gj.data.load_examples(directory, batch_size=256)`
 keep them on disk, where any framework's network may have written them.
 """
 

@@ -175,6 +175,14 @@ class Cells:
         rows = rows if part is None else rows[rows % 2 == part]
         return Arena("select", tuple(towers.SEEN), self.weights, rows)
 
+    def learned_from(self, form: str, part: int | None = None) -> Arena:
+        """Pictures that a form learns on: the half of the selection that `part` says, or others."""
+        split = methods.LEARNED[form].split
+        return self.selection(part) if split == "select" else self._once(self._all, split)
+
+    def _all(self, split: captions.Split) -> Arena:
+        return Arena(split, (), self.weights)
+
     def reported(self, split: captions.Split) -> Arena:
         """Pictures of the report."""
         return self._once(self._reported, split)
@@ -252,7 +260,7 @@ class Cells:
     def _choose(self, form: str) -> dict[str, Any]:
         """Learned on one half of the selection pictures, scored on the other."""
         home, other = self.plan.early[0], self.selection(1)
-        phi = self._fit(f"fits/{form}", form, home, 0, self.selection(0), self.key(CHOOSE))
+        phi = self._fit(f"fits/{form}", form, home, 0, self.learned_from(form, 0), self.key(CHOOSE))
         guide = methods.LEARNED[form].guide(phi)
         x0 = generate(self.key(CHOOSE, 1), self.denoiser(home), guide, other.cond, self.plan.steps)
         return {
@@ -278,7 +286,8 @@ class Cells:
         return best
 
     def _learn(self, home: str, seed: int, aim: str = "distance") -> dict[str, Any]:
-        form, arena = self["choice"][aim], self.selection()
+        form = self["choice"][aim]
+        arena = self.learned_from(form)
         if aim != "distance" and form == self["choice"]["distance"]:
             return {"form": form, "same": f"learn/{home}/{seed}"}
         name = f"{home}/{seed}{'' if aim == 'distance' else BOTH}"
@@ -293,7 +302,7 @@ class Cells:
         """The same form, learned on the spot with fewer updates."""
         form, seed = self["choice"]["distance"], self.plan.seeds
         return self._fit(
-            f"fits/{home}-anew", form, home, seed, self.selection(), self.key(LEARN, seed),
+            f"fits/{home}-anew", form, home, seed, self.learned_from(form), self.key(LEARN, seed),
             self.plan.anew,
         )  # fmt: skip
 

@@ -13,30 +13,9 @@ import numpy as np
 import optax
 
 import guidejax as gj
-from experiments.emoji import towers
-from experiments.tuning import Number, Numbers
-
-OMEGA = Number(1.0, 0.5, lo=0.0)
-LO, HI = Number(0.2, 0.2, lo=0.0, hi=1.0), Number(0.8, 0.2, lo=0.0, hi=1.0)
-ETA = Number(1.0, 0.5)
-SHARE = Number(0.5, 0.25, lo=0.0, hi=1.0)
-CAP = Number(float(np.pi / 3), 0.4, lo=0.0, hi=float(np.pi))
-RADIUS = Number(10.0, 5.0, lo=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tuned:
-    """A method that is searched: its numbers, and the guidance that they make."""
-
-    space: Mapping[str, Number]
-    guide: Callable[..., gj.Guidance]
-    allowed: Callable[[Numbers], bool] = lambda numbers: True
-
-
-def _ordered(numbers: Numbers) -> bool:
-    return all(
-        numbers[name] < numbers[name.replace("lo", "hi")] for name in numbers if name[:2] == "lo"
-    )
+from experiments import tuned
+from experiments.emoji import captions, towers
+from experiments.tuned import Tuned
 
 
 @functools.cache  # One function a group, so that they share the compiled programs.
@@ -55,58 +34,23 @@ def _per_group(**numbers: Any) -> gj.Guidance:
     return gj.guidance(gj.cfg, functools.reduce(lambda a, b: a + b, parts))
 
 
-def _cfg(weight: Callable[..., Any]) -> Callable[..., gj.Guidance]:
-    return lambda **numbers: gj.guidance(gj.cfg, weight(**numbers))
-
-
-def _rule(rule: Any) -> Callable[..., gj.Guidance]:
-    return lambda **numbers: gj.guidance(rule, **numbers)
-
-
 TUNED: dict[str, Tuned] = {
-    "unguided": Tuned({}, lambda: gj.guidance(gj.cfg, 0.0)),
-    "constant": Tuned({"omega": OMEGA}, _rule(gj.cfg)),
-    "interval": Tuned(
-        {"value": OMEGA, "lo": LO, "hi": HI}, _cfg(gj.interval), _ordered
-    ),
+    **tuned.TUNED,
     "interval per group": Tuned(
         {
             f"{name} {g}": number
-            for name, number in (("omega", OMEGA), ("lo", LO), ("hi", HI))
+            for name, number in (("omega", tuned.OMEGA), ("lo", tuned.LO), ("hi", tuned.HI))
             for g in range(towers.GROUP_COUNT)
         },
         _per_group,
-        _ordered,
+        tuned.ordered,
     ),
-    "clamp-linear": Tuned(
-        {"mean": OMEGA, "floor": Number(0.0, 0.25, lo=0.0)}, _cfg(gj.schedules.clamp_linear)
-    ),
-    "triangular": Tuned({"mean": OMEGA}, _cfg(gj.schedules.triangular)),
-    "beta": Tuned(
-        {"mean": OMEGA, "a": Number(2.0, 0.5, lo=1.0), "b": Number(2.0, 0.5, lo=1.0)},
-        _cfg(gj.schedules.beta_curve),
-    ),
-    "adg": Tuned({"omega": OMEGA, "max_angle": CAP}, _rule(gj.adg)),
-    "apg": Tuned({"omega": OMEGA, "eta": ETA, "max_norm": RADIUS}, _rule(gj.apg)),
-    "cfg-zero": Tuned({"omega": OMEGA}, _rule(gj.rules.cfg_zero)),
-    "rescale": Tuned(
-        {"omega": OMEGA, "phi": SHARE},
-        lambda omega, phi: gj.guidance(
-            gj.chain(gj.cfg, gj.rescale.bind(phi=phi)), omega
-        ),
-    ),
-    "norm cap": Tuned(
-        {"omega": OMEGA, "rho": Number(1.0, 0.2, lo=0.0)},
-        lambda omega, rho: gj.guidance(
-            gj.chain(gj.cfg, gj.rules.norm_cap.bind(rho=rho)), omega
-        ),
-    ),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """A learned form: what it steers, what it sees, what it minimises."""
+    """A learned form: what it steers, what it sees, what it minimises, on which pictures."""
 
     rule: Any = gj.cfg
     outputs: tuple[str, ...] = ("omega",)
@@ -114,6 +58,7 @@ class Learned:
     sees: tuple[str, ...] = ()
     objective: str = "rollout"
     reward: float = 0.0
+    split: captions.Split = "select"
 
     @property
     def net(self) -> gj.OmegaNet:
@@ -130,6 +75,7 @@ class Learned:
 LEARNED: dict[str, Learned] = {
     "rollout": Learned(),
     "rollout, times alone": Learned(text=False),
+    "rollout, on training pictures": Learned(split="train"),
     "rollout, seeing the state": Learned(sees=("state", "delta")),
     "rollout, adg": Learned(rule=gj.adg, outputs=("omega", "max_angle")),
     "rollout, apg": Learned(rule=gj.apg, outputs=("omega", "eta")),

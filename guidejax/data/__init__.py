@@ -23,8 +23,8 @@ except ImportError as error:
 
 from guidejax.data.digits import Digits as Digits
 from guidejax.data.emoji import Emoji as Emoji
-from guidejax.data.evaluations import load_evaluations as load_evaluations
-from guidejax.data.evaluations import write_evaluations as write_evaluations
+from guidejax.data.examples import load_examples as load_examples
+from guidejax.data.examples import write_examples as write_examples
 from guidejax.data.pipeline import Batches as Batches
 from guidejax.data.pipeline import grouped as grouped
 from guidejax.data.pipeline import load as load

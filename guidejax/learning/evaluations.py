@@ -72,7 +72,7 @@ def evaluate(
 
     Self-consistency needs the network at (x_t, t) alone, for x_t that don't depend on ω: made once,
     an evaluation serves every s and every update. The batches come as they are asked for; keep them
-    in a list, or on disk with `guidejax.data.write_evaluations`, and give `fit` them as often as it
+    in a list, or on disk with `guidejax.data.write_examples`, and give `fit` them as often as it
     is to see each, with the process in place of the denoiser:
 
         kept = list(gj.learning.evaluate(key, denoise, batches, objective=objective, uncond=null))
@@ -123,7 +123,7 @@ def as_denoiser(denoise: Any) -> Any:
 def _nothing(x: Any, t: Any, cond: Any) -> Any:
     raise ValueError(
         "a process is given in place of the denoiser, and the batches have no evaluations; "
-        "give the denoiser, or batches from gj.learning.evaluate or gj.data.load_evaluations."
+        "give the denoiser, or batches from gj.learning.evaluate or gj.data.load_examples."
     )
 
 

@@ -234,17 +234,20 @@ def automatic(fn: Callable[[Any, Array], Any], params: Any, x: Any) -> Any:
     within `fn` the compiler decides instead.
     """
     x = jnp.asarray(x)
-    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves((params, x))]
+    leaves = jax.tree.leaves((params, x))
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in leaves]
     mesh = next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
     if mesh is None:
         return fn(params, x)
     own = jax.typeof(x).sharding
     split = own.spec[0] if own.mesh.axis_names and len(own.spec) else None
-    whole = NamedSharding(mesh, PartitionSpec())
+    # What is known goes to the devices themselves; a type has none, and moves what is traced.
+    known = (leaf.sharding for leaf in leaves if is_concrete(leaf))
+    on = next((s.mesh for s in known if isinstance(s, NamedSharding) and s.mesh.axis_names), None)
+    whole = NamedSharding(on or mesh, PartitionSpec())
+    move = jax.device_put if on else jax.sharding.reshard
     params, x = jax.tree.map(
-        lambda leaf: (
-            leaf if jax.typeof(leaf).sharding.mesh.axis_names else jax.sharding.reshard(leaf, whole)
-        ),
+        lambda leaf: leaf if jax.typeof(leaf).sharding.mesh.axis_names else move(leaf, whole),
         (params, x),
     )
     out = NamedSharding(mesh, PartitionSpec(split))

@@ -147,6 +147,24 @@ def test_wrong_input(call, message):
         call(siglip.Siglip(make(), SMALL, PIXELS))
 
 
+@pytest.mark.parametrize("config", [siglip.BASE_16_224, siglip.SO400M_14_384])
+def test_published_sizes_run(config):
+    """As shapes only: embeddings of both towers are of one dimension."""
+    params = {
+        key: jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        for key, shape in siglip.shapes(config).items()
+    }
+    size = config.vision.image_size
+    pixels = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((3, 64), jnp.int32)
+    image = jax.eval_shape(lambda p, x: siglip.image(p, x, config.vision), params, pixels)
+    text = jax.eval_shape(lambda p, x: siglip.text(p, x, config.text), params, tokens)
+    assert image.embedding.shape == (2, config.text.embedding)
+    assert text.embedding.shape == (3, config.text.embedding)
+    assert text.hidden.shape == text.penultimate.shape == (3, 64, config.text.width)
+    assert image.embedding.dtype == text.embedding.dtype == jnp.bfloat16
+
+
 @pytest.mark.slow
 @pytest.mark.devices
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

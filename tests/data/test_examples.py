@@ -25,7 +25,7 @@ def batch(size=6, seed=0):
 @pytest.fixture
 def written(tmp_path):
     where = tmp_path / "some" / "evaluations"
-    assert data.write_evaluations(where, [batch(6, 0), batch(3, 1)]) == 9
+    assert data.write_examples(where, [batch(6, 0), batch(3, 1)]) == 9
     return where
 
 
@@ -40,7 +40,7 @@ def by_label(found):
 def test_there_and_back(written):
     expected = by_label(batch(6, 0)) | by_label(batch(3, 1))
     found = {}
-    for part in data.load_evaluations(written, batch_size=3, epochs=1):
+    for part in data.load_examples(written, batch_size=3, epochs=1):
         assert part["x0"].dtype == np.float32
         assert part["evaluations"]["predictions"]["uncond"].shape == (3, 2, 4, 4, 1)
         found |= by_label(part)
@@ -51,7 +51,7 @@ def test_there_and_back(written):
 
 def test_order(written):
     labels = lambda **options: [
-        b["cond"].tolist() for b in data.load_evaluations(written, batch_size=3, **options)
+        b["cond"].tolist() for b in data.load_examples(written, batch_size=3, **options)
     ]
     assert np.concatenate(labels(shuffle=False, epochs=1)).tolist() == [*range(6), 100, 101, 102]
     one = labels(seed=1, epochs=2)
@@ -61,31 +61,31 @@ def test_order(written):
 
 
 def test_processes_share_a_batch(written):
-    whole = next(iter(data.load_evaluations(written, batch_size=4)))["cond"]
+    whole = next(iter(data.load_examples(written, batch_size=4)))["cond"]
     parts = [
-        next(iter(data.load_evaluations(written, batch_size=4, shard=(i, 2))))["cond"]
+        next(iter(data.load_examples(written, batch_size=4, shard=(i, 2))))["cond"]
         for i in range(2)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_goes_on_from_where_it_stood(written):
-    run = iter(data.load_evaluations(written, batch_size=2))
+    run = iter(data.load_examples(written, batch_size=2))
     next(run)
     state = json.loads(json.dumps(run.get_state()))
     following = [next(run)["cond"].tolist() for _ in range(6)]
-    again = iter(data.load_evaluations(written, batch_size=2))
+    again = iter(data.load_examples(written, batch_size=2))
     again.set_state(state)
     assert [next(again)["cond"].tolist() for _ in range(6)] == following
 
 
 def test_refused(tmp_path, written):
     with pytest.raises(FileExistsError):
-        data.write_evaluations(written, [batch()])
+        data.write_examples(written, [batch()])
     with pytest.raises(ValueError, match="exceeds the 9"):
-        data.load_evaluations(written, batch_size=10)
+        data.load_examples(written, batch_size=10)
     with pytest.raises(FileNotFoundError):
-        data.load_evaluations(tmp_path, batch_size=1)
+        data.load_examples(tmp_path, batch_size=1)
     nan = batch()
     nan["evaluations"]["x"][0, 0] = np.nan
     short = batch() | {"cond": np.arange(3)}
@@ -96,6 +96,6 @@ def test_refused(tmp_path, written):
         ([batch() | {"cond": np.array(["a"] * 6)}], "cond"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=what):
-            data.write_evaluations(tmp_path / "other", batches)
+            data.write_examples(tmp_path / "other", batches)
         # Nothing half done is left.
         assert sorted(p.name for p in tmp_path.iterdir()) == ["some"]

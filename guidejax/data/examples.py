@@ -1,4 +1,4 @@
-"""Evaluations of a network on disk: written once, in array_record, and learned from without it."""
+"""Examples on disk, in array_record: latents, or evaluations of a network, written once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from guidejax.data.pipeline import _integers, _shard
 _VERSION = 1
 
 
-def write_evaluations(directory: str | os.PathLike[str], batches: Iterable[Any]) -> int:
-    """Write batches with their evaluations, an example a record.
+def write_examples(directory: str | os.PathLike[str], batches: Iterable[Any]) -> int:
+    """Write batches of examples, a record each: latents with their conditions, or evaluations.
 
     `directory/examples.array_record` holds each example's arrays end on end, little-endian, in the
     order of `directory/fields.json`, which has the path, shape and dtype of each. The directory
@@ -30,8 +30,9 @@ def write_evaluations(directory: str | os.PathLike[str], batches: Iterable[Any])
     Args:
       directory: where; must not exist.
       batches: mappings of arrays, and of mappings of them, all of one leading size: of
-        `gj.learning.evaluate`, or one's own from any framework. For `fit` they hold "x0", "cond"
-        and "evaluations": {"t", "x", "predictions"}, as `gj.learning.evaluate` has them.
+        `gj.learning.evaluate`, or one's own from any framework. For `fit` they hold "x0" and
+        "cond"; to learn without the network also "evaluations": {"t", "x", "predictions"}, as
+        `gj.learning.evaluate` has them.
 
     Returns:
       The number of examples written.
@@ -46,7 +47,7 @@ def write_evaluations(directory: str | os.PathLike[str], batches: Iterable[Any])
       >>> x0 = np.zeros((6, 3), np.float32)
       >>> found = {"t": x0[:, 0], "x": x0[:, None], "predictions": {"cond": x0[:, None]}}
       >>> batch = {"x0": x0, "cond": np.arange(6), "evaluations": found}
-      >>> write_evaluations(tempfile.mkdtemp() + "/evaluations", [batch, batch])
+      >>> write_examples(tempfile.mkdtemp() + "/evaluations", [batch, batch])
       12
     """
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -86,7 +87,7 @@ def write_evaluations(directory: str | os.PathLike[str], batches: Iterable[Any])
     return count
 
 
-def load_evaluations(
+def load_examples(
     directory: str | os.PathLike[str],
     *,
     batch_size: int,
@@ -96,7 +97,9 @@ def load_evaluations(
     shard: tuple[int, int] | None = None,
     threads: int = 4,
 ) -> grain.IterDataset:
-    """Batches of what `write_evaluations` wrote, for `fit` with the process in place of a denoiser.
+    """Batches of what `write_examples` wrote, for `fit`.
+
+    With evaluations among them `fit` takes the process in place of a denoiser.
 
     An epoch is a fresh permutation, cut into batches; its last, short batch is left out. Processes
     share a batch by rows, in order, as in `load`, and the iterators are grain's: their state is
@@ -123,8 +126,8 @@ def load_evaluations(
       >>> where = tempfile.mkdtemp() + "/evaluations"
       >>> x0 = np.zeros((6, 3), np.float32)
       >>> found = {"t": x0[:, 0], "x": x0[:, None], "predictions": {"cond": x0[:, None]}}
-      >>> _ = write_evaluations(where, [{"x0": x0, "cond": np.arange(6), "evaluations": found}])
-      >>> batch = next(iter(load_evaluations(where, batch_size=4)))
+      >>> _ = write_examples(where, [{"x0": x0, "cond": np.arange(6), "evaluations": found}])
+      >>> batch = next(iter(load_examples(where, batch_size=4)))
       >>> batch["evaluations"]["predictions"]["cond"].shape
       (4, 1, 3)
     """
@@ -133,7 +136,7 @@ def load_evaluations(
     _integers(0, seed=seed, threads=threads)
     index, parts = _shard(shard, batch_size=batch_size)
     if not (directory / "fields.json").exists():
-        raise FileNotFoundError(f"{directory} holds no evaluations of write_evaluations.")
+        raise FileNotFoundError(f"{directory} holds no examples of write_examples.")
     about = json.loads((directory / "fields.json").read_text())
     if about.get("version") != _VERSION:
         raise ValueError(f"{directory} is of version {about.get('version')}; expected {_VERSION}.")

@@ -1,0 +1,291 @@
+r"""Any guidance of any supported checkpoint, judged against your pictures.
+
+    python -m experiments.evaluate --model.checkpoint stable-diffusion-v1-5/stable-diffusion-v1-5 \
+        --data pictures/ --judge openai/clip-vit-large-patch14 \
+        --tuning-judge openai/clip-vit-base-patch32 --weights runs/omega
+
+Half of the pictures tune constant, interval, ADG and APG, each by as many settings; the other half,
+with other noise and another network, judges them, unguided samples, and weights that
+`experiments.learn` has learned. Each method is a small file under `--out`: the same command goes on
+with a run that was stopped. Writes `report.md`, `metrics.json` and `plane.png`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import guidejax as gj
+from experiments import checkpoints, generate, guides, learn, pictures, tuned, tuning
+from experiments.statistics import mean_interval, saturation
+
+LOG = logging.getLogger("experiments.evaluate")
+
+TUNED = ("constant", "interval", "adg", "apg")
+COLUMNS = {
+    "frechet": "Fréchet distance ↓", "cmmd": "CMMD ↓", "clip score": "CLIP score ↑",
+    "saturation": "saturation", "diversity": "diversity", "evaluations": "evaluations",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Judge guidance against pictures."""
+
+    model: checkpoints.Model
+    data: str = ""
+    """A folder of pictures, a dataset of TFDS, or a folder of prepared latents."""
+    judge: str = ""
+    """A CLIP or SigLIP checkpoint whose features and score the report is of."""
+    tuning_judge: str = ""
+    """Another, which tuning looks at; the judge itself where none is given, as the report says."""
+    weights: tuple[pathlib.Path, ...] = ()
+    """Folders of learned weights."""
+    methods: tuple[str, ...] = TUNED
+    """Which of constant, interval, adg and apg are tuned."""
+    settings: int = 16
+    """Settings that the search of each tuned method scores."""
+    seeds: int = 3
+    """Of the report's noise."""
+    pictures: int = 1000
+    """How many at most, half to tune on and half to report on."""
+    resamples: int = 20
+    """How often the real pictures are drawn anew for the intervals."""
+    batch: int = 8
+    """Pictures at a time, over all devices."""
+    steps: int = 30
+    """Of the sampler."""
+    out: pathlib.Path = pathlib.Path("runs/evaluate")
+    """Where the report goes."""
+
+
+class Judge:
+    """Real pictures with what they are of, as a network sees them."""
+
+    def __init__(self, model: Any, shown: np.ndarray, said: list[str], batch: int):
+        """`shown` are pictures in [-1, 1]."""
+        self.model, self.said, self.batch = model, said, batch
+        self._image = jax.jit(lambda model, x: model.image(x))
+        self.real, _ = self.see(shown)
+        self._text: np.ndarray | None = None
+
+    def see(self, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features and embeddings of pictures in [-1, 1], (n, ...) each."""
+        parts = []
+        for start in range(0, len(shown), self.batch):
+            part = shown[start : start + self.batch]
+            whole = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
+            seen = self._image(self.model, jnp.asarray(whole))
+            parts.append([np.asarray(each, np.float32)[: len(part)] for each in seen])
+        features, embeddings = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return features, embeddings
+
+    def distance(self, features: np.ndarray, rows: Any = slice(None)) -> float:
+        """The Fréchet distance to the real pictures, or to some rows of them."""
+        return float(gj.metrics.frechet_distance(features, self.real[rows]))
+
+    def cmmd(self, features: np.ndarray) -> float:
+        """1000 MMD² of unit features with a Gaussian kernel of width 10 (Jayasumana 2401.09603)."""
+        ours, theirs = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (features, self.real))
+        return 1000 * float(gj.metrics.mmd_rbf(ours, theirs, bandwidths=10.0, unbiased=False))
+
+    def score(self, embeddings: np.ndarray) -> float | None:
+        """The mean cosine of pictures and what they are of; None without a tokenizer."""
+        if self.model.tokenizer is None:
+            return None
+        if self._text is None:
+            parts = [self.said[i : i + self.batch] for i in range(0, len(self.said), self.batch)]
+            read = jax.jit(lambda model, tokens: model.text(tokens).embedding)
+            found = [np.asarray(read(self.model, self.model.tokenizer(part))) for part in parts]
+            self._text = np.concatenate(found)
+        unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)  # noqa: E731
+        return float(np.mean(np.sum(unit(embeddings) * unit(self._text), axis=1)))
+
+
+class Evaluation:
+    """A run in a folder; what is finished there isn't done again."""
+
+    def __init__(self, config: Config):
+        """Loads the checkpoint, the pictures and the judges."""
+        self.config, self.mesh = config, checkpoints.devices(config.model)
+        self.found = checkpoints.load(config.model, self.mesh)
+        where = pictures.prepare(config.data, self.found, config.out / "latents")
+        _, shown, said = pictures.everything(where)
+        order = np.random.default_rng(0).permutation(len(said))[: config.pictures]
+        halves = {"tune": order[::2], "report": order[1::2]}
+        if len(order) < 8:
+            raise SystemExit(f"{config.data} holds {len(order)} pictures; expected 8 at least.")
+        self.said = {part: [said[i] for i in rows] for part, rows in halves.items()}
+        dtype = jnp.dtype(config.model.dtype)
+        self.judges = {
+            part: Judge(
+                learn.judge(path or config.judge, dtype, config.model.download),
+                shown[halves[part]], self.said[part], config.batch,
+            )
+            for part, path in (("tune", config.tuning_judge), ("report", config.judge))
+        }  # fmt: skip
+
+    def cell(self, name: str, make: Any) -> Any:
+        """The result of `make`, kept in a file by its name."""
+        path = self.config.out / "cells" / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        LOG.info("%s", name)
+        found = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(found, indent=1))
+        part.replace(path)
+        return found
+
+    def draw(self, part: str, guide: gj.Guidance, seed: int) -> np.ndarray:
+        """Pictures in [-1, 1], one for what each real picture is of."""
+        config = self.config
+        x0 = generate.draw(
+            self.found, self.said[part], guide, steps=config.steps, seed=seed,
+            batch=config.batch, mesh=self.mesh,
+        )  # fmt: skip
+        return 2 * generate.pictures(self.found, x0, config.batch) - 1
+
+    def tune(self, method: str) -> dict[str, Any]:
+        """The best setting that a search finds on the tuning half."""
+        judge, space = self.judges["tune"], tuned.TUNED[method]
+
+        def score(numbers: dict[str, float]) -> float:
+            traced = {name: jnp.asarray(value) for name, value in numbers.items()}
+            features, _ = judge.see(self.draw("tune", space.guide(**traced), 10_000))
+            value = judge.distance(features)
+            LOG.info("  %s: %.4f", numbers, value)
+            return value if math.isfinite(value) else math.inf
+
+        found = tuning.search(score, space.space, self.config.settings, space.allowed)
+        return {"numbers": found.numbers, "distance": found.score, "trace": found.trace}
+
+    def guides(self) -> dict[str, gj.Guidance]:
+        """What is compared."""
+        found = {"unguided": gj.guidance(gj.cfg, 0.0)}
+        for method in self.config.methods:
+            numbers = self.cell(f"tune/{method}", lambda method=method: self.tune(method))
+            found[method] = tuned.TUNED[method].guide(**numbers["numbers"])
+        for folder in self.config.weights:
+            found[f"learned {folder.name}"] = guides.guidance(guides.Guide(weight=folder))
+        return found
+
+    def report(self, guide: gj.Guidance, seed: int) -> dict[str, Any]:
+        """Every figure of a method, for one noise."""
+        judge, config = self.judges["report"], self.config
+        shown = self.draw("report", guide, seed)
+        features, embeddings = judge.see(shown)
+        draws = [
+            np.random.default_rng(i).integers(0, len(shown), len(shown))
+            for i in range(config.resamples)
+        ]
+        active = guide.active(self.found.times(config.steps), self.found.denoise.process)
+        return {
+            "frechet": judge.distance(features),
+            "frechet resampled": [judge.distance(features, rows) for rows in draws],
+            "cmmd": judge.cmmd(features),
+            "clip score": judge.score(embeddings) if self.found.kind == "prompts" else None,
+            "saturation": float(jnp.mean(saturation(jnp.asarray(shown)))),
+            "diversity": float(gj.metrics.mean_pairwise_distance(features)),
+            "evaluations": config.steps
+            + int(np.sum(np.broadcast_to(np.asarray(active), (config.steps,)))),
+        }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds with their 95% intervals; the distance's widened by resampled pictures."""
+    found: dict[str, Any] = {}
+    for name in COLUMNS:
+        values = [row[name] for row in rows if row[name] is not None]
+        if not values:
+            continue
+        found[name] = {"mean": float(np.mean(values))}
+        if len(values) > 1 and name != "evaluations":
+            interval = mean_interval(values)
+            half = float(interval.high) - found[name]["mean"]
+            if name == "frechet":
+                drawn = np.mean([row["frechet resampled"] for row in rows], axis=0)
+                half = float(np.hypot(half, 1.96 * np.std(drawn))) if drawn.size > 1 else half
+            found[name]["half width"] = half
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """The report's table."""
+    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for method, entry in results.items():
+        cells = []
+        for name in COLUMNS:
+            value = entry.get(name)
+            text = "" if value is None else f"{value['mean']:.4g}"
+            cells.append(text + (f" ± {value['half width']:.2g}" if value and "half width" in value
+                                 else ""))  # fmt: skip
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plane(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Every method by its CLIP score, or its evaluations, and its Fréchet distance."""
+    import matplotlib.pyplot as plt
+
+    x = "clip score" if all("clip score" in entry for entry in results.values()) else "evaluations"
+    figure, axis = plt.subplots(figsize=(7.5, 5))
+    for method, entry in results.items():
+        at = entry[x]["mean"], entry["frechet"]["mean"]
+        axis.errorbar(*at, yerr=entry["frechet"].get("half width"), fmt="o", linewidth=1)
+        axis.annotate(method, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+    axis.set_xlabel(COLUMNS[x])
+    axis.set_ylabel(COLUMNS["frechet"])
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Do what is left of the evaluation, and write the report."""
+    logging.basicConfig(
+        force=True, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    for flag in ("data", "judge"):
+        if not getattr(config, flag):
+            raise SystemExit(f"--{flag} is missing: see python -m experiments.evaluate --help.")
+    unknown = sorted(set(config.methods) - set(TUNED))
+    if unknown:
+        raise SystemExit(f"--methods {unknown[0]}: expected some of {', '.join(TUNED)}.")
+    run = Evaluation(config)
+    results = {}
+    for method, guide in run.guides().items():
+        rows = [
+            run.cell(f"report/{method}/{seed}", lambda g=guide, s=seed: run.report(g, s))
+            for seed in range(config.seeds)
+        ]
+        results[method] = summary(rows)
+        LOG.info("%s: Fréchet distance %.4f", method, results[method]["frechet"]["mean"])
+    judged = "the network that judges also tuned" if not config.tuning_judge else (
+        f"tuned by {config.tuning_judge}"
+    )  # fmt: skip
+    text = (
+        f"# {config.model.checkpoint}\n\nJudged by {config.judge}; {judged}. "
+        f"{len(run.said['report'])} pictures to report on, {len(run.said['tune'])} others to tune "
+        f"on; {config.seeds} seeds; {config.settings} settings a tuned method.\n\n"
+        f"{table(results)}\n"
+    )
+    (config.out / "report.md").write_text(text)
+    (config.out / "metrics.json").write_text(json.dumps(results, indent=1))
+    plane(results, config.out / "plane.png")
+    LOG.info("%s", config.out / "report.md")
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,224 @@
+"""A user's pictures, prepared once: x0 of a checkpoint and what each picture is of, on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.checkpoints import Checkpoint
+
+LOG = logging.getLogger("experiments.pictures")
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Bytes of UTF-8 of what a picture is of; longer captions are cut.
+LENGTH = 400
+
+
+def said(folder: pathlib.Path) -> dict[pathlib.Path, str]:
+    """What each picture of a folder is of.
+
+    By the first that is there: `metadata.jsonl` with "file_name" and "text" a line; a .txt file
+    beside each picture; or the name of the subfolder that it lies in, a class.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise SystemExit(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
+    listed = folder / "metadata.jsonl"
+    if listed.is_file():
+        rows = [json.loads(line) for line in listed.read_text().splitlines() if line.strip()]
+        texts = {folder / row["file_name"]: str(row["text"]) for row in rows}
+    else:
+        beside = {p: p.with_suffix(".txt") for p in paths if p.with_suffix(".txt").is_file()}
+        texts = {p: file.read_text().strip() for p, file in beside.items()}
+        if not texts:
+            texts = {p: p.parent.name for p in paths if p.parent != folder}
+    missing = [p.name for p in paths if p not in texts]
+    if missing:
+        raise SystemExit(
+            f"nothing says what {len(missing)} of the {len(paths)} pictures in {folder} are of, "
+            f"{missing[0]} among them: give a metadata.jsonl, .txt files, or a subfolder a class."
+        )
+    return {path: texts[path] for path in paths}
+
+
+def read(path: pathlib.Path, pixels: int) -> np.ndarray:
+    """The central square of a picture at a size, in [-1, 1]."""
+    import PIL.Image
+
+    with PIL.Image.open(path) as file:
+        image = file.convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((pixels, pixels), PIL.Image.Resampling.BICUBIC)
+        return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def examples(data: str, found: Checkpoint) -> Iterator[tuple[np.ndarray, str]]:
+    """Pictures in [-1, 1] with what they are of: a folder's, or a dataset's of TFDS."""
+    folder = pathlib.Path(data).expanduser()
+    if folder.is_dir():
+        for path, text in said(folder).items():
+            yield read(path, found.pixels), text
+        return
+    import guidejax.data
+
+    key, encode = ("caption", _as_bytes) if found.kind == "prompts" else ("label", None)
+    images = guidejax.data.Images(
+        data, label_key=key, encode=encode, image_size=found.pixels
+    ).arrays()
+    for x0, cond in zip(images["x0"], images["cond"], strict=True):
+        text = bytes(cond).rstrip(b"\0").decode() if encode else str(int(cond))
+        yield np.broadcast_to(x0, (*x0.shape[:2], 3)), text
+
+
+def _as_bytes(text: Any) -> np.ndarray:
+    text = text if isinstance(text, str) else str(text)
+    cut = text.encode()[:LENGTH].decode(errors="ignore").encode()
+    return np.frombuffer(cut.ljust(LENGTH, b"\0"), np.uint8)
+
+
+def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -> pathlib.Path:
+    """x0 and captions of pictures, written to `where` once; a later run finds them there.
+
+    Args:
+        data: A folder of pictures, a dataset of TFDS, or a folder that this function wrote.
+        found: The checkpoint, whose VAE makes x0 of pictures where it has one.
+        where: Where to write.
+        batch: Pictures that are encoded at a time.
+    """
+    import guidejax.data
+
+    given = pathlib.Path(data).expanduser()
+    if (given / "fields.json").is_file():
+        return given
+    if (where / "fields.json").is_file():
+        return where
+    encode = jax.jit(lambda encode, x: encode(x)) if found.encode is not None else None
+
+    def batches() -> Iterator[dict[str, Any]]:
+        rows: list[tuple[np.ndarray, str]] = []
+        for count, row in enumerate(examples(data, found)):
+            rows.append(row)
+            if len(rows) == batch:
+                yield made(rows)
+                rows = []
+            if count % 100 == 0:
+                LOG.info("preparing: %d pictures", count + 1)
+        if rows:
+            yield made(rows)
+
+    def made(rows: list[tuple[np.ndarray, str]]) -> dict[str, Any]:
+        x = np.stack([picture for picture, _ in rows])
+        filled = np.concatenate([x, np.repeat(x[-1:], batch - len(x), axis=0)])
+        x0 = filled if encode is None else np.asarray(encode(found.encode, filled))
+        return {
+            "x0": np.asarray(x0[: len(x)], np.float32),
+            "picture": np.uint8(np.round((x + 1) * 127.5)),
+            "said": np.stack([_as_bytes(text) for _, text in rows]),
+        }
+
+    count = guidejax.data.write_examples(where, batches())
+    LOG.info("prepared %d pictures in %s", count, where)
+    return where
+
+
+def texts(rows: np.ndarray) -> list[str]:
+    """What pictures are of."""
+    return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(rows, np.uint8)]
+
+
+def everything(where: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(x0, pictures in [-1, 1], what they are of) of all that was prepared, in order."""
+    import guidejax.data
+
+    rows = list(guidejax.data.load_examples(where, batch_size=1, shuffle=False, epochs=1))
+    x0, shown = (np.concatenate([row[name] for row in rows]) for name in ("x0", "picture"))
+    said = [text for row in rows for text in texts(row["said"])]
+    return x0, shown.astype(np.float32) / 127.5 - 1, said
+
+
+class Batches:
+    """Endless batches {"x0", "cond"} of what was prepared, for `fit`; go on from where they stood.
+
+    Texts become conditions as a batch is drawn: written out they would take a hundred times the
+    room of the latents.
+    """
+
+    def __init__(
+        self, where: pathlib.Path, found: Checkpoint, size: int, seed: int, add: Any = None
+    ):
+        """`add` makes what else a condition holds of the texts, such as the reward's tokens."""
+        import guidejax.data
+
+        self._data = guidejax.data.load_examples(where, batch_size=size, seed=seed)
+        self._found, self._add = found, add
+
+    def __iter__(self) -> _Iterator:
+        return _Iterator(iter(self._data), self._found, self._add)
+
+
+class _Iterator:
+    def __init__(self, rows: Any, found: Checkpoint, add: Any):
+        self._rows, self._found, self._add = rows, found, add
+
+    def __iter__(self) -> _Iterator:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        row = next(self._rows)
+        return {"x0": row["x0"], "cond": conditions(self._found, texts(row["said"]), self._add)}
+
+    def get_state(self) -> Any:
+        return self._rows.get_state()
+
+    def set_state(self, state: Any) -> None:
+        self._rows.set_state(state)
+
+
+class Repeated:
+    """Each example of batches several times on end, as a rollout's groups want them."""
+
+    def __init__(self, batches: Any, each: int):
+        """`each` is how often."""
+        self._batches, self._each = batches, each
+
+    def __iter__(self) -> _Repeats:
+        return _Repeats(iter(self._batches), self._each)
+
+
+class _Repeats:
+    def __init__(self, rows: Any, each: int):
+        self._rows, self._each = rows, each
+
+    def __iter__(self) -> _Repeats:
+        return self
+
+    def __next__(self) -> Any:
+        return jax.tree.map(lambda leaf: np.repeat(leaf, self._each, axis=0), next(self._rows))
+
+    def get_state(self) -> Any:
+        return self._rows.get_state()
+
+    def set_state(self, state: Any) -> None:
+        self._rows.set_state(state)
+
+
+def conditions(found: Checkpoint, said: Sequence[str], add: Any = None) -> Any:
+    """Conditions of texts, with what `add` makes of them beside."""
+    cond = found.condition(list(said))
+    return jax.tree.map(np.asarray, cond if add is None else {**cond, **add(list(said))})
+
+
+def null(found: Checkpoint, add: Any = None) -> Any:
+    """The null condition with as many parts as `conditions` has."""
+    if add is None:
+        return found.uncond
+    return {**found.uncond, **jax.tree.map(jnp.zeros_like, add([""]))}
