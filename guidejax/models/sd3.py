@@ -8,8 +8,7 @@ It is written here, not taken from keras-hub: published safetensors load under t
 key has one rule of placement on a mesh, bfloat16 is the parameters' dtype alone, and Keras need not
 be installed.
 
-Weights: Stable Diffusion 3 Medium, Stability AI Non-Commercial Research Community License; 3.5
-Medium and Large, Stability AI Community License.
+Weights: Stability AI Community License, which restricts what they may be used for.
 
 References:
     Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis,
@@ -236,7 +235,7 @@ def network(params: Params, x: Array, t: Array, cond: Mapping[str, Array], confi
         ValueError: If a shape is another, or the latents are larger than the table of positions.
 
     Example:
-        >>> tiny = Config(heads=2, head=8, depth=2, text=6, pooled=4, places=4)
+        >>> tiny = Config(heads=2, head=8, depth=1, text=6, pooled=4, places=4)
         >>> params = {key: jnp.ones(shape) for key, shape in shapes(tiny).items()}
         >>> cond = {"text": jnp.ones((1, 5, 6)), "pooled": jnp.ones((1, 4))}
         >>> network(params, jnp.ones((1, 8, 4, 16)), jnp.ones(1), cond, tiny).shape
@@ -248,15 +247,15 @@ def network(params: Params, x: Array, t: Array, cond: Mapping[str, Array], confi
     rows, columns = z.shape[1:3]
     z = (z + _positions(params["pos_embed.pos_embed"], rows, columns, config)).astype(dtype)
     z = z.reshape(z.shape[0], rows * columns, config.width)
-    told = _embedded(params, "timestep_embedder", sinusoids(t, _TIME).astype(dtype))
-    told = told + _embedded(params, "text_embedder", cond["pooled"].astype(dtype))
-    told = jax.nn.silu(told)[:, None]
+    about = _embedded(params, "timestep_embedder", sinusoids(t, _TIME).astype(dtype))
+    about = about + _embedded(params, "text_embedder", cond["pooled"].astype(dtype))
+    about = jax.nn.silu(about)[:, None]
     text = linear(params, "context_embedder", cond["text"].astype(dtype))
     for i in range(config.depth):
         last = i == config.depth - 1
-        z, text = _block(params, f"transformer_blocks.{i}", z, text, told, i in config.dual, last,
+        z, text = _block(params, f"transformer_blocks.{i}", z, text, about, i in config.dual, last,
                          config)  # fmt: skip
-    scale, shift = jnp.split(linear(params, "norm_out.linear", told), 2, axis=-1)
+    scale, shift = jnp.split(linear(params, "norm_out.linear", about), 2, axis=-1)
     z = linear(params, "proj_out", _moved(z, shift, scale))
     z = z.reshape(z.shape[0], rows, columns, config.patch, config.patch, config.channels)
     return z.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape).astype(x.dtype)
@@ -280,14 +279,14 @@ def _moved(z: Array, shift: Array, scale: Array) -> Array:
 
 
 def _block(
-    params: Params, name: str, z: Array, text: Array, told: Array, dual: bool, last: bool,
+    params: Params, name: str, z: Array, text: Array, about: Array, dual: bool, last: bool,
     config: Config,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Attention of image and text together, then an MLP each; the last leaves the text as it is."""
-    moves = linear(params, f"{name}.norm1.linear", told)
+    moves = linear(params, f"{name}.norm1.linear", about)
     mine = jnp.split(moves, 9 if dual else 6, axis=-1)
     shift, scale, gate, shift_2, scale_2, gate_2 = mine[:6]
-    moves = linear(params, f"{name}.norm1_context.linear", told)
+    moves = linear(params, f"{name}.norm1_context.linear", about)
     theirs = jnp.split(moves, 2 if last else 6, axis=-1)
     # Where there are two alone, the scale comes first, as in `norm_out`.
     image, words = _moved(z, shift, scale), _moved(text, *(theirs[::-1] if last else theirs[:2]))

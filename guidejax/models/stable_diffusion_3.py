@@ -13,9 +13,8 @@
     )
     images = sd.decode(latents)  # (1, 1024, 1024, 3), about [-1, 1]
 
-Any rule, solver and schedule takes the place of `gj.cfg`. Weights have licences of their own, which
-restrict what they may be used for: Stable Diffusion 3 Medium, Stability AI Non-Commercial Research
-Community License; 3.5 Medium and Large, Stability AI Community License.
+Any rule, solver and schedule takes the place of `gj.cfg`. Weights have a licence of their own, the
+Stability AI Community License, which restricts what they may be used for.
 
 References:
     Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis,
@@ -240,7 +239,7 @@ def load(
         length: Tokens of T5.
         dtype: Of the parameters, in which the networks compute. Where float16 is asked for, in
             which they may overflow, the VAE stays in float32 and T5 in bfloat16.
-        mesh: Devices to split the parameters over.
+        mesh: Devices to split the parameters over, whose axis "model" must be automatic.
         rules: How; heads, hidden units and channels over an axis "model" by default.
         download: Whether a repository may be downloaded: the files that are read alone. Its
             licence is agreed to by that.

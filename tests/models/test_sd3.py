@@ -32,6 +32,17 @@ def test_every_published_size_has_the_keys_and_shapes_of_its_original():
         assert sd3.config_from(about["configs"][name]) == getattr(sd3, name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", parity.LAYOUTS)
+def test_a_published_size_takes_1024_pixels_and_three_towers(name):
+    config, shape = getattr(sd3, name), jax.ShapeDtypeStruct
+    half = {key: shape(size, jnp.bfloat16) for key, size in parity.LAYOUTS[name].items()}
+    cond = {"text": shape((2, 333, 4096), jnp.bfloat16), "pooled": shape((2, 2048), jnp.bfloat16)}
+    x, t = shape((2, 128, 128, 16), jnp.float32), shape((2,), jnp.float32)
+    found = jax.eval_shape(lambda *args: sd3.network(*args, config), half, x, t, cond)
+    assert (found.shape, found.dtype) == (x.shape, x.dtype)
+
+
 TINY = sd3.Config(
     heads=2, head=8, depth=2, channels=4, text=6, pooled=4, places=4, qk_norm=True, dual=(0,)
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 import guidejax as gj
 from experiments.parity import stable_diffusion_3 as parity
@@ -159,3 +160,21 @@ def test_a_checkpoint_without_a_tokenizer_is_told(folder, tmp_path):
     (place / "tokenizer_3" / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="without the files of a tokenizer"):
         stable_diffusion_3.load(place).prompt(["a cat"])
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+def test_devices_share_a_checkpoint(folder, sd):
+    kind = jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind, kind))
+    placed = stable_diffusion_3.load(folder, length=12, mesh=mesh)
+    for params, key in (
+        (placed.denoise.params, "transformer_blocks.0.attn.to_q.weight"),
+        (placed.towers[1].params, "text_model.encoder.layers.0.self_attn.q_proj.weight"),
+        (placed.t5.params, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"),
+    ):
+        assert params[key].sharding.spec == PartitionSpec("model", None)
+    x = sd.noise(jax.random.key(0), 1)
+    program = jax.jit(lambda sd, cond: sd.denoise(x, 0.5, cond))
+    ours, theirs = (program(each, each.prompt(["a cat"])) for each in (placed, sd))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
