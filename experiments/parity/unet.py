@@ -28,15 +28,18 @@ def compare(arrays: Arrays, about: Mapping[str, Any]) -> Pairs:
     """The network on the original's input."""
     config = unet.config_from(about["config"])
     params = filled(unet.shapes(config))
-    cond = {key: arrays[key] for key in ("text", "pooled", "size") if key in arrays}
+    given = {key: jnp.asarray(array) for key, array in arrays.items()}
+    cond: dict[str, jax.Array] = {
+        key: given[key] for key in ("text", "pooled", "size") if key in given
+    }
 
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def run(x, text):
-        output = unet.network(params, x, arrays["t"], {**cond, "text": text}, config)
+        output = unet.network(params, x, given["t"], cond | {"text": text}, config)
         return jnp.sum(output**2), output
 
-    (_, output), slopes = run(arrays["x"], arrays["text"])
+    (_, output), slopes = run(given["x"], given["text"])
     pairs: Pairs = {"output": (output, arrays["output"])}
     for what, slope in zip(("x", "text"), slopes, strict=True):
         theirs = arrays[f"slope_{what}"]

@@ -375,7 +375,7 @@ def network(params: Params, x: Array, t: Array, cond: Mapping[str, Array], confi
         ValueError: If x has other channels, the condition lacks a part, or a width is another.
 
     Example:
-        >>> tiny = Config((32, 64), transformers=(1, 0), heads=(2, 2), layers=(1, 1), text=8)
+        >>> tiny = Config((32,), transformers=(1,), heads=(2,), layers=(1,), text=8)
         >>> params = {key: jnp.zeros(shape) for key, shape in shapes(tiny).items()}
         >>> cond = {"text": jnp.zeros((1, 77, 8))}
         >>> network(params, jnp.ones((1, 8, 8, 4)), jnp.array([500.0]), cond, tiny).shape

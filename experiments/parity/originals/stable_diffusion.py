@@ -45,8 +45,8 @@ def case(name: str, out: pathlib.Path) -> None:
     random = np.random.RandomState(0)
     arrays = {
         "noise": random.standard_normal((2, 8, 8, 4)).astype(np.float32),
-        "text": random.standard_normal((2, 5, 32)).astype(np.float32),
-        "null": random.standard_normal((1, 5, 32)).astype(np.float32),
+        "text": random.standard_normal((2, 77, 32)).astype(np.float32),
+        "null": random.standard_normal((1, 77, 32)).astype(np.float32),
     }
     x = torch.from_numpy(arrays["noise"]).permute(0, 3, 1, 2).contiguous()
     text = torch.from_numpy(np.concatenate([np.repeat(arrays["null"], 2, 0), arrays["text"]]))
@@ -119,10 +119,10 @@ def pipeline(out: pathlib.Path, xl: bool) -> None:
         none = {"safety_checker": None, "feature_extractor": None}
         pipe = StableDiffusionPipeline(**given, **none, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    prompts, steps, scale, size = ["a cat!", "The dog at a door"], 10, 5.0, (16, 16)
+    prompts, size = ["a cat!", "The dog at a door"], (16, 16)
     noise = np.random.RandomState(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
     latents = pipe(
-        prompts, height=size[0], width=size[1], num_inference_steps=steps, guidance_scale=scale,
+        prompts, height=size[0], width=size[1], num_inference_steps=STEPS, guidance_scale=SCALE,
         latents=torch.from_numpy(noise).permute(0, 3, 1, 2), output_type="latent",
     ).images  # fmt: skip
     with torch.no_grad():
@@ -133,8 +133,8 @@ def pipeline(out: pathlib.Path, xl: bool) -> None:
     last = lambda tensor: tensor.permute(0, 2, 3, 1).numpy()  # noqa: E731
     arrays = {"noise": noise, "text": text.numpy(), "latents": last(latents)}
     arrays["images"] = last(images)
-    about = {"parts": parts, "scheduler": SCHEDULERS["SD15"], "prompts": prompts, "steps": steps}
-    about |= {"scale": scale, "size": size, "transformers": transformers.__version__}
+    about = {"parts": parts, "scheduler": SCHEDULERS["SD15"], "prompts": prompts, "steps": STEPS}
+    about |= {"scale": SCALE, "size": size, "transformers": transformers.__version__}
     kind_name = "XL-pipeline" if xl else "pipeline"
     common.save(out, f"stable_diffusion-{kind_name}", arrays, about | unet.VERSIONS)
 
