@@ -108,27 +108,33 @@ def mlp(params: Mapping[str, Array], name: str, x: Array, activation: str) -> Ar
     return linear(params, f"{name}.fc2", ACTIVATIONS[activation](linear(params, f"{name}.fc1", x)))
 
 
-def embed_tokens(params: Mapping[str, Array], tokens: Any, config: Any) -> tuple[Array, Array]:
-    """The tokens as an array, and their vectors with those of their places."""
+def checked_tokens(tokens: Any, vocabulary: int) -> Array:
+    """Tokens as an array (batch, length); `ValueError` where they are no tokens."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.ndim != 2:
         raise ValueError(
             f"tokens have dtype {tokens.dtype} and shape {tokens.shape}; expected integers of "
             "shape (batch, length), as a tokenizer makes them."
         )
+    if is_concrete(tokens) and tokens.is_fully_addressable and tokens.size:
+        values = np.asarray(tokens)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"tokens run from {low} to {high}; this text tower's vocabulary has {vocabulary}: "
+                "they are of another tokenizer."
+            )
+    return tokens
+
+
+def embed_tokens(params: Mapping[str, Array], tokens: Any, config: Any) -> tuple[Array, Array]:
+    """The tokens as an array, and their vectors with those of their places."""
+    tokens = checked_tokens(tokens, config.vocabulary)
     if not 1 <= tokens.shape[1] <= config.length:
         raise ValueError(
             f"tokens have length {tokens.shape[1]}; this text tower has places for 1 to "
             f"{config.length}."
         )
-    if is_concrete(tokens) and tokens.is_fully_addressable and tokens.size:
-        values = np.asarray(tokens)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= config.vocabulary:
-            raise ValueError(
-                f"tokens run from {low} to {high}; this text tower's vocabulary has "
-                f"{config.vocabulary}: they are of another tokenizer."
-            )
     table = params["text_model.embeddings.token_embedding.weight"]
     places = params["text_model.embeddings.position_embedding.weight"]
     return tokens, table[tokens] + places[: tokens.shape[1]]
@@ -172,6 +178,14 @@ def square(what: str, value: Any) -> int:
 def folder_of(path: pathlib.Path) -> pathlib.Path:
     """Where the other files of a checkpoint are."""
     return path if path.is_dir() else path.parent
+
+
+def beside(folder: pathlib.Path) -> pathlib.Path | None:
+    """Where a pipeline keeps the tokenizer of its text tower: "text_encoder_2", "tokenizer_2"."""
+    name = folder.resolve().name
+    if not name.startswith("text_encoder"):
+        return None
+    return folder.resolve().parent / name.replace("text_encoder", "tokenizer")
 
 
 def json_of(folder: pathlib.Path, name: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -387,15 +386,7 @@ def load(
         given = _towers.json_of(folder, "preprocessor_config.json")
         preprocess = preprocess_from(given, size, Preprocess(size))
     if config.text is not None:
-        for place in (folder, _beside(folder)):
+        for place in (folder, _towers.beside(folder)):
             if tokenizer is None and place is not None and _tokenizer.has_vocabulary(place):
                 tokenizer = _tokenizer.load_clip(place, config.text.length)
     return Clip(params, config, preprocess, tokenizer)
-
-
-def _beside(folder: pathlib.Path) -> pathlib.Path | None:
-    """Where a pipeline keeps the tokenizer of its text tower: "text_encoder_2", "tokenizer_2"."""
-    name = folder.resolve().name
-    if not name.startswith("text_encoder"):
-        return None
-    return folder.resolve().parent / name.replace("text_encoder", "tokenizer")

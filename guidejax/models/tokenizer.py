@@ -164,6 +164,34 @@ def load_siglip(
     )
 
 
+def load_t5(path: str | os.PathLike[str], length: int = 256) -> Tokenizer:
+    """T5's tokenizer, of a folder's tokenizer.json: pieces of words, then an end token.
+
+    Rows are padded on the right, to 256 as SD3 does.
+
+    Args:
+        path: The folder.
+        length: Of rows.
+
+    Raises:
+        FileNotFoundError: Where the folder has no tokenizer.json.
+        ValueError: Where the vocabulary lacks a special token.
+
+    References:
+        Kudo & Richardson, SentencePiece, 2018; Raffel et al., Exploring the Limits of Transfer
+        Learning with a Unified Text-to-Text Transformer, 2020.
+    """
+    folder = pathlib.Path(path)
+    backend = _backend(folder, "tokenizer.json")
+    special = _settings(folder)[1]
+    names = {
+        "eos": _content(special.get("eos_token"), "</s>"),
+        "pad": _content(special.get("pad_token"), "<pad>"),
+    }
+    ids = _ids(backend, folder, names)
+    return Tokenizer(backend, length, begin=None, end=ids["eos"], pad=ids["pad"])
+
+
 def _package() -> Any:
     try:
         import tokenizers
