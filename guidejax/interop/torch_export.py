@@ -20,7 +20,7 @@ _PLAIN = ("cfg", "negative_prompt")
 
 
 def _scales(guidance: Guidance | None, times: Any, process: Any, cond: Any) -> np.ndarray:
-    """w = ω + 1 of every step: (steps,), or (steps, batch) under conditions."""
+    """w = ω + 1 of every step: (steps,), or (steps, batch) under more conditions than one."""
     guide = as_guidance(guidance)
     if process is not None:
         check_process(process)
@@ -36,7 +36,8 @@ def _scales(guidance: Guidance | None, times: Any, process: Any, cond: Any) -> n
     if guide.omega.sees_state:
         raise ValueError("ω sees x_t or the predictions; a list of scales is made ahead of them.")
     table = to_table(guide.omega, times, cond, process=process)
-    return np.asarray(table.params["values"], np.float64) + 1
+    scales = np.asarray(table.params["values"], np.float64) + 1
+    return scales[:, 0] if scales.ndim > 1 and scales.shape[1] == 1 else scales
 
 
 def _write(path: Any, entries: Any) -> None:
@@ -60,7 +61,8 @@ def to_diffusers(
 
     docs/interop.md has the callback that sets them in a pipeline of diffusers, and the loop that
     sets them in one of its guiders. One trap: where w ≤ 1 a pipeline makes no unconditional pass
-    and expects no embeddings of it, so that a list with such steps needs that very callback.
+    and expects no embeddings of it, so that a list with such steps needs that very callback, and
+    w < 1, which is ω < 0, can be had in a guider alone.
 
     Args:
         guidance: `gj.cfg` or `gj.rules.negative_prompt` with any ω, learned or not; None is the
@@ -74,7 +76,7 @@ def to_diffusers(
             and "timesteps", the table's index, where the process has a table.
 
     Returns:
-        (steps,) numbers, or a list of them a step.
+        (steps,) numbers; under more conditions than one, a list of as many each.
 
     Raises:
         ValueError: If the rule is another, ω sees the state or lacks a condition, or the times
@@ -136,11 +138,9 @@ def to_comfyui(
     check_process(process)
     scales = _scales(guidance, times, process, cond)
     if scales.ndim > 1:
-        if scales.shape[1] != 1:
-            raise ValueError(
-                f"ω has {scales.shape[1]} values a step; expected one condition, (1, ...)."
-            )
-        scales = scales[:, 0]
+        raise ValueError(
+            f"ω has {scales.shape[1]} values a step; expected one condition, (1, ...)."
+        )
     t = jnp.asarray(np.asarray(times)[:-1], jnp.result_type(float))
     alpha, sigma = (np.asarray(value, np.float64) for value in (process.alpha(t), process.sigma(t)))
     if not np.allclose(alpha + sigma, 1, atol=1e-6):

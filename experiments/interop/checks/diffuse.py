@@ -1,4 +1,4 @@
-"""diffuse_nnx: its interfaces and samplers against `gj.sample`; takes the folder of its checkout."""
+"""diffuse_nnx: its interfaces and samplers against `gj.sample`; takes its checkout."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def main(folder: str) -> None:
     guide = gj.guidance(gj.cfg, omega=gj.from_scale(2.5))
     denoise = gj.interop.diffuse_nnx.sit(sit)
     options = {"cond": labels, "uncond": jnp.int32(NULL), "guidance": guide}
-    ours = gj.sample(
-        KEY, denoise, noise, times=gj.uniform_times(10), solver=gj.euler(), **options
-    )
+    ours = gj.sample(KEY, denoise, noise, times=gj.uniform_times(10), solver=gj.euler(), **options)
     report("diffuse_nnx", version, "its EulerSampler on SiTInterface, scale 2.5", theirs, ours)
 
     interface = EDMInterface(Network(), "lognormal")
@@ -57,7 +55,13 @@ def main(folder: str) -> None:
     tangent = interface.pred(3 * noise, sigma, y=labels)
     want = 3 * noise - sigma[:, None] * tangent
     what = "x̂0 of EDMInterface.pred"
-    report("diffuse_nnx", version, what, want, jax.jit(lambda d, x: d(x, t, labels))(denoise, 3 * noise))
+    report(
+        "diffuse_nnx",
+        version,
+        what,
+        want,
+        jax.jit(lambda d, x: d(x, t, labels))(denoise, 3 * noise),
+    )
 
 
 if __name__ == "__main__":

@@ -11,8 +11,17 @@ import jax.numpy as jnp
 import keras
 
 import guidejax as gj
-from experiments.interop.checks.common import CLASSES, IN, KEY, LABEL, OUT, SIZE, network
-from experiments.interop.checks.common import problem, report
+from experiments.interop.checks.common import (
+    CLASSES,
+    IN,
+    KEY,
+    LABEL,
+    OUT,
+    SIZE,
+    network,
+    problem,
+    report,
+)
 
 VERSION = keras.__version__
 
