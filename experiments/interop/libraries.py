@@ -91,7 +91,7 @@ denoise = gj.denoiser(network, process, prediction="eps", params=params)
         "swirl-dynamics",
         "swirl-dynamics",
         "swirl",
-        _FLAX + ("clu",),
+        (*_FLAX, "clu"),
         "Any guidance that carries no state, as a transform of `denoise_fn(x, sigma, cond)`. Its "
         "`guidance_strength` is guidejax's ω. A pass is left out where ω is 0.",
         """\
@@ -109,12 +109,13 @@ samples = sampler.generate(16, key, cond=cond, guidance_inputs={"uncond": null})
         "maxdiffusion",
         "MaxDiffusion",
         "maxdiffusion",
-        _FLAX
-        + (
+        (
+            *_FLAX,
             "torch",
             "transformers<5",
             "huggingface_hub<1",
             "datasets",
+            "tensorflow",
             "google-cloud-storage",
             "tokamax",
             "aqtp",

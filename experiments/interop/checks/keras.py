@@ -62,7 +62,13 @@ def main() -> None:
     want = sample(gj.denoiser(network, process, prediction="velocity"))
     report("keras", VERSION, "gj.sample of a functional model, adg, jit", theirs(params), want)
     theirs(jax.tree.map(lambda leaf: 2 * leaf, params))
-    report("keras", VERSION, "traces for two sets of variables, less 1", len(traces), 1)
+    report(
+        "keras",
+        VERSION,
+        "programs compiled for two sets of variables, of which 1 is right",
+        len(traces),
+        1,
+    )
 
 
 if __name__ == "__main__":
