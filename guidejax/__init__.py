@@ -1,8 +1,8 @@
 """guidejax: guidance for diffusion models as pure JAX functions.
 
 Families are submodules: `processes`, `rules`, `schedules`, `weights`, `solvers`, `objectives`,
-`learning`, `metrics`, `analytic`, `particles`, `data`, `models` and `rewards`. What nearly
-everybody uses stands here.
+`learning`, `metrics`, `analytic`, `particles`, `data`, `models`, `rewards` and `interop`. What
+nearly everybody uses stands here.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ from guidejax.weights import to_scale as to_scale
 
 if TYPE_CHECKING:
     from guidejax import data as data
+    from guidejax import interop as interop
     from guidejax import models as models
     from guidejax import rewards as rewards
 
 __version__ = "0.1.0.dev0"
 
-# Submodules that need an extra, imported when they are first looked at.
-_LAZY = ("data", "models", "rewards")
+# Submodules that need an extra or serve few, imported when they are first looked at.
+_LAZY = ("data", "interop", "models", "rewards")
 
 
 def __getattr__(name: str) -> Any:

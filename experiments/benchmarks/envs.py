@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -136,8 +137,9 @@ def versions(peer: Peer, python: pathlib.Path) -> dict[str, str]:
     """Of the packages of its environment."""
     code = "import importlib.metadata as m, json, sys; print(json.dumps("
     code += "{name: m.version(name) for name in sys.argv[1:]}))"
+    plain = [re.split("[<>=]", name)[0] for name in peer.packages]
     answer = subprocess.run(
-        [str(python), "-c", code, *peer.packages], capture_output=True, text=True, check=True
+        [str(python), "-c", code, *plain], capture_output=True, text=True, check=True
     )
     return json.loads(answer.stdout)
 

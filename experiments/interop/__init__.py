@@ -1,0 +1,1 @@
+"""guidejax.interop against the real libraries, each in an environment of its own."""

@@ -1,0 +1,1 @@
+"""Snippets of docs/interop.md, as they are run by the checks."""
