@@ -97,6 +97,35 @@ class Denoiser:
             self, process=process, trained_on=None if same_process(own, process) else own
         )
 
+    def then(self, other: Denoiser, at: Any) -> Denoiser:
+        """One denoiser of two: this one at noisy times t ≥ `at`, `other` below.
+
+        As Wan 2.2's pair of a high-noise and a low-noise network is. Each evaluation makes one pass
+        of one network; of both, where the samples of a batch lie on both sides of `at`.
+
+        Args:
+            other: Of the same process.
+            at: The time between the two, a scalar in [0, 1]. Traced.
+
+        Raises:
+            ValueError: If `other` isn't a denoiser of the same process.
+
+        Example:
+            >>> from guidejax.processes import rectified_flow
+            >>> def constant(value):
+            ...     return denoiser(lambda x, t, c: 0 * x + value, rectified_flow())
+            >>> high, low = constant(1), constant(2)
+            >>> both = high.then(low, at=0.875)
+            >>> [both(jnp.zeros((1, 1)), t).item() for t in (0.9, 0.875, 0.5)]
+            [1.0, 1.0, 2.0]
+        """
+        if not isinstance(other, Denoiser) or not same_process(self.process, other.process):
+            raise ValueError(
+                "`then` expects a denoiser of the same process; for one of another process say "
+                "which it is to be on: other.on(process)."
+            )
+        return Denoiser((self, other, jnp.asarray(at)), self.process, None, _Then(), "x0")
+
     def blind_at(self, t: Any) -> bool:
         """Whether the prediction is known to say nothing of x0 at t, where α(t) = 0."""
         if self.prediction not in ("eps", "score") or not is_concrete(t, self.process):
@@ -152,6 +181,28 @@ class _WithParams:
 
     def __call__(self, params, x, t, cond):
         return self.fn(params, x, t, cond)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Then:
+    """One of two denoisers by the time."""
+
+    def __call__(self, params, x, t, cond):
+        high, low, at = params
+        noisy = t >= at
+        which = jnp.where(jnp.all(noisy), 0, jnp.where(jnp.any(noisy), 2, 1))
+
+        def mixed(x, t, cond):
+            return tree_map(
+                lambda a, b: jnp.where(noisy.reshape(-1, *[1] * (a.ndim - 1)), a, b),
+                high(x, t, cond),
+                low(x, t, cond),
+            )
+
+        # Functions of their own: branches are hashed, and parameters have no hash.
+        return jax.lax.switch(
+            which, [lambda *args: high(*args), lambda *args: low(*args), mixed], x, t, cond
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ print(*sorted(heavy & set(sys.modules)))
 
 FAMILIES = (
     "processes", "rules", "schedules", "weights", "solvers", "objectives", "learning", "metrics",
-    "analytic", "particles", "data", "models", "rewards",
+    "analytic", "particles", "data", "interop", "models", "rewards",
 )  # fmt: skip
 
 
