@@ -99,22 +99,45 @@ def compare(family: str, folder: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
+HEAD = """# Public models
+
+`gj.models` has each as a pure function `network(params, x, t, cond, config)` with its parameters under the keys of the published file, and
+`load(path_or_repo, ...)`, which checks keys and shapes before it reads. Images and latents are channels last. A path is a .safetensors
+file, a folder, or a repository of the Hugging Face hub that is on this machine already; nothing is downloaded without `download=True`.
+PyTorch's pickles are converted by `python -m guidejax.models.convert`, which needs torch.
+
+| module | models | licence of the weights |
+|---|---|---|
+| `models.dit` | DiT (diffusers' copies too), SiT, REPA, LightningDiT | DiT CC-BY-NC 4.0; SiT, REPA, LightningDiT MIT |
+| `models.stable_diffusion` | Stable Diffusion 1.x, 2.x, XL, with `unet`, `vae`, `clip`, `tokenizer` | CreativeML OpenRAIL-M, OpenRAIL++-M |
+| `models.stable_diffusion_3` | SD3, SD3.5, with `sd3` and `t5` | Stability AI Community License; T5 Apache-2.0 |
+| `models.clip`, `models.siglip` | CLIP B/32 to H/14 and bigG's text; SigLIP 1 and 2 | OpenAI and LAION MIT; SigLIP Apache-2.0 |
+
+Traps that the loaders take care of: SiT and LightningDiT have data at t = 1, REPA at t = 0; DiT's and SiT's learned variance doubles the
+output; their published numbers guide the first 3 of 4 channels (`mask=jnp.arange(4) < 3`); diffusers' copies of DiT hold q, k and v
+apart, and space the frequencies of the time otherwise than the weights were trained with.
+
+SD3's transformer is written here rather than taken from keras-hub: it loads the published safetensors under their own keys, is placed by
+one rule a key, computes in bfloat16, and needs no Keras.
+
+## Beside the originals
+
+Written by `python -m experiments.parity`. Random weights in the published layouts, in float32 on CPU; the largest absolute difference
+from PyTorch, of outputs of order one (those of samplings and of SD3 over their largest value) and of input gradients over their largest.
+Nothing here was run with published weights: they couldn't be downloaded.
+
+| case | largest difference | original |
+|---|---|---|
+"""
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """docs/models.md."""
-    lines = [
-        "# Public models beside their originals",
-        "",
-        "Written by `python -m experiments.parity`. Random weights in the published layouts, in "
-        "float32 on CPU;",
-        "the largest absolute difference from PyTorch, of outputs of order one and of input "
-        "gradients over their largest.",
-        "",
-        "| case | output and gradient: largest difference | original |",
-        "|---|---|---|",
-    ]
+    lines = HEAD.splitlines()
     for row in rows:
         if "differences" in row:
-            found = ", ".join(f"{what} {value:.1e}" for what, value in row["differences"].items())
+            pairs = ", ".join(f"{what} {value:.1e}" for what, value in row["differences"].items())
+            found = pairs.replace("|", "\\|")
             versions = ", ".join(f"{name} {value}" for name, value in row["versions"].items())
             lines.append(f"| {row['case']} | {found} | {versions} |")
     lines += ["", "## Published sizes", ""]

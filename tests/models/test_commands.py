@@ -1,6 +1,11 @@
 """generate, learn and evaluate, each end to end on small random checkpoints."""
 
+import dataclasses
+import importlib
 import json
+import pathlib
+import re
+import shlex
 
 import jax
 import numpy as np
@@ -11,6 +16,8 @@ import tyro
 from experiments import checkpoints, evaluate, generate, guides, learn, logs, pictures
 
 from . import small
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +36,41 @@ def run(module, *flags):
     return module.main(tyro.cli(module.Config, args=[str(flag) for flag in flags]))
 
 
+def of_the_readme(place, out):
+    """README's commands, on the small checkpoints and in small numbers."""
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- commands: models -->\n```bash\n(.*?)```", text, re.DOTALL)[1]
+    there = {
+        "stable-diffusion-v1-5": place / "sd", "clip-vit-base-patch32": place / "clip",
+        "pictures": place / "pictures", "runs/omega": out / "omega",
+    }  # fmt: skip
+    for line in block.splitlines()[1:]:
+        _, _, name, *flags = shlex.split(line)
+        module = importlib.import_module(name)
+        flags = [str(there.get(flag, flag)) for flag in flags]
+        config = tyro.cli(module.Config, args=flags)
+        small_numbers = {"batch": 8, "steps": 3}
+        if module is learn:
+            small_numbers |= {"updates": 1, "particles": 2}
+        else:
+            small_numbers |= {"out": out / str(len(config.omegas))}
+        yield module, dataclasses.replace(config, **small_numbers)
+
+
 @pytest.mark.slow
-def test_a_sweep_of_rules_and_weights_from_the_same_noise(place, tmp_path):
-    found = run(
-        generate, "--model.checkpoint", place / "sd", "--prompts", "a cat", "a dog", "--batch", 8,
-        "--steps", 2, "--rules", "cfg", "adg", "--omegas", 0, 4, "--out", tmp_path,
-    )  # fmt: skip
-    assert list(found) == ["CFG, ω = 0", "CFG, ω = 4", "ADG, ω = 0", "ADG, ω = 4"]
+def test_what_the_readme_says_of_public_models(place, tmp_path):
+    one, sweep, learned = of_the_readme(place, tmp_path)
+    assert list(one[0].main(one[1])) == ["CFG, ω = 4"]
+    found = sweep[0].main(sweep[1])
+    assert list(found) == [f"{r}, ω = {w}" for r in ("CFG", "ADG") for w in ("0", "3", "6.5", "12")]
     assert found["CFG, ω = 0"] == pytest.approx(found["ADG, ω = 0"], rel=1e-4)
-    assert found["CFG, ω = 4"] != found["ADG, ω = 4"]
-    assert json.loads((tmp_path / "statistics.json").read_text()) == found
-    with PIL.Image.open(tmp_path / "grid.png") as grid:
+    assert found["CFG, ω = 12"] != found["ADG, ω = 12"]
+    assert json.loads((tmp_path / "4" / "statistics.json").read_text()) == found
+    with PIL.Image.open(tmp_path / "4" / "grid.png") as grid:
         assert grid.width > grid.height > 300
-    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 8
+    assert len(list((tmp_path / "4" / "pictures").rglob("*.png"))) == 16
+    learned[0].main(learned[1])
+    is_a_weight_of_the_prompt(place, tmp_path / "omega")
 
 
 @pytest.mark.slow
@@ -66,20 +95,13 @@ def test_a_checkpoint_that_says_nothing_of_itself_is_asked_for_its_name(place, t
         checkpoints.devices(checkpoints.Model("", mesh=(3,)))
 
 
-@pytest.mark.slow
-def test_a_weight_of_the_prompt_is_learned_with_a_reward(place, tmp_path):
-    run(
-        learn, "--model.checkpoint", place / "sd", "--data", place / "pictures", "--preset",
-        "sd15-clip", "--reward", place / "clip", "--batch", 8, "--particles", 2, "--steps", 3,
-        "--updates", 1, "--out", tmp_path / "omega",
-    )  # fmt: skip
-    net, phi, _ = learn.load(tmp_path / "omega")
-    curves = json.loads((tmp_path / "omega" / "omega.json").read_text())
+def is_a_weight_of_the_prompt(place, folder):
+    net, phi, _ = learn.load(folder)
+    curves = json.loads((folder / "omega.json").read_text())
     assert set(curves["omega"]) == {"a cat", "a dog", "a cat and a dog"}
     assert len(curves["times"]) == 4
-    assert (tmp_path / "omega" / "omega.png").stat().st_size > 5000
-
-    omega = guides.guidance(guides.Guide(weight=tmp_path / "omega")).omega
+    assert (folder / "omega.png").stat().st_size > 5000
+    omega = guides.guidance(guides.Guide(weight=folder)).omega
     found = checkpoints.load(checkpoints.Model(str(place / "sd")))
     said = found.condition(["a cat"])
     at = omega(0.4, 0.5, said, process=found.denoise.process)
