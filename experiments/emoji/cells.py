@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import functools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -122,7 +122,7 @@ class Cells:
             yield name, partial(self._schedule, plan.early[0], schedule)
 
     def run(self, patterns: tuple[str, ...] = ()) -> None:
-        """Do every cell whose name matches, all by default."""
+        """Do every cell whose name matches, all by default, that no other process is at."""
         names = [
             name
             for name in self.functions
@@ -132,9 +132,10 @@ class Cells:
             raise SystemExit(
                 f"no cell matches {' '.join(patterns)}; they are {list(self.functions)}."
             )
-        for index, name in enumerate(names):
-            self.say(f"{index + 1} of {len(names)}: {name}")
-            self[name]
+        for wait in (False, True):  # Those of others are looked at once more: one may have ended.
+            for index, name in enumerate(names):
+                if self.find(name) is None:
+                    self._do(name, wait, f"{index + 1} of {len(names)}: {name}")
 
     def find(self, name: str) -> Any:
         """The result of a finished cell, or None."""
@@ -147,13 +148,27 @@ class Cells:
     def __getitem__(self, name: str) -> Any:
         found = self.find(name)
         if found is None:
+            self._do(name, True, name)
+            found = self.find(name)
+        return found
+
+    def _do(self, name: str, wait: bool, text: str) -> None:
+        """Compute a cell; with `wait` after whoever is at it already, else leave it to them."""
+        path = self.folders[0] / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            try:  # The system lets go of the lock of a process that ends, however it does.
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return
+            if self.find(name) is not None:
+                return
+            self.say(text)
             found = self.functions[name]()
-            path = self.folders[0] / f"{name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
+            part = path.with_suffix(".part")
             part.write_text(json.dumps(found, indent=1))
             part.replace(path)
-        return found
+            path.with_suffix(".lock").unlink()
 
     # Networks and pictures
 

@@ -1,6 +1,9 @@
 """The emoji experiment with every size cut down, on the networks of the repository."""
 
 import json
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +231,43 @@ def run(tmp_path_factory):
         cells = make()
         cells.run()
         yield out, cells, report.write(cells, out, "full", "a note"), noted, make
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(tmp_path):
+    noted = []
+
+    def make():
+        cells = Cells(TINY, tmp_path, [tmp_path], noted.append)
+        cells.functions = {"a": lambda: {"of": "a"}, "b": lambda: {"of": "b", "and": cells["a"]}}
+        return cells
+
+    ready, told = (tmp_path / name for name in ("ready", "told"))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"""
+import fcntl, json, pathlib, time
+lock = open({str(tmp_path / "a.lock")!r}, "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+pathlib.Path({str(ready)!r}).touch()
+while not pathlib.Path({str(told)!r}).exists():
+    time.sleep(0.01)
+time.sleep(0.2)
+pathlib.Path({str(tmp_path / "a.json")!r}).write_text(json.dumps({{"of": "another"}}))
+"""],
+    )  # fmt: skip
+    while not ready.exists():
+        time.sleep(0.01)
+    make()._do("a", False, "a")
+    assert not noted
+    told.touch()
+    make().run()  # "b" needs "a", and waits for it.
+    assert holder.wait() == 0
+    assert json.loads((tmp_path / "b.json").read_text())["and"] == {"of": "another"}
+    assert [line.split(": ")[-1] for line in noted] == ["b"]
+    # One whose process ended without a result is done after all.
+    (tmp_path / "a.json").unlink()
+    make().run()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"of": "a"}
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def _named(noted):
