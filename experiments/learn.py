@@ -42,6 +42,8 @@ class Preset:
         updates: How many.
         churn: e of the bridge in training.
         min_gap: δ, the least t − s.
+        s_min: S_min, the least s.
+        t_max: 1 − ζ, the greatest t.
         reward_weight: γ_R of the reward, where one is given.
         learning_rate: Of Adam.
         ours: Which of these the paper doesn't say, and are our choice.
@@ -55,22 +57,25 @@ class Preset:
     updates: int = 100_000
     churn: float = 1.0
     min_gap: float = 0.1
+    s_min: float = 0.0
+    t_max: float = 0.99
     reward_weight: float = 0.0
     learning_rate: float = 1e-3
     ours: tuple[str, ...] = ()
 
 
+# The paper swept S_min and δ, and says of δ alone that about 0.1 was best on ImageNet.
+_UNTOLD = ("learning_rate", "s_min", "t_max")
 PRESETS = {
-    "imagenet64": Preset(ours=("learning_rate",)),
-    "celeba": Preset(ours=("learning_rate", "min_gap")),
+    "imagenet64": Preset(ours=_UNTOLD),
+    "celeba": Preset(ours=("min_gap", *_UNTOLD)),
     "coco": Preset(
-        updates=50_000, reward_weight=1.0,
-        ours=("churn", "learning_rate", "min_gap", "reward_weight"),
+        updates=50_000, reward_weight=1.0, ours=("churn", "min_gap", "reward_weight", *_UNTOLD)
     ),
     "sd15-clip": Preset(
         updates=50_000, reward_weight=1.0,
-        ours=("batch", "beta", "churn", "lam", "learning_rate", "min_gap", "particles",
-              "reward_weight", "updates"),
+        ours=("batch", "beta", "churn", "lam", "min_gap", "particles", "reward_weight", "updates",
+              *_UNTOLD),
     ),
 }  # fmt: skip
 
@@ -165,7 +170,7 @@ def objective(chosen: Preset, config: Config, found: checkpoints.Checkpoint, mod
     if chosen.objective == "self-consistency":
         return gj.self_consistency(
             chosen.beta, chosen.particles, chosen.lam, churn=chosen.churn, min_gap=chosen.min_gap,
-            **reward,
+            s_min=chosen.s_min, t_max=chosen.t_max, **reward,
         )  # fmt: skip
     features = [gj.objectives.pixels] if model is None else [_seen(model, found.decode)]
     return gj.rollout(
@@ -194,8 +199,8 @@ def main(config: Config) -> None:
             f"--batch {chosen.batch} isn't a multiple of {mesh.shape['data']} devices."
         )
     LOG.info("%s: %s", config.preset, chosen)
-    if chosen.ours:
-        LOG.info("not in the paper, our choice: %s", ", ".join(chosen.ours))
+    ours = [name for name in chosen.ours if getattr(config, name, None) is None]
+    LOG.info("not in the paper, our choice: %s", ", ".join(ours))
     found = checkpoints.load(config.model, mesh)
     model, add = None, None
     if config.reward:

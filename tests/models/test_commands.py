@@ -76,7 +76,19 @@ def test_what_the_readme_says_of_public_models(place, tmp_path):
 @pytest.mark.slow
 def test_classes_and_three_guided_channels(place, tmp_path):
     flags = ("--model.checkpoint", place / "sit", "--classes", 0, 2, "--steps", 2)
-    more = (*flags, "--out", tmp_path, "--guide.channels", 3, "--guide.lo", 0.2, "--guide.hi", 0.8)
+    two = ("--model.dtype", "bfloat16", "--model.mesh", 4, 2)
+    more = (
+        *flags,
+        *two,
+        "--out",
+        tmp_path,
+        "--guide.channels",
+        3,
+        "--guide.lo",
+        0.2,
+        "--guide.hi",
+        0.8,
+    )
     assert list(run(generate, *more)) == ["CFG, ω = 4, 0.2 ≤ t ≤ 0.8"]
     with pytest.raises(SystemExit, match="3 are no classes of this model, which are 0 to 2"):
         run(generate, "--model.checkpoint", place / "sit", "--classes", 3)
@@ -151,7 +163,7 @@ def test_presets_say_what_the_paper_does_not():
     names = set(vars(learn.Preset())) - {"ours"}
     for name, preset in learn.PRESETS.items():
         assert set(preset.ours) <= names, name
-        assert "learning_rate" in preset.ours, name  # It tells of none.
+        assert {"learning_rate", "s_min", "t_max"} <= set(preset.ours), name  # It tells of none.
     assert learn.PRESETS["imagenet64"].beta == 1.75
     assert learn.PRESETS["coco"].updates == 50_000
     config = learn.Config(checkpoints.Model(""), preset="coco", batch=8)
