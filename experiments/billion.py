@@ -73,7 +73,7 @@ CELLS = tuple(
     Cell(what, platform, devices, model)
     for platform, meshes in (
         ("cpu", ((8, 1), (8, 2), (8, 8), (64, 4))),
-        ("tpu", ((8, 2), (64, 4))),
+        ("tpu", ((8, 2),)),
     )
     for devices, model in meshes
     for what in PROGRAMS
@@ -205,7 +205,10 @@ def read(compiled: Any, cell: Cell, params: dict[str, jax.ShapeDtypeStruct]) -> 
         of = i
         if i.operation.endswith("-done"):
             of = starts[i.where, re.findall(r"%([\w.\-]+)", i.rest)[0]]
-        across = any(len({n // cell.model for n in group}) > 1 for group in groups(of.rest))
+        together = [set(group) for group in groups(of.rest)]
+        if all(len(group) == 1 for group in together):
+            continue  # a mean over the one device of an axis
+        across = any(len({n // cell.model for n in group}) > 1 for group in together)
         each = found["data" if across else "model"].setdefault(kind, {"count": 0, "bytes": 0})
         each["count"] += 1
         each["bytes"] += reading._bytes(i.result)

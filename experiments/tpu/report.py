@@ -266,13 +266,14 @@ def billion_table(billion: Found) -> str:
             {"cpu": "CPU", "tpu": "TPU v5e"}[cell["platform"]],
             f"{cell['devices'] // cell['model']} × {cell['model']}", cell["what"],
             f"{cell['flops'] / 1e12:.3f}", f"{passes:.2f}" if passes else "",
-            *(f"{cell[name] / 1e9:.3f}" for name in ("held", "arguments", "temporaries")),
+            *(f"{cell[name] / 1e9:.3f}" for name in ("held", "arguments")),
+            f"{cell['temporaries'] / 1e6:,.1f}",
             *(each or "none" for each in between),
             f"{cell['largest'] / 1e6:.1f}", f"{cell['seconds']:.0f}",
         ])  # fmt: skip
     head = [
         "compiler", "data × model", "program", "TFLOPs", "in passes", "parameters, GB",
-        "arguments, GB", "temporaries, GB", "along data", "along model",
+        "arguments, GB", "temporaries, MB", "along data", "along model",
         "largest collective, MB", "to compile, s",
     ]  # fmt: skip
     return markdown_table(head, rows)
@@ -285,7 +286,7 @@ def billion_section(billion: Found | None) -> str:
     every = billion_cells(billion)
     versions = ", ".join(f"{name} {version}" for name, version in billion["versions"].items())
     first = every[0]
-    share = first["split"] / first["parameters"]
+    share = max(cell["split"] for cell in every) / first["parameters"]
     gradient = {
         kind["bytes"] for cell in every for kind in cell["collectives"]["data"].values()
     }  # fmt: skip
@@ -316,10 +317,13 @@ sampler's program has three loops, before, within and after the interval, with o
 - The network is never put together: of all collectives, {gathered} have a parameter's shape for their result, and the largest result, {largest / 1e6:.1f} MB of
   activations, is {largest / whole:.3f} of the {whole / 1e9:.2f} GB that the parameters take.
 - Along the data axis the sampler sends nothing, and the step {" or ".join(f"{n:,}" for n in sorted(gradient))} bytes, once: the gradient of ω (of
-  1000 classes) and the loss. All else goes along the model axis and is the network's: two all-reduces of all tokens and one of the
-  modulations a block and pass, and the exchange of q, k and v, which lie in one matrix whose pieces don't end where theirs do.
-- A CPU computes products of bfloat16 in float32, and XLA's holds copies of the parameters in it, or sends float32: its temporaries and
-  the bytes of its collectives are no TPU's. The two compilers agree on the FLOPs and on what is held.
+  1000 classes) and the loss. All else goes along the model axis and is the network's: two all-reduces of all tokens a block and
+  pass, those of the modulations, which are small, and the exchange of q, k and v (collective-permute): they lie in one matrix, whose
+  pieces don't end where theirs do.
+- XLA for CPUs makes products of bfloat16 in float32: the rows' temporaries are copies of the parameters for the most part, a copy a loop,
+  and their collectives send twice the bytes. The TPU's rows are what a chip takes; FLOPs and arguments are the same to a percent. Activations
+  that stay on the chip count as no temporaries there.
+- Seconds to compile are those of two busy cores, the CPU's programs without LLVM's optimizations.
 """
 
 
