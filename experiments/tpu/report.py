@@ -444,8 +444,15 @@ def read_billion(docs: pathlib.Path) -> Found | None:
 def publish_billion(billion: Found, docs: pathlib.Path) -> None:
     """Write its numbers, over those of the same cells, and the page anew."""
     before = read_billion(docs) or {"cells": {}, "versions": {}}
-    for name in ("cells", "versions"):
-        billion = billion | {name: before[name] | billion[name]}
+    cells = before["cells"] | billion["cells"]
+    versions = before["versions"] | billion["versions"]
+    ordered = billion_cells({"cells": cells})
+    names = {id(cell): name for name, cell in cells.items()}
+    billion = {
+        "network": billion["network"],
+        "versions": {name: versions[name] for name in sorted(versions)},
+        "cells": {names[id(cell)]: cell for cell in ordered},
+    }
     folder = docs / "scaling"
     (folder / "billion.json").write_text(json.dumps(billion, indent=1) + "\n")
     results = json.loads((folder / "results.json").read_text())

@@ -18,6 +18,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 TINY = dit.Config(width=32, depth=1, heads=4, side=8, classes=10)
 
 
+@functools.cache
 def omega_s_bytes(classes):
     """Of the gradient of ω, and of the loss."""
     phi = jax.eval_shape(gj.OmegaNet(num_classes=classes).init, jax.random.key(0))
