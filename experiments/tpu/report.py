@@ -233,8 +233,102 @@ def figure(results: Found, path: pathlib.Path) -> None:
     plt.close(drawing)
 
 
-def page(results: Found) -> str:
-    """docs/scaling.md."""
+def billion_cells(billion: Found) -> list[Found]:
+    """The cells of `experiments.billion`: by compiler, devices, how they are split, program."""
+    order = {what: i for i, what in enumerate(("pass", "sampler", "step"))}
+    return sorted(
+        billion["cells"].values(),
+        key=lambda c: (c["platform"], c["devices"], c["model"], order[c["what"]]),
+    )
+
+
+def in_passes(billion: Found, cell: Found) -> float | None:
+    """A cell's FLOPs over those of a pass on the same devices, where that was compiled."""
+    for bare in billion_cells(billion):
+        if all(bare[name] == cell[name] for name in ("platform", "devices", "model", "batch")):
+            return cell["flops"] / bare["flops"] if bare["what"] == "pass" else None
+    return None
+
+
+def billion_table(billion: Found) -> str:
+    """A row for each program of the SiT."""
+    rows = []
+    for cell in billion_cells(billion):
+        passes = in_passes(billion, cell)
+        between = [
+            ", ".join(
+                f"{each['bytes'] / 1e6:.2f} MB ({each['count']} {kind})"
+                for kind, each in cell["collectives"][axis].items()
+            )
+            for axis in ("data", "model")
+        ]
+        rows.append([
+            {"cpu": "CPU", "tpu": "TPU v5e"}[cell["platform"]],
+            f"{cell['devices'] // cell['model']} × {cell['model']}", cell["what"],
+            f"{cell['flops'] / 1e12:.3f}", f"{passes:.2f}" if passes else "",
+            *(f"{cell[name] / 1e9:.3f}" for name in ("held", "arguments")),
+            f"{cell['temporaries'] / 1e6:,.1f}",
+            *(each or "none" for each in between),
+            f"{cell['largest'] / 1e6:.1f}", f"{cell['seconds']:.0f}",
+        ])  # fmt: skip
+    head = [
+        "compiler", "data × model", "program", "TFLOPs", "in passes", "parameters, GB",
+        "arguments, GB", "temporaries, MB", "along data", "along model",
+        "largest collective, MB", "to compile, s",
+    ]  # fmt: skip
+    return markdown_table(head, rows)
+
+
+def billion_section(billion: Found | None) -> str:
+    """What was compiled of a SiT of a billion parameters, 24 blocks deep."""
+    if not billion:
+        return ""
+    every = billion_cells(billion)
+    versions = ", ".join(f"{name} {version}" for name, version in billion["versions"].items())
+    first = every[0]
+    share = max(cell["split"] for cell in every) / first["parameters"]
+    gradient = {
+        kind["bytes"] for cell in every for kind in cell["collectives"]["data"].values()
+    }  # fmt: skip
+    gathered = sum(len(cell["gathered"]) for cell in every)
+    largest = max(cell["largest"] for cell in every)
+    whole = 2 * first["parameters"]
+    return f"""
+## A SiT of a billion parameters on 8 and 64 devices
+
+Written by
+
+```bash
+.venv/bin/python -m experiments.billion --publish
+```
+
+with {versions}; the rows of TPUs where libtpu is installed. All numbers are in [scaling/billion.json](scaling/billion.json).
+
+{billion["network"]} of `guidejax.models.dit`: {first["parameters"] / 1e9:.3f} billion parameters in bfloat16, width 1536, 24 blocks, 24 heads, on latents of 32 × 32 × 4,
+placed as `dit.load(mesh=)` places them. It is lowered and compiled ahead of time from shapes alone, for virtual CPU devices and for
+TPUs that aren't there: **nothing was allocated, run or timed**. 8 images for each device of the data axis. *pass* is the bare network;
+*sampler* is `gj.sample` with CFG within 0.2 ≤ t ≤ 0.8, 8 steps; *step* is the program of `gj.fit` for one update of ω(class, s, t) by
+self-consistency, with 4 particles an image. All numbers are of **one device**, and a loop's body counts once: the
+sampler's program has three loops, before, within and after the interval, with one, two and one pass.
+
+{billion_table(billion)}
+
+- {100 * share:.1f}% of the parameters lie in pieces on the model axis, the rest (embeddings, biases) on every device.
+- The network is never put together: of all collectives, {gathered} have a parameter's shape for their result, and the largest result, {largest / 1e6:.1f} MB of
+  activations, is {largest / whole:.3f} of the {whole / 1e9:.2f} GB that the parameters take.
+- Along the data axis the sampler sends nothing, and the step {" or ".join(f"{n:,}" for n in sorted(gradient))} bytes, once: the gradient of ω (of
+  1000 classes) and the loss. All else goes along the model axis and is the network's: two all-reduces of all tokens a block and
+  pass, those of the modulations, which are small, and the exchange of q, k and v (collective-permute): they lie in one matrix, whose
+  pieces don't end where theirs do.
+- XLA for CPUs makes products of bfloat16 in float32: the rows' temporaries are copies of the parameters for the most part, a copy a loop,
+  and their collectives send twice the bytes. The TPU's rows are what a chip takes; FLOPs and arguments are the same to a percent. Activations
+  that stay on the chip count as no temporaries there.
+- Seconds to compile are those of two busy cores, the CPU's programs without LLVM's optimizations.
+"""
+
+
+def page(results: Found, billion: Found | None = None) -> str:
+    """docs/scaling.md: of `experiments.tpu`, and of `experiments.billion` where there is some."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     step = pick(results, group="billion", what="step", topology=EIGHT, model=1)
     gradient = {cell["batch"]: sent(cell) for cell in step}
@@ -338,7 +432,31 @@ The FLOPs are the same. One pass reads the parameters once, but what it works on
 on the chip beside the weights: it goes to main memory and back. *accessed* doesn't see this, the cycles do: batched branches take
 {few["v5e", 1]:.2f} of the time at 1 image, {few["v5e", 4]:.2f} at 4 and {few["v5e", 8]:.2f} at 8 on v5e. So `branches="auto"`, the default, is "batched" for up to 4 images a
 device and "sequential" for more.
-"""
+{billion_section(billion)}"""
+
+
+def read_billion(docs: pathlib.Path) -> Found | None:
+    """What `experiments.billion` published."""
+    path = docs / "scaling" / "billion.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def publish_billion(billion: Found, docs: pathlib.Path) -> None:
+    """Write its numbers, over those of the same cells, and the page anew."""
+    before = read_billion(docs) or {"cells": {}, "versions": {}}
+    cells = before["cells"] | billion["cells"]
+    versions = before["versions"] | billion["versions"]
+    ordered = billion_cells({"cells": cells})
+    names = {id(cell): name for name, cell in cells.items()}
+    billion = {
+        "network": billion["network"],
+        "versions": {name: versions[name] for name in sorted(versions)},
+        "cells": {names[id(cell)]: cell for cell in ordered},
+    }
+    folder = docs / "scaling"
+    (folder / "billion.json").write_text(json.dumps(billion, indent=1) + "\n")
+    results = json.loads((folder / "results.json").read_text())
+    (docs / "scaling.md").write_text(page(results, billion))
 
 
 def publish(results: Found, docs: pathlib.Path) -> None:
@@ -347,4 +465,4 @@ def publish(results: Found, docs: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure(results, folder / "figure.png")
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (docs / "scaling.md").write_text(page(results))
+    (docs / "scaling.md").write_text(page(results, read_billion(docs)))

@@ -52,11 +52,13 @@ SIZES = {
 }  # fmt: skip
 
 # Each pair of projections is split over the mesh axis "model", the first by its outputs, the
-# second by its inputs: one all-reduce a pair.
+# second by its inputs: one all-reduce a pair. What is made of the condition is split by its inputs:
+# were it split by its outputs, the gates would split the width of all tokens, which would have to
+# be gathered before each pair.
 RULES: _files.Rules = {
-    r"(attn\.qkv|mlp\.fc1|mlp\.w12|adaLN_modulation\.1)\.weight": PartitionSpec("model", None),
-    r"(attn\.qkv|mlp\.fc1|mlp\.w12|adaLN_modulation\.1)\.bias": PartitionSpec("model"),
-    r"(attn\.proj|mlp\.fc2|mlp\.w3)\.weight": PartitionSpec(None, "model"),
+    r"(attn\.qkv|mlp\.fc1|mlp\.w12)\.weight": PartitionSpec("model", None),
+    r"(attn\.qkv|mlp\.fc1|mlp\.w12)\.bias": PartitionSpec("model"),
+    r"(attn\.proj|mlp\.fc2|mlp\.w3|adaLN_modulation\.1)\.weight": PartitionSpec(None, "model"),
 }
 
 

@@ -147,7 +147,7 @@ def results():
 
 
 def test_the_published_page_is_what_its_results_make(results):
-    assert (DOCS / "scaling.md").read_text() == report.page(results)
+    assert (DOCS / "scaling.md").read_text() == report.page(results, report.read_billion(DOCS))
 
 
 def test_everything_compiled_in_full_precision_without_the_host(results):
