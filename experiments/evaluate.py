@@ -8,6 +8,11 @@ Half of the pictures tune constant, interval, ADG and APG, each by as many setti
 with other noise and another network, judges them, unguided samples, and weights that
 `experiments.learn` has learned. Each method is a small file under `--out`: the same command goes on
 with a run that was stopped. Writes `report.md`, `metrics.json` and `plane.png`.
+
+With `--judge inception.safetensors`, the weights that FIDs are measured with (the docstring of
+`guidejax.models.inception` says where they are), the Fréchet distance is the FID. It depends on
+how many pictures there are: `--pictures` of two reports must be equal to compare them. There is
+no CMMD and no CLIP score then.
 """
 
 from __future__ import annotations
@@ -46,9 +51,11 @@ class Config:
     data: str = ""
     """A folder of pictures, a dataset of TFDS, or a folder of prepared latents."""
     judge: str = ""
-    """A CLIP or SigLIP checkpoint whose features and score the report is of."""
+    """A CLIP or SigLIP checkpoint whose features and score the report is of; or Inception's weights
+    as a .safetensors file or a folder of one: the Fréchet distance is the FID then."""
     tuning_judge: str = ""
-    """Another, which tuning looks at; the judge itself where none is given, as the report says."""
+    """Another, of any kind, which tuning looks at; the judge itself where none is given, as the
+    report says."""
     weights: tuple[pathlib.Path, ...] = ()
     """Folders of learned weights."""
     methods: tuple[str, ...] = TUNED
@@ -94,8 +101,18 @@ class Judge:
         """The Fréchet distance to the real pictures, or to some rows of them."""
         return float(gj.metrics.frechet_distance(features, self.real[rows]))
 
-    def cmmd(self, embeddings: np.ndarray) -> float:
-        """1000 MMD² of unit embeddings, Gaussian kernel of width 10 (Jayasumana 2401.09603)."""
+    @property
+    def inception(self) -> bool:
+        """Whether the Fréchet distance is the FID."""
+        return isinstance(self.model, gj.models.inception.Inception)
+
+    def cmmd(self, embeddings: np.ndarray) -> float | None:
+        """1000 MMD² of unit embeddings, Gaussian kernel of width 10 (Jayasumana 2401.09603).
+
+        None of Inception's features, of which it isn't defined.
+        """
+        if self.inception:
+            return None
         ours, theirs = _unit(embeddings), _unit(self._embedded)
         return 1000 * float(gj.metrics.mmd_rbf(ours, theirs, bandwidths=10.0, unbiased=False))
 
@@ -275,8 +292,9 @@ def main(config: Config) -> dict[str, Any]:
     judged = "the network that judges also tuned" if not config.tuning_judge else (
         f"tuned by {config.tuning_judge}"
     )  # fmt: skip
+    of = " (Inception: the distance is the FID)" if run.judges["report"].inception else ""
     text = (
-        f"# {config.model.checkpoint}\n\nJudged by {config.judge}; {judged}. "
+        f"# {config.model.checkpoint}\n\nJudged by {config.judge}{of}; {judged}. "
         f"{len(run.said['report'])} pictures to report on, {len(run.said['tune'])} others to tune "
         f"on; {config.seeds} seeds; {config.settings} settings a tuned method.\n\n"
         f"{table(results)}\n"

@@ -151,11 +151,25 @@ def load(folder: pathlib.Path) -> tuple[gj.OmegaNet, Any, Any]:
 
 
 def judge(path: str, dtype: Any, download: bool) -> Any:
-    """CLIP or SigLIP by its files, with both towers."""
-    from guidejax.models import _files, clip, siglip
+    """CLIP or SigLIP by its files, with both towers; or the Inception of FIDs.
+
+    A .safetensors file, or a folder of one, is Inception's by its keys. It computes in float32
+    whatever `dtype` is, as published FIDs do.
+    """
+    from guidejax.models import _files, _towers, clip, inception, siglip
 
     where = _files.find(path, download=download)
-    kind = json.loads((where / "config.json").read_text()).get("model_type", "")
+    config = _towers.json_of(_towers.folder_of(where), "config.json")
+    # What lies in one folder may be of several models; a file is what its keys say.
+    if where.is_file() or not config:
+        if inception.is_inception(keys := _files.Tensors(where).shapes):
+            return inception.load(where)
+        if not config:
+            raise SystemExit(
+                f"{where} has no config.json that says which CLIP or SigLIP it is, and isn't the "
+                f"Inception of FIDs: {_files.looks_like(keys)}."
+            )
+    kind = config.get("model_type", "")
     return (siglip if "siglip" in kind else clip).load(where, dtype=dtype)
 
 
@@ -208,6 +222,11 @@ def main(config: Config) -> None:
             raise SystemExit("--reward scores pictures by their prompts; this model has classes.")
         model = judge(config.reward, jnp.dtype(config.model.dtype), config.model.download)
         tokenizer = model.tokenizer
+        if tokenizer is None:
+            raise SystemExit(
+                f"--reward {config.reward} reads no texts; expected a CLIP or SigLIP checkpoint "
+                "with its tokenizer's files."
+            )
         add = lambda said: {"tokens": np.asarray(tokenizer(said))}  # noqa: E731
     config.out.mkdir(parents=True, exist_ok=True)
     where = pictures.prepare(config.data, found, config.out / "latents")

@@ -2,10 +2,11 @@
 
     python -m experiments.parity --checkout DiT=PATH SiT=PATH REPA=PATH LightningDiT=PATH
 
-Makes an environment with torch, diffusers, transformers and timm, lets the originals make their
-outputs and input gradients there, loads the same weights here, and writes the largest differences
-to docs/models.md. Originals that aren't packaged are given as checkouts; where one isn't given, or
-an environment can't be made, what the repository keeps of it is compared (tests/models/reference).
+Makes an environment with torch, diffusers, transformers, timm and torch-fidelity, lets the
+originals make their outputs and input gradients there, loads the same weights here, and writes the
+largest differences to docs/models.md. Originals that aren't packaged are given as checkouts; where
+one isn't given, or an environment can't be made, what the repository keeps of it is compared
+(tests/models/reference).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ ROOT = pathlib.Path(__file__).parent
 ORIGINALS = ROOT / "originals"
 REFERENCE = ROOT.parent.parent / "tests" / "models" / "reference"
 DOCS = ROOT.parent.parent / "docs" / "models.md"
-PACKAGES = ("torch", "diffusers", "transformers", "timm", "einops", "safetensors")
+PACKAGES = (
+    "torch", "diffusers", "transformers", "timm", "einops", "safetensors", "torch-fidelity",
+)  # fmt: skip
 FAMILIES = tuple(
     sorted(path.stem for path in ROOT.glob("*.py") if (ORIGINALS / path.name).exists())
 )
@@ -112,10 +115,15 @@ PyTorch's pickles are converted by `python -m guidejax.models.convert`, which ne
 | `models.stable_diffusion` | Stable Diffusion 1.x, 2.x, XL, with `unet`, `vae`, `clip`, `tokenizer` | CreativeML OpenRAIL-M, OpenRAIL++-M |
 | `models.stable_diffusion_3` | SD3, SD3.5, with `sd3` and `t5` | Stability AI Community License; T5 Apache-2.0 |
 | `models.clip`, `models.siglip` | CLIP B/32 to H/14 and bigG's text; SigLIP 1 and 2 | OpenAI and LAION MIT; SigLIP Apache-2.0 |
+| `models.inception` | the Inception v3 of Fréchet inception distances | Apache-2.0 |
 
 Traps that the loaders take care of: SiT and LightningDiT have data at t = 1, REPA at t = 0; DiT's and SiT's learned variance doubles the
 output; their published numbers guide the first 3 of 4 channels (`mask=jnp.arange(4) < 3`); diffusers' copies of DiT hold q, k and v
 apart, and space the frequencies of the time otherwise than the weights were trained with.
+
+FIDs are of pictures of 8 bits, resized as TensorFlow 1.x resized them, and of an Inception that pools otherwise than torchvision's:
+`models.inception` does all three as torch-fidelity does. Its gradient is compared in float64, at 96 × 96 pixels: in float32 some ReLUs and
+maxima are decided by the order of sums, and PyTorch's own gradient is 1% of its largest off its float64 one.
 
 SD3's transformer is written here rather than taken from keras-hub: it loads the published safetensors under their own keys, is placed by
 one rule a key, computes in bfloat16, and needs no Keras.
@@ -123,8 +131,8 @@ one rule a key, computes in bfloat16, and needs no Keras.
 ## Beside the originals
 
 Written by `python -m experiments.parity`. Random weights in the published layouts, in float32 on CPU; the largest absolute difference
-from PyTorch, of outputs of order one (those of samplings and of SD3 over their largest value) and of input gradients over their largest.
-Nothing here was run with published weights: they couldn't be downloaded.
+from PyTorch, of outputs of order one (those of samplings, of SD3 and of Inception over their largest value) and of input gradients over
+their largest. Nothing here was run with published weights: they couldn't be downloaded.
 
 | case | largest difference | original |
 |---|---|---|

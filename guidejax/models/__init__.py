@@ -2,6 +2,7 @@
 
 from guidejax.models import clip as clip
 from guidejax.models import dit as dit
+from guidejax.models import inception as inception
 from guidejax.models import preprocess as preprocess
 from guidejax.models import sd3 as sd3
 from guidejax.models import siglip as siglip

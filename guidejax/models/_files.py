@@ -32,6 +32,7 @@ _FAMILIES = {
     "a LoRA": "*lora*",
     "CLIP, both towers": "vision_model.*.self_attn.q_proj.weight",
     "CLIP's text tower": "text_model.*.self_attn.q_proj.weight",
+    "an Inception v3": "Mixed_7c.branch_pool.conv.weight",
     "T5": "encoder.block.*.SelfAttention.q.weight",
 }
 

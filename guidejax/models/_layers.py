@@ -20,10 +20,16 @@ def linear(params: Params, name: str, x: Array) -> Array:
     return _biased(params, name, y)
 
 
-def conv(params: Params, name: str, x: Array, stride: int = 1, padding: int = 0) -> Array:
-    """2-D convolution of x (batch, height, width, channels) by W (out, in, height, width)."""
+def conv(
+    params: Params, name: str, x: Array, stride: int = 1, padding: int | tuple[int, int] = 0
+) -> Array:
+    """2-D convolution of x (batch, height, width, channels) by W (out, in, height, width).
+
+    `padding` is at all sides, or (above and below, left and right).
+    """
+    sides = padding if isinstance(padding, tuple) else (padding, padding)
     y = jax.lax.conv_general_dilated(
-        x, params[f"{name}.weight"], (stride, stride), [(padding, padding)] * 2,
+        x, params[f"{name}.weight"], (stride, stride), [(side, side) for side in sides],
         dimension_numbers=("NHWC", "OIHW", "NHWC"),
     )  # fmt: skip
     return _biased(params, name, y)

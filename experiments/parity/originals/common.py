@@ -22,6 +22,13 @@ def value(key: str, shape: tuple[int, ...], scale: float = 1.0) -> np.ndarray:
     return np.asarray(0.1 * noise + (1.0 if key.endswith("weight") else 0.0), np.float32)
 
 
+def pictures(height: int, width: int) -> np.ndarray:
+    """Random pixels of 8 bits of a bright and a dark picture, (2, height, width, 3)."""
+    pixels = np.random.RandomState(0).randint(0, 256, (2, height, width, 3))
+    pixels[1] //= 4
+    return pixels.astype(np.uint8)
+
+
 def fill(module: Any, scale: float = 1.0) -> dict[str, list[int]]:
     """Give a torch module's parameters and buffers their values; returns their shapes."""
     import torch
