@@ -17,7 +17,7 @@ from PIL import Image
 
 import guidejax as gj
 from experiments.angle import mixtures, theory
-from experiments.angle.cells import DIMENSIONS, Cells, opposing
+from experiments.angle.cells import DIMENSIONS, Cells, products
 from experiments.angle.mixtures import PROCESS, RADIUS, SETTINGS
 from experiments.angle.rules import VARIANTS
 from experiments.statistics import mean_interval
@@ -105,8 +105,8 @@ def region(cells: Cells, path: pathlib.Path) -> None:
     density = np.exp(np.asarray(model.log_prob(points, jnp.asarray(t), labels, PROCESS)))
     plane.contourf(x, y, density.reshape(x.shape), levels=6, cmap="Oranges", alpha=0.6)
     for omega, color in zip(plan.region_omegas, SHADES, strict=False):
-        inside = np.asarray(opposing(model, points, t, omega, labels), float).reshape(x.shape)
-        plane.contour(x, y, inside, levels=[0.5], colors=[color], linewidths=1.4)
+        along = np.asarray(products(model, points, t, omega, labels)).reshape(x.shape)
+        plane.contour(x, y, along, levels=[0], colors=[color], linewidths=1.4)
         plane.plot([], [], color=color, label=f"ω = {omega:g}")
     plane.plot((1 - t) * means[0, 0], 0, "x", color="black", label="(1 − t) μ of the class")
     plane.plot((1 - t) * means[1, 0], 0, "+", color=GREY, label="of the other class")
@@ -125,7 +125,7 @@ def region(cells: Cells, path: pathlib.Path) -> None:
         _bars(share, plan.region_omegas, found[:, i], fmt=".", color=color)
     wide.set(xlabel="ω", ylabel="width along n", title="width: line closed form, dots found")
     wide.legend()
-    share.set(xlabel="ω", ylabel="share of the class's x_t",
+    share.set(xlabel="ω", ylabel="share of the class's $x_t$",
               title="share in the region: line closed form, dots sampled")  # fmt: skip
     _save(figure, path)
 
@@ -160,7 +160,7 @@ def geometry(cells: Cells, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")
     times = gj.uniform_times(plan.sampler_steps)[:-1]
     shown = {
-        "theta": "angle θ between c and u", "capped": "share of samples at the cap",
+        "theta": "mean angle θ between c and u (radians)", "capped": "share of samples at the cap",
         "mean": "mean ‖guided x̂0‖ / ‖c‖", "code_nan": "share NaN in the authors' program",
     }  # fmt: skip
     omegas = [w for w in (0.25, 1.0, 3.0, 14.0) if w in plan.omegas]

@@ -17,6 +17,7 @@ from experiments.angle.cells import Cells
 from experiments.angle.config import PLANS, Plan
 from experiments.angle.mixtures import PROCESS, RADIUS, SETTINGS
 from experiments.angle.rules import VARIANTS
+from experiments.statistics import paired_ratio_interval
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "angle" / "results" / "full.json"
@@ -41,6 +42,12 @@ def test_the_page_is_what_the_results_make(kept):
     said = "python -m experiments.angle --preset full --publish"
     assert set(kept.known) == set(kept.functions), said
     assert (ROOT / "docs" / "angle.md").read_text() == page.text(kept), said
+
+
+def test_the_readme_says_what_the_page_says(kept):
+    last = len(kept.plan.omegas) - 1
+    ours, cfg = (page.tested(kept, rule, "distance", last) for rule in ("adg", "cfg"))
+    assert page.interval(paired_ratio_interval(ours, cfg)) in (ROOT / "README.md").read_text()
 
 
 def test_every_picture_of_the_page_is_there():
