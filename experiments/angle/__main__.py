@@ -31,6 +31,8 @@ LOG = logging.getLogger("experiments.angle")
 
 def main(config: Config) -> None:
     """Do what is left of the experiment, and write the page."""
+    if config.publish and config.preset != "full":
+        raise SystemExit("docs/angle.md is of the full preset: --preset full --publish.")
     config.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         force=True,  # absl has been there.

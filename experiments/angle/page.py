@@ -331,6 +331,7 @@ def text(cells: Cells) -> str:
         _table(("rule", "guided clean prediction"), ((n, v.about) for n, v in VARIANTS.items())),
         "![Norm, distance, agreement and spread over ω](angle/parts.png)\n",
         _parts_table(cells),
+        _edges(cells),
         "## Step by step\n",
         "![Angle, cap, norm and NaN over the steps](angle/geometry.png)\n",
         "*On ADG's own paths. c and u are 0.9 radians apart at first and come together; the cap binds early, and there the result no longer depends on "
@@ -409,6 +410,15 @@ def _parts_table(cells: Cells) -> str:
         ("rule", "its ω", "distance ↓", "norm (data: 1)", "agreement ↑",
          f"at ω = {top}: distance", "norm", "agreement"), rows,
     )  # fmt: skip
+
+
+def _edges(cells: Cells) -> str:
+    """Which rules would take a larger ω still."""
+    last = len(cells.plan.omegas) - 1
+    names = [f"`{rule}`" for rule in VARIANTS if chosen(cells, rule) == last]
+    said = f" Of {', '.join(names)} it is the largest tried." if names else ""
+    grid = ", ".join(f"{omega:g}" for omega in cells.plan.omegas)
+    return f"*A rule's own ω is one of {grid}.{said}*\n"
 
 
 def _constants_table(cells: Cells) -> str:
