@@ -8,7 +8,10 @@ from nbclient import NotebookClient
 
 COLABS = pathlib.Path(__file__).parent.parent / "colabs"
 # What stands in place of a notebook's settings, so that it is done in a minute.
-SHRUNK = {"text_to_image": "prompts, steps, updates, batch = prompts[:2], 3, 2, 4"}
+SHRUNK = {
+    "angle": "omegas, samples, steps, prompts = (0.0, 3.0, 14.0), 64, 3, prompts[:2]",
+    "text_to_image": "prompts, steps, updates, batch = prompts[:2], 3, 2, 4",
+}
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Angle domain guidance against its closed forms, docs/angle.md: `python -m experiments.angle`."""
