@@ -8,7 +8,10 @@ from nbclient import NotebookClient
 
 COLABS = pathlib.Path(__file__).parent.parent / "colabs"
 # What stands in place of a notebook's settings, so that it is done in a minute.
-SHRUNK = {"text_to_image": "prompts, steps, updates, batch = prompts[:2], 3, 2, 4"}
+SHRUNK = {
+    "text_to_image": "prompts, steps, updates, batch = prompts[:2], 3, 2, 4",
+    "stages": "samples, steps, taus = 256, 16, [1.0, 0.6, 0.2]",
+}
 
 
 @pytest.mark.slow
