@@ -69,7 +69,7 @@ def stages(cells: Cells) -> Any:
         axis.plot(*path[-1].T, ".", color="black", markersize=2.5, label="samples, t = 0")
         for mean, weight in zip(setting.means, setting.weights, strict=True):
             axis.add_patch(plt.Circle(mean, 0.6, fill=False, color="#888888", linewidth=0.8))
-            axis.annotate(f"{weight:.0%}", (mean[0], mean[1] + 0.68), ha="center", color="#555555")
+            axis.annotate(f"{weight:.0%}", (mean[0], mean[1] + 1.0), ha="center", color="#555555")
         left = np.mean(path[-1, :, 0] < 0)
         target = (1 + omega) * setting.mean
         if omega < 2:
@@ -117,7 +117,7 @@ def direction(cells: Cells) -> Any:
             axis.set(xlim=(1, 0))
     for axis in axes[-1]:
         axis.set_xlabel("time t (1 noise → 0 data)")
-    axes[0, 2].legend(fontsize=7, ncols=2, loc="lower left")
+    axes[0, 2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -199,7 +199,7 @@ def concentration(cells: Cells) -> Any:
         _points(axes[2], stds, seen, color, name)
     at = crossing(cells).estimate
     axes[2].axhline(1, color="#999999", linewidth=0.8)
-    axes[2].axvline(at, color="#999999", linewidth=0.8, linestyle=":")
+    axes[2].axvline(at, 0, 0.8, color="#999999", linewidth=0.8, linestyle=":")
     axes[2].text(at * 1.04, 0.03, f"triangular crosses\nat σ_y = {at:.3f}", fontsize=7)
     axes[2].set(xscale="log", xlabel="width of the mode σ_y", ylim=(0, 1.9),
                 xticks=(0.05, 0.1, 0.2, 0.5), xticklabels=("0.05", "0.1", "0.2", "0.5"),
