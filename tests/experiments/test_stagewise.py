@@ -27,9 +27,14 @@ def cells(tmp_path_factory):
     return Cells(TINY, tmp_path_factory.mktemp("cells"))
 
 
-def test_the_page_is_what_the_results_make():
-    text = page.text(*page.published())
-    assert (DOCS / "stagewise.md").read_text() == text, "python -m experiments.stages --publish"
+@pytest.fixture(scope="module")
+def published():
+    return page.text(*page.published())
+
+
+def test_the_page_is_what_the_results_make(published):
+    found = (DOCS / "stagewise.md").read_text()
+    assert found == published, "python -m experiments.stages --preset full --publish"
 
 
 def test_the_results_are_those_of_their_plan():
@@ -40,8 +45,8 @@ def test_the_results_are_those_of_their_plan():
     assert page.RESULTS.stat().st_size < 1e6
 
 
-def test_every_picture_of_the_page_is_there():
-    pictures = set(re.findall(r"\]\((stagewise/\w+\.png)\)", page.text(*page.published())))
+def test_every_picture_of_the_page_is_there(published):
+    pictures = set(re.findall(r"\]\((stagewise/\w+\.png)\)", published))
     assert pictures == {f"stagewise/{p.name}" for p in (DOCS / "stagewise").glob("*.png")}
     assert sum((DOCS / name).stat().st_size for name in pictures) < 1e6
 
