@@ -147,7 +147,8 @@ fine, the error of the steps. A ✗ is a closed form outside of the interval and
             lines,
         )
     }
-Two modes have no closed form; their limit is the ODE solved with a tolerance of 1e-7 (SciPy's DOP853).
+Two modes have no closed form; their limit is the ODE solved with a tolerance of 1e-7 (SciPy's
+DOP853).
 The median distance from it of samples from the same noise at ω = {MEAN:g}, and the share of samples
 that end in another mode:
 
@@ -258,7 +259,8 @@ t ≥ 0.5, late-strong only below. Width is that of the strong mode ({STD} in th
 energy distance are to samples of the condition, E = ∫ ω K dt is the contraction exponent of a
 single mode in closed form, passes the share of steps with an unconditional one. Rows go by the
 effective number of modes. `interval` has the window of the paper's program, 0.15 to 0.78;
-`least_contraction` and `low_contraction` are told σ_y, as no other schedule is. `cfgpp` has no mean to keep on a rectified flow and is left out.
+`least_contraction` and `low_contraction` are told σ_y, as no other schedule is. `cfgpp` has
+no mean to keep on a rectified flow and is left out.
 
 ![Global against local diversity of every schedule](stagewise/schedules.png)
 
