@@ -1,0 +1,1 @@
+"""Stage-wise dynamics of guidance, and docs/stagewise.md: `python -m experiments.stages`."""
