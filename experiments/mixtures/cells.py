@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 
 def objective(name: str, **options: Any) -> objectives.SelfConsistency:
-    """Self-consistency at λ = 1 for "energy", or "l2", with the paper's particles, gap and churn 1."""
+    """Self-consistency at λ = 1, or "l2", with the paper's particles, gap and churn 1."""
     options = {"min_gap": MIN_GAP, **options}
     if name == "l2":
         return objectives.l2(PARTICLES, **options)

@@ -28,8 +28,10 @@ MODELS = {
     "them",
     "trained network": "a residual MLP of width 24, trained long",
     "under-trained network": "the same network, stopped after a fifteenth of the updates",
+    "mislabelled network": f"the trained network, but with a share {LEAK} of the labels drawn at "
+    "random in training",
 }
-NETWORKS = ("trained network", "under-trained network")
+NETWORKS = ("trained network", "under-trained network", "mislabelled network")
 WIDTH, DEPTH = 24, 1
 
 OBJECTIVES = {"energy": "self-consistency", "l2": "l2"}

@@ -35,19 +35,18 @@ def draw(results: dict[str, Any], folder: pathlib.Path) -> None:
 
 
 def _panels() -> tuple[Any, list[Any]]:
-    """A panel for each model, and a last one that is left empty for the legend."""
-    figure, axes = plt.subplots(2, 4, figsize=(11, 5.2), layout="constrained")
+    """A panel for each model."""
+    figure, axes = plt.subplots(2, 4, figsize=(11, 5.6), layout="constrained")
     every = list(axes.ravel())
-    for axis, model in zip(every, MODELS, strict=False):
+    for axis, model in zip(every, MODELS, strict=True):
         axis.set_title(model, fontsize=10)
-    every[-1].axis("off")
     return figure, every
 
 
 def distance(results: dict[str, Any]) -> Any:
     """Energy distance of samples against the constant ω, and under the learned weights."""
     figure, axes = _panels()
-    for axis, model in zip(axes, MODELS, strict=False):
+    for axis, model in zip(axes, MODELS, strict=True):
         found = mean_interval(reading.values(results, "sweep", model, "energy"))
         axis.axhline(0, color=GREY, linewidth=0.6)
         axis.fill_between(OMEGAS, found.low, found.high, color=GREY, alpha=0.3, linewidth=0)
@@ -67,7 +66,7 @@ def distance(results: dict[str, Any]) -> Any:
         axis.set_ylim(-2e-3, 1)
         axis.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
     handles, labels = axes[0].get_legend_handles_labels()
-    axes[-1].legend(handles, labels, loc="center")
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
     figure.supxlabel("ω, of a learned weight its mean (0: the conditional model)")
     figure.supylabel("energy distance to the class (0 is best)")
     return figure
@@ -77,7 +76,7 @@ def omega(results: dict[str, Any]) -> Any:
     """The learned ω along the sampler's steps."""
     figure, axes = _panels()
     times = grid()[1]
-    for axis, model in zip(axes, MODELS, strict=False):
+    for axis, model in zip(axes, MODELS, strict=True):
         for objective, color, label in (
             ("energy", BLUE, "self-consistency"),
             ("l2", ORANGE, "l2"),
@@ -89,7 +88,7 @@ def omega(results: dict[str, Any]) -> Any:
         axis.axhline(0, color=GREY, linewidth=0.6)
         axis.set(xlim=(1, 0), ylim=(-0.5, 3.5))
     handles, labels = axes[0].get_legend_handles_labels()
-    axes[-1].legend(handles, labels, loc="center", title="learned by")
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, title="learned by")
     figure.supxlabel("time t (1 noise → 0 data)")
     figure.supylabel("learned ω, mean over classes")
     return figure
@@ -122,12 +121,9 @@ def l2(results: dict[str, Any]) -> Any:
 
 def why(results: dict[str, Any]) -> Any:
     """What guidance moves: the share of the wrong class, and the width of components."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    styles = dict(
-        zip(
-            MODELS, ("black", BLUE, "#31a354", "#bdbdbd", ORANGE, "#756bb1", "#de77ae"), strict=True
-        )
-    )
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 4.1), layout="constrained")
+    colors = ("black", BLUE, "#31a354", "#bdbdbd", ORANGE, "#756bb1", "#de77ae", "#8c6d31")
+    styles = dict(zip(MODELS, colors, strict=True))
     for model, color in styles.items():
         for axis, name in ((left, "wrong"), (middle, "width")):
             found = mean_interval(reading.values(results, "sweep", model, name))
@@ -136,25 +132,27 @@ def why(results: dict[str, Any]) -> Any:
                 linewidth=1, elinewidth=0.6, label=model,
             )  # fmt: skip
     left.set(xlabel="constant ω", ylabel="share of samples in another class", ylim=(0, None))
-    left.set_title("leaks are closed", fontsize=10)
-    left.legend(fontsize=7)
+    left.set_title("all models: the wrong class", fontsize=10)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     middle.axhline(1, color=GREY, linewidth=0.6)
     middle.set(xlabel="constant ω", ylabel="width of components / true width")
-    middle.set_title("blur is not, unless ∅ is blurrier than c", fontsize=10)
+    middle.set_title("all models: the width", fontsize=10)
     found = mean_interval(np.array(reading.values(results, "width", "", "width")))
     fine = np.linspace(0, OMEGAS[-1], 50)
-    colors = ("#31a354", BLUE, ORANGE, "#756bb1")
-    for row, (widths, color) in enumerate(zip(WIDTHS, colors, strict=True)):
+    shades = ("#31a354", BLUE, ORANGE, "#756bb1")
+    for row, (widths, color) in enumerate(zip(WIDTHS, shades, strict=True)):
         std, cond, uncond = widths
         right.plot(fine, worlds.guided_width(cond, uncond, fine) / std, color=color, linewidth=1)
         right.errorbar(
             OMEGAS, found.estimate[row] / std, yerr=(found.high - found.estimate)[row] / std,
-            color=color, marker=".", linestyle="", label=f"c {cond / std:g}, ∅ {uncond / std:g}",
+            color=color, marker=".", linestyle="",
+            label=f"{cond / std:g} with the class, {uncond / std:g} without",
         )  # fmt: skip
     right.axhline(1, color=GREY, linewidth=0.6)
-    right.set(xlabel="constant ω", ylabel="width / true width", ylim=(0, 1.75))
-    right.set_title("one Gaussian: closed form (lines), simulated", fontsize=10)
-    right.legend(title="width of the models / true", fontsize=7, title_fontsize=7)
+    right.set(xlabel="constant ω", ylabel="width / true width", ylim=(0, 2.3))
+    right.set_title("one Gaussian: formula (lines), simulated", fontsize=10)
+    right.legend(title="the model's width / true", fontsize=7, title_fontsize=7)
     return figure
 
 

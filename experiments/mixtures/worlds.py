@@ -88,8 +88,8 @@ def denoiser(model: str, seed: int, network_updates: int) -> gj.Denoiser:
     """The frozen denoiser of a model of `MODELS`, for the mixture of a seed."""
     data = Data.drawn(seed)
     if model in NETWORKS:
-        updates = network_updates if model == "trained network" else network_updates // 15
-        return _network(seed, max(updates, 1))
+        updates = network_updates // 15 if model == "under-trained network" else network_updates
+        return _network(seed, max(updates, 1), LEAK if model == "mislabelled network" else 0.0)
     turn = 2 * np.pi * np.random.default_rng([seed, 1]).uniform(size=len(LABELS))
     options: dict[str, dict[str, Any]] = {
         "exact": {},
@@ -102,14 +102,14 @@ def denoiser(model: str, seed: int, network_updates: int) -> gj.Denoiser:
 
 
 @functools.lru_cache(maxsize=4)
-def _network(seed: int, updates: int) -> gj.Denoiser:
+def _network(seed: int, updates: int, leak: float) -> gj.Denoiser:
     """A network trained on fresh samples, with condition dropout."""
-    params = _train(jax.random.key(seed), Data.drawn(seed).exact(), updates)
+    params = _train(jax.random.key(seed), Data.drawn(seed).exact(), updates, leak)
     return gj.denoiser(NET, PROCESS, prediction="velocity", params=params)
 
 
 @functools.partial(jax.jit, static_argnames="updates")
-def _train(key: jax.Array, data: Any, updates: int) -> Any:
+def _train(key: jax.Array, data: Any, updates: int, leak: float) -> Any:
     decay = optax.cosine_decay_schedule(3e-3, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(decay))
 
@@ -118,9 +118,12 @@ def _train(key: jax.Array, data: Any, updates: int) -> Any:
         label = jax.random.randint(kinds, (256,), 0, CLASSES)
         x0 = data.sample(points, label)
         t, eps = jax.random.uniform(when, label.shape), jax.random.normal(what, x0.shape)
+        other, which = jax.random.split(jax.random.fold_in(key, 1))
+        told = jax.random.randint(which, label.shape, 0, CLASSES)
+        told = jnp.where(jax.random.bernoulli(other, leak, label.shape), told, label)
         null = jax.random.bernoulli(drop, CONDITION_DROPOUT, label.shape)
         x = gj.processes.noise_to(PROCESS, x0, t, eps)
-        velocity = NET.apply(params, x, t, jnp.where(null, CLASSES, label))
+        velocity = NET.apply(params, x, t, jnp.where(null, CLASSES, told))
         return jnp.mean((velocity - (eps - x0)) ** 2)
 
     def update(carry, key):
