@@ -86,7 +86,7 @@ def omega(results: dict[str, Any]) -> Any:
             axis.fill_between(times, found.low, found.high, color=color, alpha=0.25, linewidth=0)
             axis.plot(times, found.estimate, color=color, label=label)
         axis.axhline(0, color=GREY, linewidth=0.6)
-        axis.set(xlim=(1, 0), ylim=(-0.5, 3.5))
+        axis.set(xlim=(1, 0), ylim=(-0.1, 1.5))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, title="learned by")
     figure.supxlabel("time t (1 noise → 0 data)")
@@ -99,7 +99,7 @@ def l2(results: dict[str, Any]) -> Any:
     figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
     found = mean_interval(reading.values(results, "pair", "exact", "l2"))
     closed = np.array([worlds.l2_omega(*pair) for pair in PAIRS])
-    axis.plot([0.01, 4], [0.01, 4], color=GREY, linewidth=0.8)
+    axis.plot([0.01, 6], [0.01, 6], color=GREY, linewidth=0.8)
     for churn, color, marker in ((0, BLUE, "o"), (1, ORANGE, "s")):
         own = [i for i, pair in enumerate(PAIRS) if pair[2] == churn]
         axis.errorbar(
@@ -107,9 +107,15 @@ def l2(results: dict[str, Any]) -> Any:
             color=color, marker=marker, linestyle="", capsize=2, label=f"churn {churn}",
         )  # fmt: skip
     for (s, t, _), x, y in zip(PAIRS, closed, found.estimate, strict=True):
-        axis.annotate(f"{t} → {s}", (x, y), xytext=(6, -9), textcoords="offset points", fontsize=7)
+        axis.annotate(
+            f"{t} → {s}",
+            (x, y),
+            xytext=(-42, 5) if t == 0.4 else (6, -9),
+            textcoords="offset points",
+            fontsize=7,
+        )
     ticks = [0.03, 0.1, 0.3, 1, 3]
-    axis.set(xscale="log", yscale="log", xlim=(0.015, 4.5), ylim=(0.015, 4.5))
+    axis.set(xscale="log", yscale="log", xlim=(0.01, 6), ylim=(0.01, 6))
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
@@ -136,7 +142,7 @@ def why(results: dict[str, Any]) -> Any:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     middle.axhline(1, color=GREY, linewidth=0.6)
-    middle.set(xlabel="constant ω", ylabel="width of components / true width")
+    middle.set(xlabel="constant ω", ylabel="width of components / true width", ylim=(0, 2.3))
     middle.set_title("all models: the width", fontsize=10)
     found = mean_interval(np.array(reading.values(results, "width", "", "width")))
     fine = np.linspace(0, OMEGAS[-1], 50)

@@ -94,12 +94,16 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     none = {m: _over_none(results, m) for m in WRONG}
     constant = {m: reading.gain(results, m) for m in WRONG}
     found.append(Claim(
-        "and the learned ω has the lowest distance", paper,
-        "learned less ω = 0: "
-        + ", ".join(f"{reading.shown(v, 4)} ({m})" for m, v in none.items())
-        + "; less the tuned constant: "
+        "and so does the learned ω", paper,
+        "energy distance with the learned ω less that at 0: "
+        + ", ".join(f"{reading.shown(v, 4)} ({m})" for m, v in none.items()),
+        _verdict([v.high < 0 for v in none.values()]),
+    ))  # fmt: skip
+    found.append(Claim(
+        "which has the lowest distance of all", paper,
+        "energy distance with the learned ω less that at the tuned constant: "
         + ", ".join(f"{reading.shown(v, 4)} ({m})" for m, v in constant.items()),
-        _verdict([v.high < 0 for each in (none, constant) for v in each.values()]),
+        _verdict([v.high < 0 for v in constant.values()]),
     ))  # fmt: skip
 
     matching = {
@@ -326,8 +330,8 @@ model.
 ## Distances
 
 Energy distance to the class (β = 1, 0 is best), mean over classes, of {preset.samples:,} samples each; {STEPS} steps of DDIM. The
-constant ω is the best of {len(OMEGAS)} on seeds of its own; a learned one is no longer than its updates and isn't chosen by this
-distance.
+constant ω is the best of {len(OMEGAS)} by this distance on seeds of its own; what learns ω never sees the distance. All learned weights start
+at 0.5.
 
 {distance_table(results)}
 
@@ -361,16 +365,18 @@ The tuned constant ω lowers the distance, with its 95% interval, for: {", ".joi
 
 ![What guidance moves](mixtures/why.png)
 
-*Left, samples that are likelier of another class. Middle, the spread of samples about the components of their own class. Right, a single
-Gaussian.*
+*Left, samples that are likelier of another class. Middle, the spread of samples about the components of their own class; the under-trained
+network leaves the picture. Right, a single Gaussian.*
 
 Guidance samples from about p(x|c) (p(x|c)/p(x))^ω, by the model's own densities, so that it mends errors that the unconditional model makes
-more of, and only those. It has a price, the same for all models: it drives samples away from where classes meet. The exact model shows that
+more of, and only those. It has a price: it drives samples away from where classes meet. The exact model shows that
 price alone.
 
 * **Leaking labels: it helps.** The model gives a share {LEAK} of a class to all classes. There p(x|c)/p(x) is {LEAK}, and
   {(1 - LEAK) * 3 + LEAK:g} in the class itself: guidance closes the leak (left) before the price is high. Each further ω closes less and costs more, so
-  that the best one is moderate.
+  that the best one is moderate. Self-consistency asks for what is best for one step from true noised data, about nothing at small t (second
+  picture); a whole run begins each step from samples that leaked before, which is likely why the tuned constant, chosen on whole runs, is
+  somewhat better.
 * **A blur that is greater without the class: the blur is mended, the price is not.** One Gaussian that the models take for c and ∅ wide comes
   out c^(1 + ω)/∅^ω wide (right), and its true width σ is restored at ω = log(c/σ)/log(∅/c), {worlds.restoring_omega(std, cond, uncond):.3g} for {cond / std:g} and
   {uncond / std:g} times the width: what autoguidance makes of a weaker model. In the mixtures the width follows (middle), but this unconditional
