@@ -18,12 +18,14 @@ import guidejax as gj
 from experiments.digits import arena as arenas
 from experiments.digits import networks
 from experiments.digits.config import NUM_CLASSES, PLANS
+from experiments.mixtures.config import CLASSES
+from experiments.mixtures.worlds import LABELS, Data
 from experiments.models import ResidualMLP
 from guidejax import analytic, objectives
 
 PROCESS = networks.PROCESS
 PLAN = PLANS["full"]
-CLASSES, COMPONENTS, BLUR, LEAK = 3, 2, 0.1, 0.3
+BLUR, LEAK = 0.1, 0.3
 
 
 def stacked(worlds: list[Any]) -> Any:
@@ -45,24 +47,18 @@ class Mixtures:
 
     def world(self, seed: int, split: str) -> dict[str, Any]:
         """The data and the model of a seed; every split is of the same mixture."""
-        rng = np.random.default_rng(seed)
-        angles = 2 * np.pi * (np.arange(CLASSES) + rng.uniform(size=1)) / CLASSES
-        centres = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-        means = centres[:, None] + rng.normal(size=(CLASSES, COMPONENTS, 2)) * 0.5
-        stds = rng.uniform(0.1, 0.2, size=(CLASSES, COMPONENTS))
-        labels = np.repeat(np.arange(CLASSES), COMPONENTS)
-        true = analytic.by_class(analytic.mixture(means.reshape(-1, 2), stds=stds.ravel()), labels)
-        every = lambda s: analytic.mixture(means.reshape(-1, 2), stds=s.ravel())  # noqa: E731
+        data = Data.drawn(seed)
+        true = analytic.by_class(analytic.mixture(data.means, stds=data.stds), LABELS)
         model = analytic.with_unconditional(
             [
                 analytic.mixture(
-                    means.reshape(-1, 2),
-                    stds=(stds + BLUR).ravel(),
-                    weights=np.where(labels == c, 1 - LEAK, LEAK / (CLASSES - 1)),
+                    data.means,
+                    stds=data.stds + BLUR,
+                    weights=np.where(c == LABELS, 1 - LEAK, LEAK / (CLASSES - 1)),
                 )
                 for c in range(CLASSES)
             ],
-            every(stds + BLUR),
+            analytic.mixture(data.means, stds=data.stds + BLUR),
         )
         return {"true": true, "model": model}
 
