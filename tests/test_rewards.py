@@ -42,6 +42,7 @@ def x0():
     return jax.random.uniform(jax.random.key(0), (2, 20, 24, 3), minval=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_the_cosine_of_the_embeddings(name, x0):
     model = make(name)
@@ -93,6 +94,7 @@ def test_a_string_is_split_by_the_model_s_tokenizer(x0):
         gj.rewards.clip_score(model, ["fish", "bird"])
 
 
+@pytest.mark.slow
 def test_gradients_climb_and_are_finite(x0):
     cond = {"tokens": TOKENS}
     plain, kept = (gj.rewards.clip_score(make(), remat=remat) for remat in (True, False))
@@ -117,6 +119,7 @@ def test_half_precision_gives_float32(x0):
     np.testing.assert_allclose(found, want, atol=0.03)
 
 
+@pytest.mark.slow
 def test_latents_are_decoded_first():
     latents = jax.random.normal(jax.random.key(1), (2, 4, 4, 5))
     matrix = jax.random.normal(jax.random.key(2), (5, 3))

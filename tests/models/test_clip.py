@@ -68,6 +68,7 @@ def x0():
     return jax.random.uniform(jax.random.key(0), (2, 20, 24, 3), minval=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip-towers", "clip-legacy", "clip-text"])
 def test_it_is_its_original(name):
     close(parity.CASES[name](*reference(name)), 1e-5)
@@ -150,6 +151,7 @@ def test_towers_that_are_none(change, message):
         dataclasses.replace(TEXT, **change)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_what_was_saved(tmp_path, x0):
     params = make()
     # Older files hold these too.
@@ -204,6 +206,7 @@ def test_files_of_other_models_are_told(tmp_path):
         clip.load(write(tmp_path, params, ONLY_TEXT))
 
 
+@pytest.mark.slow
 def test_under_jit_with_gradients_and_in_bfloat16(x0):
     model = clip.Clip(make(), SMALL, Preprocess(16))
     run = jax.jit(lambda model, x0, tokens: (model.image(x0), model.text(tokens)))
@@ -243,6 +246,7 @@ def test_wrong_input(call, message):
         call(clip.Clip(make(), SMALL, Preprocess(16)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [clip.B_32, clip.B_16, clip.L_14, clip.H_14])
 def test_published_sizes_run(config):
     """As shapes only: embeddings of both towers are of one dimension."""

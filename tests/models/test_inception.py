@@ -106,6 +106,7 @@ def test_averages_leave_the_padding_out():
     np.testing.assert_array_equal(inception._maximum(-x - 1, 1), jnp.full_like(x, -1))
 
 
+@pytest.mark.slow
 def test_the_published_file_loads_without_its_classifier(published):
     model = inception.load(published)
     assert {key: value.shape for key, value in model.params.items()} == inception.shapes()
@@ -159,6 +160,7 @@ def test_75_pixels_are_the_least():
         assert found.shape == (1, 2048)
 
 
+@pytest.mark.slow
 def test_it_judges(published, tmp_path):
     for path in (published, published.parent):
         model = learn.judge(str(path), jnp.bfloat16, False)

@@ -56,6 +56,7 @@ def x0():
     return jax.random.uniform(jax.random.key(0), (2, 20, 24, 3), minval=-1)
 
 
+@pytest.mark.slow
 def test_it_is_its_original():
     arrays, about = reference("siglip-towers")
     close(parity.CASES["siglip-towers"](arrays, about), 1e-5)
@@ -76,6 +77,7 @@ def test_a_text_sees_all_of_itself():
     np.testing.assert_allclose(a.pooled, a.hidden[:, -1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_what_was_saved(tmp_path, x0):
     params = make()
     folder = write(tmp_path, params)
@@ -114,6 +116,7 @@ def test_files_of_other_models_are_told(tmp_path):
         siglip.config_from({"model_type": "siglip", "vision_config": {"vision_use_head": False}})
 
 
+@pytest.mark.slow
 def test_under_jit_with_gradients_and_in_bfloat16(x0):
     model = siglip.Siglip(make(), SMALL, PIXELS)
     run = jax.jit(lambda model, x0, tokens: (model.image(x0), model.text(tokens)))
@@ -147,6 +150,7 @@ def test_wrong_input(call, message):
         call(siglip.Siglip(make(), SMALL, PIXELS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [siglip.BASE_16_224, siglip.SO400M_14_384])
 def test_published_sizes_run(config):
     """As shapes only: embeddings of both towers are of one dimension."""
