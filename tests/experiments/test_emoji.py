@@ -285,8 +285,12 @@ def test_every_cell_is_a_file_and_none_is_done_twice(run):
     assert before == {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
     with pytest.raises(SystemExit, match="no cell matches nothing"):
         cells.run(("nothing",))
+    for name in ("tune/0/interval, for both", "sweep/0/adg/7"):
+        (out / "cells" / f"{name}.json").unlink()
     make().run(("tune/0/*",))
-    assert _named(noted)[-2:] == ["tune/0/interval", "tune/0/interval, for both"]
+    assert _named(noted)[-1] == "tune/0/interval, for both"
+    assert cells.find("sweep/0/adg/7") is None
+    cells.run()
 
 
 @pytest.mark.slow
