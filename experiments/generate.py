@@ -6,7 +6,8 @@ r"""Pictures from any supported checkpoint with any guidance.
         --model.name SiT-XL/2 --model.vae sd-vae-ft-ema --classes 207 360 --omegas 0 1.5 4 8
 
 Writes `grid.png`, prompts down and guidance across, all from the same noise; a picture each under
-`pictures`; and `statistics.json`: saturation, norms and clipped pixels of each column.
+`pictures`; and `statistics.json`: saturation, norms and clipped pixels of each column. A column
+that is drawn isn't drawn again: the same command goes on with a run that was stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import logging
 import pathlib
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,6 +107,21 @@ def draw(
     return np.concatenate(rows)
 
 
+def kept(path: pathlib.Path, about: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` returns, kept in a file: a run that was stopped goes on with what it lacks."""
+    told = json.dumps(about, default=str)
+    if path.exists():
+        with np.load(path) as file:
+            if str(file["about"]) == told:
+                return file["x0"]
+    x0 = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez(part, x0=x0, about=np.array(told))
+    part.replace(path)
+    return x0
+
+
 def pictures(found: checkpoints.Checkpoint, x0: np.ndarray, batch: int) -> np.ndarray:
     """x0 as pictures in [0, 1]: decoded, or the first three channels where there is no VAE."""
     if found.decode is None:
@@ -173,14 +190,21 @@ def main(config: Config) -> dict[str, Any]:
     results: dict[str, Any] = {}
     drawn: dict[str, np.ndarray] = {}
     for label, guide in shown_by.items():
-        x0 = draw(
-            found, said, guides.guidance(guide, found.noise(jax.random.key(0), 1).shape[-1]),
-            steps=config.steps, seed=config.seed, batch=config.batch, mesh=mesh, progress=True,
+        name = label.replace(" ", "").replace(",", "-")
+        bound = guides.guidance(guide, found.noise(jax.random.key(0), 1).shape[-1])
+        parts = [dataclasses.asdict(part) for part in (config.model, guide)]
+        x0 = kept(
+            config.out / "columns" / f"{name}.npz",
+            [*parts, said, config.steps, config.seed],
+            functools.partial(
+                draw, found, said, bound, steps=config.steps, seed=config.seed,
+                batch=config.batch, mesh=mesh, progress=True,
+            ),
         )  # fmt: skip
         drawn[label] = pictures(found, x0, config.batch)
         results[label] = statistics(x0, drawn[label])
         LOG.info("%s: %s", label, ", ".join(f"{k} {v:.3f}" for k, v in results[label].items()))
-        folder = config.out / "pictures" / label.replace(" ", "").replace(",", "-")
+        folder = config.out / "pictures" / name
         folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(drawn[label]):
             PIL.Image.fromarray(np.uint8(255 * image + 0.5)).save(folder / f"{i:04d}.png")

@@ -74,7 +74,7 @@ def test_what_the_readme_says_of_public_models(place, tmp_path):
 
 
 @pytest.mark.slow
-def test_classes_and_three_guided_channels(place, tmp_path):
+def test_classes_and_three_guided_channels(place, tmp_path, monkeypatch):
     flags = ("--model.checkpoint", place / "sit", "--classes", 0, 2, "--steps", 2)
     two = ("--model.dtype", "bfloat16", "--model.mesh", 4, 2)
     more = (
@@ -89,7 +89,13 @@ def test_classes_and_three_guided_channels(place, tmp_path):
         "--guide.hi",
         0.8,
     )
-    assert list(run(generate, *more)) == ["CFG, ω = 4, 0.2 ≤ t ≤ 0.8"]
+    found = run(generate, *more)
+    assert list(found) == ["CFG, ω = 4, 0.2 ≤ t ≤ 0.8"]
+    with monkeypatch.context() as patch:  # What is drawn isn't drawn again; another seed's is.
+        patch.setattr(generate, "draw", None)
+        assert run(generate, *more) == found
+        with pytest.raises(TypeError):
+            run(generate, *more, "--seed", 1)
     with pytest.raises(SystemExit, match="3 are no classes of this model, which are 0 to 2"):
         run(generate, "--model.checkpoint", place / "sit", "--classes", 3)
     with pytest.raises(SystemExit, match="takes --classes"):
