@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ class Checkpoint:
         decode: From x0 to pictures in [-1, 1], or None where there is no VAE.
         encode: From pictures in [-1, 1] to x0, or None.
         pixels: Height and width of its pictures.
+        told: What tells its files from others'.
         text: Where a condition's pooled text is, for `gj.OmegaNet(cond=...)`; None for classes.
         text_dim: Its width.
         classes: How many classes.
@@ -66,6 +68,7 @@ class Checkpoint:
     decode: Any
     encode: Any
     pixels: int
+    told: str
     text: Callable[[Any], Any] | None = None
     text_dim: int | None = None
     classes: int | None = None
@@ -73,6 +76,11 @@ class Checkpoint:
 
 def devices(model: Model) -> Mesh:
     """The mesh over all devices: samples along "data", parameters along "model"."""
+    if jax.process_count() > 1:
+        raise SystemExit(
+            f"this command runs in one process, and here are {jax.process_count()}: on several "
+            "hosts call gj.sample and gj.fit, which share the work, from a program of your own."
+        )
     shape = model.mesh or (jax.device_count(),)
     shape = (*shape, 1)[:2]
     if np.prod(shape) != jax.device_count():
@@ -81,6 +89,43 @@ def devices(model: Model) -> Mesh:
             f"{jax.device_count()}."
         )
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def fingerprint(path: str | pathlib.Path) -> str:
+    """What tells a file, or a folder's files, from others: names, sizes, and parts of each."""
+    root, found = pathlib.Path(path).expanduser(), hashlib.sha256()
+    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(root)} {size}\n".encode())
+        with file.open("rb") as opened:
+            for start in (0, size // 2, max(0, size - 2**16)):
+                opened.seek(start)
+                found.update(opened.read(2**16))
+    return found.hexdigest()
+
+
+def digest(guide: gj.Guidance) -> str:
+    """What tells a guidance's numbers from others: those of a learned weight, for one."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(guide):
+        found.update(f"{jnp.shape(leaf)} {jnp.result_type(leaf)} ".encode())
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def same(path: pathlib.Path, about: dict[str, Any]) -> None:
+    """Note in a file what a folder's results are of, or stop where they are of something else."""
+    told = json.loads(json.dumps(about))
+    if path.is_file():
+        there = json.loads(path.read_text())
+        other = [name for name in told if there.get(name) != told[name]]
+        if other:
+            differ = "; ".join(f"{n} {there.get(n)!r}, now {told[n]!r}" for n in other)
+            raise SystemExit(f"{path.parent} is of another run ({differ}): give another --out.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1))
 
 
 def split(tree: Any, mesh: Mesh) -> Any:
@@ -112,7 +157,7 @@ def _stable_diffusion(path: pathlib.Path, options: dict[str, Any]) -> Checkpoint
     sd = stable_diffusion.load(path, **options)
     return Checkpoint(
         sd.denoise, sd.uncond, "prompts", sd.prompt, sd.noise, sd.times, gj.ddim(), sd.decode,
-        _encoder(sd.vae), sd.size[0], mean_of_text, sd.config.text,
+        _encoder(sd.vae), sd.size[0], fingerprint(path), mean_of_text, sd.config.text,
     )  # fmt: skip
 
 
@@ -122,7 +167,7 @@ def _stable_diffusion_3(path: pathlib.Path, options: dict[str, Any]) -> Checkpoi
     sd = stable_diffusion_3.load(path, **options)
     return Checkpoint(
         sd.denoise, sd.uncond, "prompts", sd.prompt, sd.noise, sd.times, gj.euler(), sd.decode,
-        _encoder(sd.vae), sd.size[0], mean_of_text, sd.config.text,
+        _encoder(sd.vae), sd.size[0], fingerprint(path), mean_of_text, sd.config.text,
     )  # fmt: skip
 
 
@@ -172,5 +217,6 @@ def _transformer(path: pathlib.Path, model: Model, options: dict[str, Any]) -> C
         denoise, config.classes, "classes", condition, noise, gj.uniform_times,
         gj.ddim() if config.family == "dit" else gj.euler(),
         images.decode if images else None, _encoder(images) if images else None,
-        config.side * (images.config.factor if images else 1), classes=config.classes,
+        config.side * (images.config.factor if images else 1),
+        " ".join(fingerprint(each) for each in (path, model.vae) if each), classes=config.classes,
     )  # fmt: skip

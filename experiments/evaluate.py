@@ -18,10 +18,11 @@ no CMMD and no CLIP score then.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 from typing import Any
 
@@ -33,6 +34,7 @@ import tyro
 import guidejax as gj
 from experiments import checkpoints, generate, guides, learn, logs, pictures, tuned, tuning
 from experiments.statistics import mean_interval, saturation
+from guidejax.models import _files
 
 LOG = logging.getLogger("experiments.evaluate")
 
@@ -49,7 +51,7 @@ class Config:
 
     model: checkpoints.Model
     data: str = ""
-    """A folder of pictures, a dataset of TFDS, or a folder of prepared latents."""
+    """A folder of pictures, or a dataset of TFDS."""
     judge: str = ""
     """A CLIP or SigLIP checkpoint whose features and score the report is of; or Inception's weights
     as a .safetensors file or a folder of one: the Fréchet distance is the FID then."""
@@ -74,6 +76,10 @@ class Config:
     """Of the sampler."""
     out: pathlib.Path = pathlib.Path("runs/evaluate")
     """Where the report goes."""
+
+
+def _fingerprint(shown: np.ndarray, said: list[str]) -> str:
+    return hashlib.sha256(shown.tobytes() + json.dumps(said).encode()).hexdigest()
 
 
 class Judge:
@@ -139,36 +145,43 @@ class Evaluation:
         """Loads the checkpoint, the pictures and the judges."""
         self.config, self.mesh = config, checkpoints.devices(config.model)
         self.found = checkpoints.load(config.model, self.mesh)
-        where = pictures.prepare(config.data, self.found, config.out / "latents")
-        _, shown, said = pictures.everything(where)
-        order = np.random.default_rng(0).permutation(len(said))[: config.pictures]
-        halves = {"tune": order[::2], "report": order[1::2]}
-        if len(order) < 8:
-            raise SystemExit(f"{config.data} holds {len(order)} pictures; expected 8 at least.")
-        self.said = {part: [said[i] for i in rows] for part, rows in halves.items()}
+        rows = itertools.islice(pictures.examples(config.data, self.found, 0), config.pictures)
+        shown, said = (list(each) for each in zip(*rows, strict=True))
+        if len(said) < 8:
+            raise SystemExit(f"{config.data} holds {len(said)} pictures; expected 8 at least.")
+        halves = {"tune": slice(0, None, 2), "report": slice(1, None, 2)}
+        self.said = {part: said[rows] for part, rows in halves.items()}
         dtype = jnp.dtype(config.model.dtype)
+        paths = (config.judge, config.tuning_judge or config.judge)
+        # What every cell is of: where one of these is another, it is made anew.
+        self.told = [
+            self.found.told, config.model.dtype, _fingerprint(np.stack(shown), said),
+            *(checkpoints.fingerprint(_files.find(path)) for path in paths), config.steps,
+        ]  # fmt: skip
         self.judges = {
             part: Judge(
-                learn.judge(path or config.judge, dtype, config.model.download),
-                shown[halves[part]], self.said[part], config.batch,
+                learn.judge(path, dtype, config.model.download),
+                np.stack(shown[halves[part]]), self.said[part], config.batch,
             )
-            for part, path in (("tune", config.tuning_judge), ("report", config.judge))
+            for part, path in zip(("report", "tune"), paths, strict=True)
         }  # fmt: skip
 
-    def cell(self, name: str, make: Any) -> Any:
-        """The result of `make`, kept in a file by its name."""
-        path = self.config.out / "cells" / f"{name}.json"
+    def cell(self, name: str, make: Any, *about: Any) -> Any:
+        """The result of `make`, kept in a file by its name; made anew where it is of others."""
+        path, told = self.config.out / "cells" / f"{name}.json", [*self.told, *about]
         if path.exists():
-            return json.loads(path.read_text())
+            kept = json.loads(path.read_text())
+            if kept["about"] == told:
+                return kept["found"]
         LOG.info("%s", name)
         found = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(found, indent=1))
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"about": told, "found": found}, indent=1))
         part.replace(path)
         return found
 
-    def draw(self, part: str, guide: gj.Guidance, seed: int) -> np.ndarray:
+    def draw(self, part: str, guide: gj.Guidance | None, seed: int) -> np.ndarray:
         """Pictures in [-1, 1], one for what each real picture is of."""
         config = self.config
         x0 = generate.draw(
@@ -191,17 +204,32 @@ class Evaluation:
         found = tuning.search(score, space.space, self.config.settings, space.allowed)
         return {"numbers": found.numbers, "distance": found.score, "trace": found.trace}
 
-    def guides(self) -> dict[str, gj.Guidance]:
-        """What is compared."""
-        found = {"unguided": gj.guidance(gj.cfg, 0.0)}
+    def guides(self) -> dict[str, gj.Guidance | None]:
+        """What is compared; None is the conditional model."""
+        found: dict[str, gj.Guidance | None] = {"unguided": None}
         for method in self.config.methods:
-            numbers = self.cell(f"tune/{method}", lambda method=method: self.tune(method))
+            numbers = self.cell(
+                f"tune/{method}", lambda method=method: self.tune(method), self.config.settings
+            )
             found[method] = tuned.TUNED[method].guide(**numbers["numbers"])
+        names = [folder.name for folder in self.config.weights]
         for folder in self.config.weights:
-            found[f"learned {folder.name}"] = guides.guidance(guides.Guide(weight=folder))
+            name = folder.name if names.count(folder.name) == 1 else str(folder)
+            found[f"learned {name}"] = guides.guidance(guides.Guide(weight=folder))
         return found
 
-    def report(self, guide: gj.Guidance, seed: int) -> dict[str, Any]:
+    def cells(self, method: str, guide: gj.Guidance | None) -> list[dict[str, Any]]:
+        """A method's rows, one a seed."""
+        told = None if guide is None else checkpoints.digest(guide)
+        return [
+            self.cell(
+                f"report/{method}/{seed}", lambda seed=seed: self.report(guide, seed), told,
+                self.config.resamples,
+            )
+            for seed in range(self.config.seeds)
+        ]  # fmt: skip
+
+    def report(self, guide: gj.Guidance | None, seed: int) -> dict[str, Any]:
         """Every figure of a method, for one noise."""
         judge, config = self.judges["report"], self.config
         shown = self.draw("report", guide, seed)
@@ -210,7 +238,8 @@ class Evaluation:
             np.random.default_rng(i).integers(0, len(shown), len(shown))
             for i in range(config.resamples)
         ]
-        active = guide.active(self.found.times(config.steps), self.found.denoise.process)
+        times, process = self.found.times(config.steps), self.found.denoise.process
+        active = False if guide is None else guide.active(times, process)
         return {
             "frechet": judge.distance(features),
             "frechet resampled": [judge.distance(features, rows) for rows in draws],
@@ -283,11 +312,7 @@ def main(config: Config) -> dict[str, Any]:
     run = Evaluation(config)
     results = {}
     for method, guide in run.guides().items():
-        rows = [
-            run.cell(f"report/{method}/{seed}", lambda g=guide, s=seed: run.report(g, s))
-            for seed in range(config.seeds)
-        ]
-        results[method] = summary(rows)
+        results[method] = summary(run.cells(method, guide))
         LOG.info("%s: Fréchet distance %.4f", method, results[method]["frechet"]["mean"])
     judged = "the network that judges also tuned" if not config.tuning_judge else (
         f"tuned by {config.tuning_judge}"

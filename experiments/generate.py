@@ -19,7 +19,7 @@ import logging
 import pathlib
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,23 +60,30 @@ class Config:
 
 
 def columns(config: Config) -> dict[str, guides.Guide]:
-    """The guides that are drawn beside each other, by their labels."""
+    """The guides that are drawn beside each other, by their labels: a learned weight the last."""
     unknown = sorted(set(config.rules) - set(guides.RULES))
     if unknown:
         raise SystemExit(f"--rules {unknown[0]}: expected some of {', '.join(guides.RULES)}.")
-    found = {}
-    for rule in config.rules or (config.guide.rule,):
-        for omega in config.omegas or (config.guide.omega,):
-            each = dataclasses.replace(config.guide, rule=rule, omega=omega)  # type: ignore[arg-type]
-            found[guides.label(each)] = each
-    return found
+    found = [] if config.guide.weight is None else [config.guide]
+    if not found or config.rules or config.omegas:
+        swept = [
+            dataclasses.replace(
+                config.guide, weight=None, rule=cast(guides.Rule, rule), omega=omega
+            )
+            for rule in config.rules or (config.guide.rule,)
+            for omega in config.omegas or (config.guide.omega,)
+        ]
+        found = [*swept, *found]
+    return {guides.label(each): each for each in found}
 
 
-@functools.partial(jax.jit, static_argnames=("times", "progress"))
+@functools.partial(jax.jit, static_argnames=("times", "window", "progress"))
 def _draw(
     key: Any, denoise: Any, noise: Any, cond: Any, uncond: Any, guide: Any, solver: Any, *,
-    times: Any, progress: bool,
+    times: Any, window: tuple[float, float], progress: bool,
 ) -> Any:  # fmt: skip
+    if guide is not None and window != (0.0, 1.0):
+        guide = guides.windowed(guide, *window)
     return gj.sample(
         key, denoise, noise, cond=cond, uncond=uncond, guidance=guide, times=np.array(times),
         solver=solver, progress=progress,
@@ -84,10 +91,15 @@ def _draw(
 
 
 def draw(
-    found: checkpoints.Checkpoint, said: list[str], guide: gj.Guidance, *, steps: int, seed: int,
-    batch: int, mesh: Any, progress: bool = False,
+    found: checkpoints.Checkpoint, said: list[str], guide: gj.Guidance | None, *, steps: int,
+    seed: int, batch: int, mesh: Any, window: tuple[float, float] = (0.0, 1.0),
+    progress: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """x0 of what is said, (n, ...); the noise of a sample depends on the seed and its place."""
+    """x0 of what is said, (n, ...); the noise of a sample depends on the seed and its place.
+
+    Without a guidance it is the conditional model's. Outside of `window`, times (lo, hi), there is
+    none, nor its pass.
+    """
     rows = []
     for start in range(0, len(said), batch):
         part = said[start : start + batch]
@@ -97,11 +109,10 @@ def draw(
             start + np.arange(batch)
         )
         noise = jnp.concatenate([found.noise(key, 1) for key in keys])
-        args = checkpoints.split((keys, noise, found.condition(part)), mesh)
-        keys, noise, cond = args
+        keys, noise, cond = checkpoints.split((keys, noise, found.condition(part)), mesh)
         x0 = _draw(
             keys, found.denoise, noise, cond, found.uncond, guide, found.solver,
-            times=tuple(float(t) for t in found.times(steps)), progress=progress,
+            times=tuple(float(t) for t in found.times(steps)), window=window, progress=progress,
         )  # fmt: skip
         rows.append(np.asarray(x0)[: len(said) - start])
     return np.concatenate(rows)
@@ -192,13 +203,18 @@ def main(config: Config) -> dict[str, Any]:
     for label, guide in shown_by.items():
         name = label.replace(" ", "").replace(",", "-")
         bound = guides.guidance(guide, found.noise(jax.random.key(0), 1).shape[-1])
-        parts = [dataclasses.asdict(part) for part in (config.model, guide)]
+        plain = guide.weight is None and guide.omega == 0
+        about = [
+            dataclasses.asdict(config.model), found.told, dataclasses.asdict(guide),
+            checkpoints.digest(bound), said, config.steps, config.seed,
+        ]  # fmt: skip
         x0 = kept(
             config.out / "columns" / f"{name}.npz",
-            [*parts, said, config.steps, config.seed],
+            about,
             functools.partial(
-                draw, found, said, bound, steps=config.steps, seed=config.seed,
-                batch=config.batch, mesh=mesh, progress=True,
+                draw, found, said, None if plain else bound, steps=config.steps,
+                seed=config.seed, batch=config.batch, mesh=mesh, window=(guide.lo, guide.hi),
+                progress=True,
             ),
         )  # fmt: skip
         drawn[label] = pictures(found, x0, config.batch)

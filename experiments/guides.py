@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 import guidejax as gj
 
+Rule = Literal["cfg", "adg", "apg", "cfg-zero", "rescale", "norm-cap"]
+
 RULES: dict[str, Callable[[Guide], Any]] = {
     "cfg": lambda g: gj.cfg,
     "adg": lambda g: gj.adg.bind(max_angle=g.max_angle),
@@ -31,7 +33,7 @@ SCHEDULES: dict[str, Callable[[float], gj.Weight]] = {
 class Guide:
     """Guidance: a rule and its weight."""
 
-    rule: Literal["cfg", "adg", "apg", "cfg-zero", "rescale", "norm-cap"] = "cfg"
+    rule: Rule = "cfg"
     """What the two predictions are combined by."""
     omega: float = 4.0
     """The weight over the conditional model: other people's guidance scale less 1."""
@@ -59,29 +61,33 @@ class Guide:
 
 
 def guidance(guide: Guide, mask_of: int | None = None) -> gj.Guidance:
-    """The guidance that the flags say; `mask_of` is how many channels the latents have."""
+    """The guidance that the flags say but for its window; the latents have `mask_of` channels."""
     mask = None
     if guide.channels is not None:
         if mask_of is None or guide.channels > mask_of:
             raise SystemExit(f"--guide.channels {guide.channels} of {mask_of} channels.")
         mask = jnp.arange(mask_of) < guide.channels
     if guide.weight is not None:
-        return _learned(guide, mask)
+        return _learned(guide.weight, mask)
     weight = SCHEDULES[guide.schedule](guide.omega)
-    if (guide.lo, guide.hi) != (0.0, 1.0):
-        weight = weight * gj.interval(1.0, lo=guide.lo, hi=guide.hi)
     return gj.guidance(RULES[guide.rule](guide), omega=weight, mask=mask)
 
 
-def _learned(guide: Guide, mask: Any) -> gj.Guidance:
+def _learned(folder: pathlib.Path, mask: Any) -> gj.Guidance:
     from experiments import learn
 
-    assert guide.weight is not None
-    net, phi, rule = learn.load(guide.weight)
-    weights = dict(net.weights(phi))
-    if (guide.lo, guide.hi) != (0.0, 1.0):
-        weights["omega"] = weights["omega"] * gj.interval(1.0, lo=guide.lo, hi=guide.hi)
-    return gj.guidance(rule, mask=mask, **weights)
+    net, phi, rule = learn.load(folder)
+    return gj.guidance(rule, mask=mask, **net.weights(phi))
+
+
+def windowed(guide: gj.Guidance, lo: float, hi: float) -> gj.Guidance:
+    """A guidance whose ω is 0 outside of lo ≤ t ≤ hi: there it makes one pass in place of two.
+
+    Within a program `lo` and `hi` must be known, not traced, for the passes to be left out.
+    """
+    return dataclasses.replace(
+        guide, omega=gj.weights.as_weight(guide.omega) * gj.interval(1.0, lo, hi)
+    )
 
 
 def label(guide: Guide) -> str:

@@ -212,6 +212,13 @@ def main(config: Config) -> None:
         raise SystemExit(
             f"--batch {chosen.batch} isn't a multiple of {mesh.shape['data']} devices."
         )
+    each = chosen.particles if chosen.objective == "rollout" else 1
+    if chosen.batch % each:
+        raise SystemExit(f"--batch {chosen.batch} isn't a multiple of {each} particles.")
+    if config.reward_weight and not config.reward:
+        raise SystemExit("--reward-weight counts a reward: give one, --reward.")
+    if PRESETS[config.preset].reward_weight and not config.reward:
+        LOG.info("no --reward: learned without the one that %s has", config.preset)
     LOG.info("%s: %s", config.preset, chosen)
     ours = [name for name in chosen.ours if getattr(config, name, None) is None]
     LOG.info("not in the paper, our choice: %s", ", ".join(ours))
@@ -232,17 +239,15 @@ def main(config: Config) -> None:
     where = pictures.prepare(config.data, found, config.out / "latents")
     about = {
         "rule": config.rule, "see_state": config.see_state, "classes": found.classes,
-        "text_dim": found.text_dim, "preset": dataclasses.asdict(chosen),
-        "checkpoint": config.model.checkpoint,
+        "text_dim": found.text_dim, "preset": dataclasses.asdict(chosen), "model": found.told,
     }  # fmt: skip
-    (config.out / "weight.json").write_text(json.dumps(about, indent=1))
+    checkpoints.same(config.out / "weight.json", about)
     net, rule = _net(about), _RULES[config.rule][0]
 
     def progress(step: int, metrics: dict[str, float]) -> None:
         if step % max(1, chosen.updates // 100) == 0:
             LOG.info("update %d of %d, loss %.5f", step, chosen.updates, metrics["loss"])
 
-    each = chosen.particles if chosen.objective == "rollout" else 1
     rate = optax.cosine_decay_schedule(chosen.learning_rate, chosen.updates)
     batches: Any = pictures.Batches(where, found, chosen.batch // each, config.seed, add)
     phi = gj.fit_omega(
@@ -268,7 +273,7 @@ def draw(
     if weight.sees_state:
         LOG.info("a weight that sees the sample has no curve of its own: omega.png isn't drawn")
         return
-    said = sorted(set(pictures.everything(where)[2]))[:8]
+    said = pictures.some(where, 8)
     times = jnp.asarray(found.times(config.steps), jnp.float32)
     process = found.denoise.process
     table = np.asarray(weight.table(times, found.condition(said), process=process))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import pathlib
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.checkpoints import Checkpoint
+from experiments.checkpoints import Checkpoint, fingerprint, same
 
 LOG = logging.getLogger("experiments.pictures")
 
@@ -61,22 +62,35 @@ def read(path: pathlib.Path, pixels: int) -> np.ndarray:
         return np.asarray(image, np.float32) / 127.5 - 1
 
 
-def examples(data: str, found: Checkpoint) -> Iterator[tuple[np.ndarray, str]]:
-    """Pictures in [-1, 1] with what they are of: a folder's, or a dataset's of TFDS."""
+def examples(
+    data: str, found: Checkpoint, seed: int | None = None
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Pictures in [-1, 1] with what they are of: a folder's, or a dataset's of TFDS.
+
+    In order, or in one that `seed` gives.
+    """
     folder = pathlib.Path(data).expanduser()
+    if (folder / "fields.json").is_file():
+        raise SystemExit(f"{folder} holds prepared latents; give the pictures themselves.")
     if folder.is_dir():
-        for path, text in said(folder).items():
+        rows = list(said(folder).items())
+        if seed is not None:
+            rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+        for path, text in rows:
             yield read(path, found.pixels), text
         return
     import guidejax.data
 
     key, encode = ("caption", _as_bytes) if found.kind == "prompts" else ("label", None)
-    images = guidejax.data.Images(
-        data, label_key=key, encode=encode, image_size=found.pixels
-    ).arrays()
-    for x0, cond in zip(images["x0"], images["cond"], strict=True):
-        text = bytes(cond).rstrip(b"\0").decode() if encode else str(int(cond))
-        yield np.broadcast_to(x0, (*x0.shape[:2], 3)), text
+    images = guidejax.data.Images(data, label_key=key, encode=encode, image_size=found.pixels)
+    batches = guidejax.data.load(
+        images, batch_size=8, seed=seed or 0, shuffle=seed is not None, epochs=1,
+        drop_remainder=False,
+    )  # fmt: skip
+    for batch in batches:
+        for x0, cond in zip(batch["x0"], batch["cond"], strict=True):
+            text = bytes(cond).rstrip(b"\0").decode() if encode else str(int(cond))
+            yield np.broadcast_to(x0, (*x0.shape[:2], 3)), text
 
 
 def _as_bytes(text: Any) -> np.ndarray:
@@ -97,12 +111,18 @@ def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -
     import guidejax.data
 
     given = pathlib.Path(data).expanduser()
+    shape = found.noise(jax.random.key(0), 1).shape[1:]
     if (given / "fields.json").is_file():
+        fields = json.loads((given / "fields.json").read_text())["fields"]
+        shapes = {"/".join(field["path"]): tuple(field["shape"]) for field in fields}
+        if "said" not in shapes or shapes.get("x0") != shape:
+            raise SystemExit(f"{given} holds {shapes}; expected x0 of shape {shape}, and said.")
         return given
+    source = {"data": fingerprint(given) if given.is_dir() else data, "model": found.told}
+    same(where.with_suffix(".json"), source)
     if (where / "fields.json").is_file():
         return where
     encode = jax.jit(lambda encode, x: encode(x)) if found.encode is not None else None
-    shape = found.noise(jax.random.key(0), 1).shape[1:]
     if encode is None and shape != (found.pixels, found.pixels, 3):
         raise SystemExit(
             f"this model makes latents of shape {shape}, not pictures: give the VAE that turns "
@@ -127,7 +147,6 @@ def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -
         x0 = filled if encode is None else np.asarray(encode(found.encode, filled))
         return {
             "x0": np.asarray(x0[: len(x)], np.float32),
-            "picture": np.uint8(np.round((x + 1) * 127.5)),
             "said": np.stack([_as_bytes(text) for _, text in rows]),
         }
 
@@ -141,14 +160,13 @@ def texts(rows: np.ndarray) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in np.asarray(rows, np.uint8)]
 
 
-def everything(where: pathlib.Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(x0, pictures in [-1, 1], what they are of) of all that was prepared, in order."""
+def some(where: pathlib.Path, count: int) -> list[str]:
+    """What some of the prepared pictures are of, each once."""
     import guidejax.data
 
-    rows = list(guidejax.data.load_examples(where, batch_size=1, shuffle=False, epochs=1))
-    x0, shown = (np.concatenate([row[name] for row in rows]) for name in ("x0", "picture"))
-    said = [text for row in rows for text in texts(row["said"])]
-    return x0, shown.astype(np.float32) / 127.5 - 1, said
+    rows = guidejax.data.load_examples(where, batch_size=1, shuffle=False, epochs=1)
+    first = itertools.islice(rows, 50 * count)
+    return sorted({text for row in first for text in texts(row["said"])})[:count]
 
 
 class Batches:

@@ -108,7 +108,7 @@ class Denoiser:
             at: The time between the two, a scalar in [0, 1]. Traced.
 
         Raises:
-            ValueError: If `other` isn't a denoiser of the same process.
+            ValueError: If `other` isn't a denoiser of the same process, or `at` no time.
 
         Example:
             >>> from guidejax.processes import rectified_flow
@@ -124,11 +124,20 @@ class Denoiser:
                 "`then` expects a denoiser of the same process; for one of another process say "
                 "which it is to be on: other.on(process)."
             )
-        return Denoiser((self, other, jnp.asarray(at)), self.process, None, _Then(), "x0")
+        at = jnp.asarray(at, jnp.result_type(float))
+        if at.ndim or (is_concrete(at) and not 0 <= float(at) <= 1):
+            raise ValueError(f"`then` expects at, a scalar in [0, 1]; got {at}.")
+        return Denoiser((self, other, at), self.process, None, _Then(), "x0")
+
+    @property
+    def noisiest(self) -> Denoiser:
+        """The one that is asked at t = 1: of a pair by `then` the first, else this."""
+        return self.params[0].noisiest if isinstance(self.network, _Then) else self
 
     def blind_at(self, t: Any) -> bool:
         """Whether the prediction is known to say nothing of x0 at t, where α(t) = 0."""
-        if self.prediction not in ("eps", "score") or not is_concrete(t, self.process):
+        predicts = self.noisiest.prediction  # α is 0 at t = 1 alone.
+        if predicts not in ("eps", "score") or not is_concrete(t, self.process):
             return False
         with concretely():
             return bool(np.any(np.asarray(self.process.alpha(jnp.asarray(t))) <= 0))

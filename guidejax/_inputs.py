@@ -95,7 +95,7 @@ def _check_times(grid: np.ndarray, denoise: Denoiser, solver: Solver) -> None:
     for time in (grid[0], grid[-1]):
         if denoise.blind_at(time):
             raise ValueError(
-                f"at t = {time} α is 0, where {denoise.prediction!r} says nothing of x0; "
+                f"at t = {time} α is 0, where {denoise.noisiest.prediction!r} says nothing of x0; "
                 "start lower: uniform_times(steps, start=0.999)."
             )
     if not is_concrete(process):

@@ -126,6 +126,19 @@ def test_two_networks_of_different_processes_are_refused():
     high.then(other.on(PROCESS), 0.5)
 
 
+def test_where_the_noisier_network_says_nothing_of_x0_a_run_is_refused(noise):
+    """As for one network: at α = 0 ε has nothing of x0."""
+    process = gj.processes.zero_terminal_snr(gj.processes.scaled_linear())
+    eps, v = (gj.denoiser(lambda x, t, c: x, process, kind) for kind in ("eps", "v"))
+    noise = noise["audio"]
+    with pytest.raises(ValueError, match="'eps' says nothing of x0"):
+        gj.sample(KEY, eps.then(v, 0.5), noise, times=TIMES)
+    assert jnp.all(jnp.isfinite(gj.sample(KEY, v.then(eps, 0.5), noise, times=TIMES)))
+    for at in (-0.1, 1.5, jnp.nan, jnp.ones(2)):
+        with pytest.raises(ValueError, match=r"a scalar in \[0, 1\]"):
+            v.then(eps, at)
+
+
 def test_the_unconditional_pass_is_used_again(noise):
     counts = {}
     denoise = network(counts, "own", 1.0)

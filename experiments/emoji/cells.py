@@ -18,7 +18,7 @@ import safetensors.flax
 from flax import traverse_util
 
 import guidejax as gj
-from experiments import tuning
+from experiments import guides, tuning
 from experiments.emoji import captions, methods, towers, train
 from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
@@ -344,7 +344,7 @@ class Cells:
             return form.guide(self._once(self._anew, home))
         guide = self.learned(home, seed, "distance" if plain == method else "both")
         if method == "learned, gated":
-            return methods.windowed(guide, *self._window(home, guide))
+            return guides.windowed(guide, *self._window(home, guide))
         return guide
 
     def _window(self, home: str, guide: gj.Guidance) -> tuple[float, float]:

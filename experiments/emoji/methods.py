@@ -188,10 +188,3 @@ def learn(
         save_every=25,
         progress=progress,
     )
-
-
-def windowed(guide: gj.Guidance, lo: float, hi: float) -> gj.Guidance:
-    """A guidance whose ω is 0 outside of lo ≤ t ≤ hi: there it makes one pass in place of two."""
-    return dataclasses.replace(
-        guide, omega=gj.weights.as_weight(guide.omega) * gj.interval(1.0, lo, hi)
-    )

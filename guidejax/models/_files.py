@@ -74,9 +74,8 @@ def find(
     except Exception as error:
         what = "couldn't be downloaded" if download else "hasn't been downloaded to this machine"
         how = "" if download else " With download=True it is fetched (mind its licence)."
-        raise FileNotFoundError(
-            f"there is no folder {name}, and the repository {what}.{how}"
-        ) from (error)
+        message = f"there is no folder {name}, and the repository {what}.{how}"
+        raise FileNotFoundError(message) from error
     return pathlib.Path(found)
 
 
@@ -110,7 +109,7 @@ class Tensors:
         """A tensor, read when it is sliced, as `tensors[key][:2]`."""
         return self._handles[key].get_slice(key)
 
-    def whole(self, key: str) -> jax.Array:
+    def whole(self, key: str) -> np.ndarray:
         """All of a tensor."""
         return self._handles[key].get_tensor(key)
 
@@ -181,7 +180,7 @@ def _open(file: pathlib.Path) -> Any:
             "published weights are read by the safetensors package: `pip install guidejax[models]`."
         ) from error
     try:
-        return safe_open(file, framework="flax")
+        return safe_open(file, framework="np")  # On the host: placed later, once.
     except SafetensorError as error:
         raise ValueError(
             f"{file} can't be read as safetensors ({error}): it was cut off or damaged, download "
@@ -313,13 +312,15 @@ def read(
     return params
 
 
-def _part(tensors: Tensors, source: From, shape: tuple[int, ...], dtype: Any, where: Any) -> Any:
+def _part(
+    tensors: Tensors, source: From, shape: tuple[int, ...], dtype: Any, where: Any
+) -> np.ndarray:
     """A part of an array, or all of it where `where` is None; no more is read than it needs."""
     if len(source.keys) == 1 and source.shape is None and shape and where is not None:
-        return np.asarray(tensors[source.keys[0]][where].astype(dtype))
+        return tensors[source.keys[0]][where].astype(dtype)
     wholes = [tensors.whole(key) for key in source.keys]
-    joined = wholes[0] if len(wholes) == 1 else jnp.concatenate(wholes)
-    array = np.asarray(joined.reshape(shape).astype(dtype))
+    joined = wholes[0] if len(wholes) == 1 else np.concatenate(wholes)
+    array = joined.reshape(shape).astype(dtype)
     return array if where is None else array[where]
 
 

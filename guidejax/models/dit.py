@@ -184,7 +184,10 @@ def network(params: Params, x: Array, t: Array, cond: Array, config: Config) -> 
         config: The network.
 
     Returns:
-        (batch, side, side, channels), in the dtype of the parameters.
+        (batch, side, side, channels), in the dtype of the parameters; NaN where a class is none.
+
+    Raises:
+        ValueError: If `x` or `cond` has another shape, or `cond` holds no integers.
 
     Example:
         >>> small = Config(width=24, depth=1, heads=2, patch=2, side=4, classes=3)
@@ -193,18 +196,34 @@ def network(params: Params, x: Array, t: Array, cond: Array, config: Config) -> 
         >>> network(params, x, jnp.ones(2), classes, small).shape
         (2, 4, 4, 4)
     """
+    if x.ndim != 4 or x.shape[1:] != (config.side, config.side, config.channels):
+        raise ValueError(
+            f"the network got latents of shape {x.shape}; expected (batch, {config.side}, "
+            f"{config.side}, {config.channels}), channels last."
+        )
+    if jnp.shape(cond) != x.shape[:1] or not jnp.issubdtype(jnp.result_type(cond), jnp.integer):
+        raise ValueError(
+            f"the network's condition is of shape {jnp.shape(cond)} and {jnp.result_type(cond)}; "
+            f"expected classes ({x.shape[0]},), integers from 0 to {config.classes}."
+        )
     x = x.astype(params["x_embedder.proj.weight"].dtype)
     z = conv(params, "x_embedder.proj", x, stride=config.patch)
     z = z.reshape(z.shape[0], -1, config.width) + params["pos_embed"]
     time = linear(params, "t_embedder.mlp.0", sinusoids(t, 256).astype(x.dtype))
     time = linear(params, "t_embedder.mlp.2", jax.nn.silu(time))
-    about = jax.nn.silu(time + params["y_embedder.embedding_table.weight"][cond])[:, None]
+    about = jax.nn.silu(time + _class(params["y_embedder.embedding_table.weight"], cond))[:, None]
     for i in range(config.depth):
         z = _block(params, f"blocks.{i}", z, about, config)
     shift, scale = jnp.split(linear(params, "final_layer.adaLN_modulation.1", about), 2, axis=-1)
     z = _norm(params, "final_layer.norm_final", z, config) * (1 + scale) + shift
     z = linear(params, "final_layer.linear", z)
     return _unpatch(z, config)[..., : config.channels]
+
+
+def _class(table: Array, cond: Array) -> Array:
+    """Rows of the table; NaN for a class that it lacks, which indexing would take for another."""
+    beyond = jnp.where(cond < 0, table.shape[0], cond)
+    return table.at[beyond].get(mode="fill", fill_value=jnp.nan)
 
 
 def _block(params: Params, name: str, z: Array, about: Array, config: Config) -> Array:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 
 import jax
 import numpy as np
@@ -158,6 +159,47 @@ def test_learning_goes_on_where_it_was_killed(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_results_of_other_files_or_flags_are_not_taken_for_these(place, tmp_path):
+    of_classes(place, tmp_path / "omega", "--updates", 1)
+    with pytest.raises(SystemExit, match=r"of another run \(data .*give another --out"):
+        run(learn, "--model.checkpoint", place / "sit", "--model.vae", place / "sd" / "vae",
+            "--data", place / "pictures", "--batch", 8, "--out", tmp_path / "omega")  # fmt: skip
+    with pytest.raises(SystemExit, match="of another run .rule 'cfg', now 'apg'"):
+        of_classes(place, tmp_path / "omega", "--updates", 1, "--rule", "apg")
+    flags = (
+        "--model.checkpoint", place / "sit", "--classes", 0, 2, "--steps", 2, "--guide.weight",
+        tmp_path / "omega", "--out", tmp_path / "drawn",
+    )  # fmt: skip
+    first = run(generate, *flags)
+    assert run(generate, *flags) == first
+    # Another weight in the same folder is drawn with, beside weights that are asked for.
+    shutil.rmtree(tmp_path / "omega")
+    of_classes(place, tmp_path / "omega", "--updates", 3, "--learning-rate", 1.0)
+    other = run(generate, *flags, "--omegas", 2)
+    assert list(other) == ["CFG, ω = 2", "learned (omega)"]
+    assert other["learned (omega)"] != first["learned (omega)"]
+    for wrong, message in (
+        (("--reward-weight", 1.0), "give one, --reward"),
+        (("--objective", "rollout", "--particles", 3), "--batch 8 isn't a multiple of 3 particles"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(learn, "--model.checkpoint", place / "sit", "--data", place / "classed",
+                "--batch", 8, "--out", tmp_path / "wrong", *wrong)  # fmt: skip
+
+
+def test_files_are_told_from_others(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(300_000))
+    before = checkpoints.fingerprint(tmp_path)
+    assert checkpoints.fingerprint(tmp_path) == before
+    for at in (0, 150_000, 299_999):
+        path.write_bytes(bytes(at) + b"x" + bytes(299_999 - at))
+        assert checkpoints.fingerprint(tmp_path) != before
+    path.write_bytes(bytes(300_001))
+    assert checkpoints.fingerprint(tmp_path) != before
+
+
+@pytest.mark.slow
 def test_a_rollout_learns_two_numbers_of_adg(place, tmp_path):
     of_classes(place, tmp_path, "--objective", "rollout", "--rule", "adg", "--updates", 2)
     net, phi, _ = learn.load(tmp_path)
@@ -197,6 +239,8 @@ def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp
     assert run(evaluate, *flags) == found
     after = {path: path.stat().st_mtime_ns for path in before}
     assert sum(after[path] != before[path] for path in before) == 1
+    run(evaluate, *flags[:-4], "--steps", 3, *flags[-2:])  # Another sampler: nothing is kept.
+    assert all(path.stat().st_mtime_ns != after[path] for path in after)
     with pytest.raises(SystemExit, match="--judge is missing"):
         run(evaluate, "--model.checkpoint", place / "sd", "--data", "x")
 

@@ -76,6 +76,20 @@ def test_a_variance_doubles_the_output_and_is_left_out(family, x):
     )
 
 
+def test_a_class_that_is_none_is_nan_and_a_wrong_shape_is_told(x):
+    net, params = small()
+    run = jax.jit(lambda cond: dit.network(params, x, jnp.ones(2), cond, net))
+    for none in (4, -1):
+        found = np.asarray(run(jnp.array([0, none])))
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all()
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 4, 3\); expected \(batch, 4, 4, 4\)"):
+        dit.network(params, x[..., :3], jnp.ones(2), jnp.array([0, 1]), net)
+    for wrong in (jnp.array([0.0, 1.0]), jnp.array([[0], [1]])):
+        with pytest.raises(ValueError, match=r"expected classes \(2,\), integers from 0 to 3"):
+            dit.network(params, x, jnp.ones(2), wrong, net)
+
+
 def test_guidance_of_three_channels_is_the_originals(x):
     net, params = small("dit")
     denoise, classes, null = dit.ready(net, params), jnp.array([0, 1]), jnp.array([3, 3])
