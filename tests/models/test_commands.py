@@ -164,7 +164,7 @@ def test_results_of_other_files_or_flags_are_not_taken_for_these(place, tmp_path
     with pytest.raises(SystemExit, match=r"of another run \(data .*give another --out"):
         run(learn, "--model.checkpoint", place / "sit", "--model.vae", place / "sd" / "vae",
             "--data", place / "pictures", "--batch", 8, "--out", tmp_path / "omega")  # fmt: skip
-    with pytest.raises(SystemExit, match="of another run .rule 'cfg', now 'apg'"):
+    with pytest.raises(SystemExit, match=r"of another run \(rule 'cfg', now 'apg'"):
         of_classes(place, tmp_path / "omega", "--updates", 1, "--rule", "apg")
     flags = (
         "--model.checkpoint", place / "sit", "--classes", 0, 2, "--steps", 2, "--guide.weight",
