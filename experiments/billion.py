@@ -42,7 +42,8 @@ NAME = "SiT-1p0B/2"
 STEPS, PARTICLES = 8, 4
 PROGRAMS = ("pass", "sampler", "step")
 OPTIMIZER = optax.adamw(1e-3)
-Built = tuple[Callable[..., Any], tuple[Any, ...]]
+# A jitted function and its arguments' shapes.
+Built = tuple[Any, tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +235,7 @@ def measure(cell: Cell, config: dit.Config) -> dict[str, Any]:
     """All of a cell."""
     mesh, start = mesh_of(cell), time.perf_counter()
     function, arguments = build(cell.what, config, mesh, cell.batch)
-    lowered = function.lower(*arguments)  # type: ignore[attr-defined]
+    lowered = function.lower(*arguments)
     # How fast a CPU's code is, is nothing that is asked here, and takes half of the time.
     quick = {"xla_backend_optimization_level": 0} if cell.platform == "cpu" else {}
     compiled = lowered.compile(quick)

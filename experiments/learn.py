@@ -159,7 +159,7 @@ def judge(path: str, dtype: Any, download: bool) -> Any:
     from guidejax.models import _files, _towers, clip, inception, siglip
 
     where = _files.find(path, download=download)
-    config = _towers.json_of(_towers.folder_of(where), "config.json")
+    config = _files.json_of(_towers.folder_of(where), "config.json")
     # What lies in one folder may be of several models; a file is what its keys say.
     if where.is_file() or not config:
         if inception.is_inception(keys := _files.Tensors(where).shapes):

@@ -79,6 +79,12 @@ def find(
     return pathlib.Path(found)
 
 
+def json_of(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    """A JSON file's contents; nothing where there is no such file."""
+    file = folder / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 class Tensors:
     """The tensors of one or many safetensors files: shapes at once, values when asked for.
 

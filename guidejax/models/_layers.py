@@ -94,3 +94,24 @@ def sinusoids(t: Array, width: int, shift: float = 0.0, longest: float = 10000.0
     rates = jnp.exp(-math.log(longest) * jnp.arange(half, dtype=jnp.float32) / (half - shift))
     angles = t.astype(jnp.float32)[:, None] * rates
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rows(table: Array, index: Array) -> Array:
+    """Rows of a table (n, width); NaN for an index that it lacks, which JAX takes for another."""
+    beyond = jnp.where(index < 0, table.shape[0], index)
+    return table.at[beyond].get(mode="fill", fill_value=jnp.nan)
+
+
+def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Of a norm with scale and shift."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def linear_shapes(name: str, out: int, into: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Of a linear layer."""
+    return {f"{name}.weight": (out, into), **({f"{name}.bias": (out,)} if bias else {})}
+
+
+def conv_shapes(name: str, out: int, into: int, kernel: int = 3) -> dict[str, tuple[int, ...]]:
+    """Of a convolution."""
+    return {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}

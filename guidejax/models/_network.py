@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,3 +42,21 @@ def automatic(fn: Callable[..., Any], params: Any, x: Any, *args: Any) -> Any:
         out_sharding=NamedSharding(mesh, PartitionSpec(split)),
     )
     return run(*moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of a configuration, as `gj.denoiser` takes it: equal ones share what is compiled.
+
+    Attributes:
+        fn: `fn(params, x, t, cond, config)`.
+        config: Its sizes.
+    """
+
+    fn: Callable[..., Any]
+    config: Any
+
+    def __call__(self, params: Any, x: Any, t: Any, cond: Any) -> Any:
+        """`fn` of the configuration, on whatever mesh the arrays lie."""
+        run = lambda params, x, t, cond: self.fn(params, x, t, cond, self.config)  # noqa: E731
+        return automatic(run, params, x, t, cond)

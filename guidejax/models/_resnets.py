@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from guidejax._arrays import Array
 from guidejax.models._files import Shapes
-from guidejax.models._layers import conv, group_norm, linear
+from guidejax.models._layers import (
+    conv,
+    conv_shapes,
+    group_norm,
+    linear,
+    linear_shapes,
+    norm_shapes,
+)
 
 Params = Mapping[str, Array]
 
@@ -44,21 +51,6 @@ def twice(x: Array, size: tuple[int, int] | None = None) -> Array:
     """Each pixel as 2 × 2, the nearest neighbour; cut to `size`, as where half a size was odd."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x if size is None else x[:, : size[0], : size[1]]
-
-
-def norm_shapes(name: str, width: int) -> Shapes:
-    """Of a norm with scale and shift."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def linear_shapes(name: str, out: int, into: int, bias: bool = True) -> Shapes:
-    """Of a linear layer."""
-    return {f"{name}.weight": (out, into), **({f"{name}.bias": (out,)} if bias else {})}
-
-
-def conv_shapes(name: str, out: int, into: int, kernel: int = 3) -> Shapes:
-    """Of a convolution."""
-    return {f"{name}.weight": (out, into, kernel, kernel), f"{name}.bias": (out,)}
 
 
 def resnet_shapes(name: str, into: int, out: int, told: int | None) -> Shapes:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,18 @@ from jax.sharding import Mesh, PartitionSpec
 from guidejax._arrays import Array, is_concrete
 from guidejax.models import _files
 from guidejax.models._files import From, Params, Rules, Shapes, Tensors
-from guidejax.models._layers import attend, conv, layer_norm, linear
+from guidejax.models._layers import (
+    attend,
+    conv,
+    layer_norm,
+    linear,
+    linear_shapes,
+    norm_shapes,
+    rows,
+)
+from guidejax.models._network import automatic
+from guidejax.models.preprocess import Preprocess
+from guidejax.models.tokenizer import Tokenizer
 
 # Heads and hidden units of a layer over "model": one sum of all devices after each of its halves.
 RULES: Rules = {
@@ -73,18 +83,8 @@ def encoder_shapes(prefix: str, width: int, hidden: int, layers: int) -> Shapes:
     for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
         one |= linear_shapes(f"self_attn.{name}", width, width)
     one |= norm_shapes("layer_norm1", width) | norm_shapes("layer_norm2", width)
-    one |= linear_shapes("mlp.fc1", width, hidden) | linear_shapes("mlp.fc2", hidden, width)
+    one |= linear_shapes("mlp.fc1", hidden, width) | linear_shapes("mlp.fc2", width, hidden)
     return {f"{prefix}.{n}.{key}": shape for n in range(layers) for key, shape in one.items()}
-
-
-def linear_shapes(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    """Of a linear layer with a bias."""
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    """Of a norm with scale and shift."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
 def encode(
@@ -137,7 +137,7 @@ def embed_tokens(params: Mapping[str, Array], tokens: Any, config: Any) -> tuple
         )
     table = params["text_model.embeddings.token_embedding.weight"]
     places = params["text_model.embeddings.position_embedding.weight"]
-    return tokens, table[tokens] + places[: tokens.shape[1]]
+    return tokens, rows(table, tokens) + places[: tokens.shape[1]]
 
 
 def embed_patches(params: Mapping[str, Array], pixels: Any, config: Any) -> Array:
@@ -188,15 +188,9 @@ def beside(folder: pathlib.Path) -> pathlib.Path | None:
     return folder.resolve().parent / name.replace("text_encoder", "tokenizer")
 
 
-def json_of(folder: pathlib.Path, name: str) -> dict[str, Any]:
-    """A JSON file's contents; nothing where there is no such file."""
-    file = folder / name
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
 def config_of(path: pathlib.Path, config_from: Callable[[dict[str, Any]], Any]) -> Any:
     """The configuration beside a checkpoint."""
-    found = json_of(folder_of(path), "config.json")
+    found = _files.json_of(folder_of(path), "config.json")
     if not found:
         raise ValueError(
             f"there is no config.json in {folder_of(path)}, which says what size the model is of; "
@@ -225,6 +219,48 @@ def load_params(
             layout = bare
     _files.check(what, path, _files.sources(shapes, layout), tensors.shapes, IGNORED)
     return _files.read(tensors, shapes, layout, dtype=dtype, mesh=mesh, rules=rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+    """A checkpoint of two towers, or one: its parameters are leaves, all else is static.
+
+    Attributes:
+        params: By the keys of the family's `shapes`.
+        config: Of its towers.
+        preprocess: From images in [-1, 1] to pixels; None without an image tower.
+        tokenizer: From texts to tokens; None where the checkpoint came without its files.
+    """
+
+    params: Params
+    config: Any = dataclasses.field(metadata={"static": True})
+    preprocess: Preprocess | None = dataclasses.field(default=None, metadata={"static": True})
+    tokenizer: Tokenizer | None = dataclasses.field(default=None, metadata={"static": True})
+
+    # A family's: its name, and the towers as functions (params, pixels or tokens, config).
+    name: ClassVar[str]
+    of_image: ClassVar[Callable[..., ImageOutput]]
+    of_text: ClassVar[Callable[..., TextOutput]]
+
+    def image(self, x0: Any) -> ImageOutput:
+        """Features and embedding of images in [-1, 1], (batch, height, width, 3) of any size."""
+        config, preprocess = self.config.vision, self.preprocess
+        if config is None or preprocess is None:
+            raise ValueError(
+                f"this {self.name} has no image tower; load a checkpoint that has both."
+            )
+        run = lambda params, x0: self.of_image(params, preprocess(x0), config)  # noqa: E731
+        return automatic(run, self.params, x0)
+
+    def text(self, tokens: Any) -> TextOutput:
+        """States and embedding of tokens (batch, length), as `tokenizer` makes them."""
+        config = self.config.text
+        if config is None:
+            raise ValueError(
+                f"this {self.name} has no text tower; load a checkpoint that has both."
+            )
+        run = lambda params, tokens: self.of_text(params, tokens, config)  # noqa: E731
+        return automatic(run, self.params, tokens)
 
 
 def images_only(model: Any) -> Any:

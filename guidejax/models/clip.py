@@ -27,13 +27,11 @@ from jax.sharding import Mesh
 from guidejax._arrays import Array
 from guidejax.models import _files, _towers
 from guidejax.models import tokenizer as _tokenizer
-from guidejax.models._files import Params, Rules, Shapes
-from guidejax.models._layers import layer_norm, linear
-from guidejax.models._network import automatic
+from guidejax.models._files import Rules, Shapes
+from guidejax.models._layers import layer_norm, linear, norm_shapes
 from guidejax.models._towers import ImageOutput as ImageOutput
 from guidejax.models._towers import TextOutput as TextOutput
 from guidejax.models.preprocess import Preprocess, preprocess_from
-from guidejax.models.tokenizer import Tokenizer
 
 RULES = _towers.RULES
 
@@ -222,7 +220,7 @@ def shapes(config: Config) -> Shapes:
         found |= _towers.encoder_shapes(
             f"{name}.encoder.layers", text.width, text.hidden, text.layers
         )
-        found |= _towers.norm_shapes(f"{name}.final_layer_norm", text.width)
+        found |= norm_shapes(f"{name}.final_layer_norm", text.width)
         if text.embedding is not None:
             found["text_projection.weight"] = (text.embedding, text.width)
     if vision is not None:
@@ -233,11 +231,11 @@ def shapes(config: Config) -> Shapes:
         )  # fmt: skip
         found[f"{name}.embeddings.position_embedding.weight"] = (side**2 + 1, vision.width)
         # So spelled in the original.
-        found |= _towers.norm_shapes(f"{name}.pre_layrnorm", vision.width)
+        found |= norm_shapes(f"{name}.pre_layrnorm", vision.width)
         found |= _towers.encoder_shapes(
             f"{name}.encoder.layers", vision.width, vision.hidden, vision.layers
         )
-        found |= _towers.norm_shapes(f"{name}.post_layernorm", vision.width)
+        found |= norm_shapes(f"{name}.post_layernorm", vision.width)
         if vision.embedding is not None:
             found["visual_projection.weight"] = (vision.embedding, vision.width)
     if text is not None and vision is not None:
@@ -313,36 +311,14 @@ def image(params: Mapping[str, Array], pixels: Any, config: VisionConfig) -> Ima
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """A checkpoint: its parameters are leaves, all else is static.
-
-    Attributes:
-        params: By the keys of `shapes`.
-        config: Of its towers.
-        preprocess: From images in [-1, 1] to pixels; None without an image tower.
-        tokenizer: From texts to tokens; None where the checkpoint came without its files.
+class Clip(_towers.Towers):
+    """CLIP by its published weights: `params` by the keys of `shapes`, `config`, `preprocess` from
+    images to pixels, `tokenizer` from texts to tokens; None where the checkpoint lacks it.
     """
 
-    params: Params
-    config: Config = dataclasses.field(metadata={"static": True})
-    preprocess: Preprocess | None = dataclasses.field(default=None, metadata={"static": True})
-    tokenizer: Tokenizer | None = dataclasses.field(default=None, metadata={"static": True})
-
-    def image(self, x0: Any) -> ImageOutput:
-        """Features and embedding of images in [-1, 1], (batch, height, width, 3) of any size."""
-        if self.config.vision is None or self.preprocess is None:
-            raise ValueError("this CLIP has no image tower; load a checkpoint that has both.")
-        config, preprocess = self.config.vision, self.preprocess
-        run = lambda params, x0: image(params, preprocess(x0), config)  # noqa: E731
-        return automatic(run, self.params, x0)
-
-    def text(self, tokens: Any) -> TextOutput:
-        """States and embedding of tokens (batch, length), as `tokenizer` makes them."""
-        if self.config.text is None:
-            raise ValueError("this CLIP has no text tower; load a checkpoint that has both.")
-        config = self.config.text
-        run = lambda params, tokens: text(params, tokens, config)  # noqa: E731
-        return automatic(run, self.params, tokens)
+    name = "CLIP"
+    of_image = staticmethod(image)
+    of_text = staticmethod(text)
 
 
 def load(
@@ -383,7 +359,7 @@ def load(
     folder, preprocess, tokenizer = _towers.folder_of(path), None, None
     if config.vision is not None:
         size = config.vision.image_size
-        given = _towers.json_of(folder, "preprocessor_config.json")
+        given = _files.json_of(folder, "preprocessor_config.json")
         preprocess = preprocess_from(given, size, Preprocess(size))
     if config.text is not None:
         for place in (folder, _towers.beside(folder)):

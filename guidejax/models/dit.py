@@ -31,17 +31,19 @@ from jax.sharding import Mesh, PartitionSpec
 from guidejax import processes
 from guidejax._arrays import Array
 from guidejax._denoisers import Denoiser, denoiser
-from guidejax.models import _files
+from guidejax.models import _files, _network
 from guidejax.models._layers import (
     Params,
     attend,
     conv,
+    conv_shapes,
     layer_norm,
     linear,
+    linear_shapes,
     rms_norm,
+    rows,
     sinusoids,
 )
-from guidejax.models._network import automatic
 
 Family = Literal["dit", "sit", "repa", "lightning"]
 
@@ -138,15 +140,11 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     tokens = (config.side // config.patch) ** 2
     out = config.channels * (2 if config.learn_sigma else 1)
 
-    def linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
     found: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, tokens, d),
-        "x_embedder.proj.weight": (d, config.channels, config.patch, config.patch),
-        "x_embedder.proj.bias": (d,),
-        **linear("t_embedder.mlp.0", d, 256),
-        **linear("t_embedder.mlp.2", d, d),
+        **conv_shapes("x_embedder.proj", d, config.channels, config.patch),
+        **linear_shapes("t_embedder.mlp.0", d, 256),
+        **linear_shapes("t_embedder.mlp.2", d, d),
         "y_embedder.embedding_table.weight": (config.classes + 1, d),
     }
     if config.modern:
@@ -154,7 +152,9 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
                                (tokens, d // config.heads))  # fmt: skip
     for i in range(config.depth):
         block = f"blocks.{i}"
-        found |= linear(f"{block}.attn.qkv", 3 * d, d) | linear(f"{block}.attn.proj", d, d)
+        found |= linear_shapes(f"{block}.attn.qkv", 3 * d, d) | linear_shapes(
+            f"{block}.attn.proj", d, d
+        )
         if config.qk_norm:
             for name in ("q_norm", "k_norm"):
                 found[f"{block}.attn.{name}.weight"] = (d // config.heads,)
@@ -162,15 +162,17 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
                     found[f"{block}.attn.{name}.bias"] = (d // config.heads,)
         if config.modern:
             found |= {f"{block}.norm1.weight": (d,), f"{block}.norm2.weight": (d,)}
-            found |= linear(f"{block}.mlp.w12", 2 * config.hidden, d)
-            found |= linear(f"{block}.mlp.w3", d, config.hidden)
+            found |= linear_shapes(f"{block}.mlp.w12", 2 * config.hidden, d)
+            found |= linear_shapes(f"{block}.mlp.w3", d, config.hidden)
         else:
-            found |= linear(f"{block}.mlp.fc1", inner, d) | linear(f"{block}.mlp.fc2", d, inner)
-        found |= linear(f"{block}.adaLN_modulation.1", 6 * d, d)
+            found |= linear_shapes(f"{block}.mlp.fc1", inner, d) | linear_shapes(
+                f"{block}.mlp.fc2", d, inner
+            )
+        found |= linear_shapes(f"{block}.adaLN_modulation.1", 6 * d, d)
     if config.modern:
         found["final_layer.norm_final.weight"] = (d,)
-    found |= linear("final_layer.linear", config.patch**2 * out, d)
-    return found | linear("final_layer.adaLN_modulation.1", 2 * d, d)
+    found |= linear_shapes("final_layer.linear", config.patch**2 * out, d)
+    return found | linear_shapes("final_layer.adaLN_modulation.1", 2 * d, d)
 
 
 def network(params: Params, x: Array, t: Array, cond: Array, config: Config) -> Array:
@@ -211,19 +213,13 @@ def network(params: Params, x: Array, t: Array, cond: Array, config: Config) -> 
     z = z.reshape(z.shape[0], -1, config.width) + params["pos_embed"]
     time = linear(params, "t_embedder.mlp.0", sinusoids(t, 256).astype(x.dtype))
     time = linear(params, "t_embedder.mlp.2", jax.nn.silu(time))
-    about = jax.nn.silu(time + _class(params["y_embedder.embedding_table.weight"], cond))[:, None]
+    about = jax.nn.silu(time + rows(params["y_embedder.embedding_table.weight"], cond))[:, None]
     for i in range(config.depth):
         z = _block(params, f"blocks.{i}", z, about, config)
     shift, scale = jnp.split(linear(params, "final_layer.adaLN_modulation.1", about), 2, axis=-1)
     z = _norm(params, "final_layer.norm_final", z, config) * (1 + scale) + shift
     z = linear(params, "final_layer.linear", z)
     return _unpatch(z, config)[..., : config.channels]
-
-
-def _class(table: Array, cond: Array) -> Array:
-    """Rows of the table; NaN for a class that it lacks, which indexing would take for another."""
-    beyond = jnp.where(cond < 0, table.shape[0], cond)
-    return table.at[beyond].get(mode="fill", fill_value=jnp.nan)
 
 
 def _block(params: Params, name: str, z: Array, about: Array, config: Config) -> Array:
@@ -277,17 +273,10 @@ def _unpatch(z: Array, config: Config) -> Array:
     return z.transpose(0, 1, 3, 2, 4, 5).reshape(z.shape[0], config.side, config.side, -1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Network:
-    """The network of a configuration; equal ones share what is compiled."""
-
-    config: Config
-
-    def __call__(self, params: Params, x: Array, t: Array, cond: Array) -> Array:
-        run = lambda params, x, t, cond: network(params, x, t, cond, self.config)  # noqa: E731
-        output = automatic(run, params, x, t, cond)
-        # SiT's velocity goes from noise to data, guidejax's from data to noise.
-        return -output if self.config.family in ("sit", "lightning") else output
+def _predicted(params: Params, x: Array, t: Array, cond: Array, config: Config) -> Array:
+    """The network's output as guidejax counts it: SiT's velocity goes from noise to data."""
+    output = network(params, x, t, cond, config)
+    return -output if config.family in ("sit", "lightning") else output
 
 
 def _from_data(t: Array) -> Array:
@@ -306,7 +295,7 @@ def ready(config: Config, params: Mapping[str, Array]) -> Denoiser:
         `denoise(x, t, cond) -> x0`; cond are classes (batch,), and `config.classes` is no class,
         to give `gj.sample` as `uncond`.
     """
-    net, params = _Network(config), dict(params)
+    net, params = _network.Network(_predicted, config), dict(params)
     if config.family == "dit":
         return denoiser(net, processes.linear(), "eps", time="index", params=params)
     time: str | Callable[[Array], Array] = "t" if config.family == "repa" else _from_data

@@ -31,19 +31,20 @@ from jax.sharding import Mesh, PartitionSpec
 from guidejax import processes
 from guidejax._arrays import Array
 from guidejax._denoisers import Denoiser, denoiser
-from guidejax.models import _files
+from guidejax.models import _files, _network
 from guidejax.models._files import Rules, Shapes
 from guidejax.models._layers import (
     Params,
     attend,
     conv,
+    conv_shapes,
     layer_norm,
     linear,
+    linear_shapes,
     rms_norm,
     sinusoids,
 )
-from guidejax.models._network import automatic
-from guidejax.models._resnets import conv_shapes, linear_shapes, option, unknown
+from guidejax.models._resnets import option, unknown
 from guidejax.models._towers import config_of
 
 # Pairs of projections, the first split by its outputs, the second by its inputs: one all-reduce a
@@ -357,24 +358,8 @@ def _check(x: Array, cond: Any, config: Config) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """`network` as `gj.denoiser` takes it; of equal sizes it is equal, and compiles once.
-
-    Attributes:
-        config: Sizes.
-
-    Example:
-        >>> Network(SD3_MEDIUM) == Network(Config())
-        True
-    """
-
-    config: Config
-
-    def __call__(self, params: Params, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
-        """`network(params, x, t, cond, config)`."""
-        fn = functools.partial(network, config=self.config)
-        return automatic(fn, params, x, t, cond)
+# `network` as `gj.denoiser` takes it, by its sizes.
+Network = functools.partial(_network.Network, network)
 
 
 def told(t: Array) -> Array:

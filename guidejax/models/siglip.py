@@ -29,13 +29,11 @@ from jax.sharding import Mesh
 from guidejax._arrays import Array
 from guidejax.models import _files, _towers
 from guidejax.models import tokenizer as _tokenizer
-from guidejax.models._files import Params, Rules, Shapes
-from guidejax.models._layers import attend, layer_norm, linear
-from guidejax.models._network import automatic
+from guidejax.models._files import Rules, Shapes
+from guidejax.models._layers import attend, layer_norm, linear, linear_shapes, norm_shapes
 from guidejax.models._towers import ImageOutput as ImageOutput
 from guidejax.models._towers import TextOutput as TextOutput
 from guidejax.models.preprocess import SIGLIP_MEAN, SIGLIP_STD, Preprocess, preprocess_from
-from guidejax.models.tokenizer import Tokenizer
 
 RULES = _towers.RULES
 
@@ -193,8 +191,8 @@ def shapes(config: Config) -> Shapes:
         found |= _towers.encoder_shapes(
             f"{name}.encoder.layers", text.width, text.hidden, text.layers
         )
-        found |= _towers.norm_shapes(f"{name}.final_layer_norm", text.width)
-        found |= _towers.linear_shapes(f"{name}.head", text.width, text.embedding)
+        found |= norm_shapes(f"{name}.final_layer_norm", text.width)
+        found |= linear_shapes(f"{name}.head", text.embedding, text.width)
     if vision is not None:
         name, width, side = "vision_model", vision.width, vision.image_size // vision.patch
         found[f"{name}.embeddings.patch_embedding.weight"] = (width, 3, vision.patch, vision.patch)
@@ -203,14 +201,14 @@ def shapes(config: Config) -> Shapes:
         found |= _towers.encoder_shapes(
             f"{name}.encoder.layers", width, vision.hidden, vision.layers
         )
-        found |= _towers.norm_shapes(f"{name}.post_layernorm", width)
+        found |= norm_shapes(f"{name}.post_layernorm", width)
         found[f"{name}.head.probe"] = (1, 1, width)
         found[f"{name}.head.attention.in_proj_weight"] = (3 * width, width)
         found[f"{name}.head.attention.in_proj_bias"] = (3 * width,)
-        found |= _towers.linear_shapes(f"{name}.head.attention.out_proj", width, width)
-        found |= _towers.norm_shapes(f"{name}.head.layernorm", width)
-        found |= _towers.linear_shapes(f"{name}.head.mlp.fc1", width, vision.hidden)
-        found |= _towers.linear_shapes(f"{name}.head.mlp.fc2", vision.hidden, width)
+        found |= linear_shapes(f"{name}.head.attention.out_proj", width, width)
+        found |= norm_shapes(f"{name}.head.layernorm", width)
+        found |= linear_shapes(f"{name}.head.mlp.fc1", vision.hidden, width)
+        found |= linear_shapes(f"{name}.head.mlp.fc2", width, vision.hidden)
     if text is not None and vision is not None:
         found |= {"logit_scale": (1,), "logit_bias": (1,)}
     return found
@@ -287,36 +285,14 @@ def image(params: Mapping[str, Array], pixels: Any, config: VisionConfig) -> Ima
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Siglip:
-    """A checkpoint: its parameters are leaves, all else is static.
-
-    Attributes:
-        params: By the keys of `shapes`.
-        config: Of its towers.
-        preprocess: From images in [-1, 1] to pixels.
-        tokenizer: From texts to tokens; None where the checkpoint came without its file.
+class Siglip(_towers.Towers):
+    """SigLIP by its published weights: `params` by the keys of `shapes`, `config`, `preprocess`
+    from images to pixels, `tokenizer` from texts to tokens; None where the checkpoint lacks it.
     """
 
-    params: Params
-    config: Config = dataclasses.field(metadata={"static": True})
-    preprocess: Preprocess | None = dataclasses.field(default=None, metadata={"static": True})
-    tokenizer: Tokenizer | None = dataclasses.field(default=None, metadata={"static": True})
-
-    def image(self, x0: Any) -> ImageOutput:
-        """Embedding of images in [-1, 1], (batch, height, width, 3) of any size."""
-        if self.config.vision is None or self.preprocess is None:
-            raise ValueError("this SigLIP has no image tower; load a checkpoint that has both.")
-        config, preprocess = self.config.vision, self.preprocess
-        run = lambda params, x0: image(params, preprocess(x0), config)  # noqa: E731
-        return automatic(run, self.params, x0)
-
-    def text(self, tokens: Any) -> TextOutput:
-        """States and embedding of tokens (batch, length), as `tokenizer` makes them."""
-        if self.config.text is None:
-            raise ValueError("this SigLIP has no text tower; load a checkpoint that has both.")
-        config = self.config.text
-        run = lambda params, tokens: text(params, tokens, config)  # noqa: E731
-        return automatic(run, self.params, tokens)
+    name = "SigLIP"
+    of_image = staticmethod(image)
+    of_text = staticmethod(text)
 
 
 def load(
@@ -356,7 +332,7 @@ def load(
     if config.vision is not None:
         size = config.vision.image_size
         usual = Preprocess(size, SIGLIP_MEAN, SIGLIP_STD, crop=False)
-        given = _towers.json_of(folder, "preprocessor_config.json")
+        given = _files.json_of(folder, "preprocessor_config.json")
         preprocess = preprocess_from(given, size, usual)
     if config.text is not None and (folder / "tokenizer.json").is_file():
         tokenizer = _tokenizer.load_siglip(folder, config.text.length)

@@ -42,7 +42,7 @@ from guidejax._arrays import Array
 from guidejax._denoisers import Denoiser, denoiser
 from guidejax._random import as_keys, normal_like
 from guidejax.models import _files, clip, unet, vae
-from guidejax.models._towers import json_of
+from guidejax.models._files import json_of
 
 Cond = dict[str, Array]
 

@@ -38,7 +38,7 @@ from guidejax._arrays import Array
 from guidejax._denoisers import Denoiser
 from guidejax._random import as_keys, normal_like
 from guidejax.models import _files, clip, sd3, t5, vae
-from guidejax.models._towers import json_of
+from guidejax.models._files import json_of
 
 Cond = dict[str, Array]
 

@@ -29,7 +29,7 @@ from guidejax._arrays import Array
 from guidejax.models import _files, _towers
 from guidejax.models import tokenizer as _tokenizer
 from guidejax.models._files import From, Layout, Params, Rules, Shapes
-from guidejax.models._layers import linear, rms_norm
+from guidejax.models._layers import linear, rms_norm, rows
 from guidejax.models._network import automatic
 from guidejax.models.tokenizer import Tokenizer
 
@@ -193,7 +193,7 @@ def encode(params: Mapping[str, Array], tokens: Any, mask: Any, config: Config) 
     # (1, heads, length, length); in float32, in which logits are summed.
     bias = params[_BIAS].astype(jnp.float32)[_buckets(tokens.shape[1], config)]
     bias = bias.transpose(2, 0, 1)[None]
-    x = params[_TABLE][tokens]
+    x = rows(params[_TABLE], tokens)
     heads = (*tokens.shape, config.heads, config.head)
     for i in range(config.layers):
         name = f"encoder.block.{i}.layer.0"

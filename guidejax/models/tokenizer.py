@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from guidejax.models._towers import json_of
+from guidejax.models._files import json_of
 
 # How CLIP splits texts before it looks for byte pairs: its end tokens, English contractions, runs
 # of letters, single digits, runs of anything else.

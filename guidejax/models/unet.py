@@ -22,14 +22,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from guidejax._arrays import Array
-from guidejax.models import _files
+from guidejax.models import _files, _network
 from guidejax.models._files import Rules, Shapes
-from guidejax.models._layers import attend, conv, group_norm, layer_norm, linear, sinusoids
-from guidejax.models._network import automatic
-from guidejax.models._resnets import (
+from guidejax.models._layers import (
+    attend,
+    conv,
     conv_shapes,
+    group_norm,
+    layer_norm,
+    linear,
     linear_shapes,
     norm_shapes,
+    sinusoids,
+)
+from guidejax.models._resnets import (
     option,
     resnet,
     resnet_shapes,
@@ -453,24 +459,8 @@ def _check(x: Array, cond: Any, config: Config) -> None:
             raise ValueError(f"the condition's {name!r} has shape {got}; expected ({expected}).")
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """`network` as `gj.denoiser` takes it; of equal sizes it is equal, and compiles once.
-
-    Attributes:
-        config: Sizes.
-
-    Example:
-        >>> Network(SD15) == Network(Config())
-        True
-    """
-
-    config: Config
-
-    def __call__(self, params: Params, x: Array, t: Array, cond: Mapping[str, Array]) -> Array:
-        """`network(params, x, t, cond, config)`."""
-        fn = functools.partial(network, config=self.config)
-        return automatic(fn, params, x, t, cond)
+# `network` as `gj.denoiser` takes it, by its sizes.
+Network = functools.partial(_network.Network, network)
 
 
 def load(

@@ -21,11 +21,16 @@ from jax.sharding import Mesh, PartitionSpec
 from guidejax._arrays import Array
 from guidejax.models import _files
 from guidejax.models._files import From, Layout, Rules, Shapes
-from guidejax.models._layers import attend, conv, group_norm, linear
-from guidejax.models._resnets import (
+from guidejax.models._layers import (
+    attend,
+    conv,
     conv_shapes,
+    group_norm,
+    linear,
     linear_shapes,
     norm_shapes,
+)
+from guidejax.models._resnets import (
     option,
     resnet,
     resnet_shapes,
