@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +250,9 @@ def shard_like(value: Array, x: Array) -> Array:
     if not len(sharding.spec) or sharding.spec[0] is None:
         return value
     spec = jax.sharding.PartitionSpec(sharding.spec[0])
+    if is_concrete(value, x):  # Outside of a program there needn't be a mesh in scope.
+        mesh = cast(jax.sharding.NamedSharding, x.sharding).mesh
+        return jax.device_put(value, jax.sharding.NamedSharding(mesh, spec))
     return jax.sharding.reshard(value, jax.sharding.NamedSharding(sharding.mesh, spec))
 
 

@@ -11,6 +11,7 @@ COLABS = pathlib.Path(__file__).parent.parent / "colabs"
 SHRUNK = {
     "angle": "omegas, samples, steps, prompts = (0.0, 3.0, 14.0), 64, 3, prompts[:2]",
     "text_to_image": "prompts, steps, updates, batch = prompts[:2], 3, 2, 4",
+    "your_model": "train_steps, updates, steps, samples, published = 60, 4, 4, 16, None",
     "stages": "samples, steps, taus = 256, 16, [1.0, 0.6, 0.2]",
 }
 

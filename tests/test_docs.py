@@ -24,7 +24,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "guidejax"
 README = (ROOT / "README.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+# Written by hand or by an experiment; the site makes its API pages itself.
+PAGES = sorted(
+    page
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if page.parent.name not in ("api", "notebooks", "digits", "weights")
+)
 KEY = jax.random.key(0)
 
 

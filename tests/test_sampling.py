@@ -412,6 +412,21 @@ def test_mesh_doesn_t_change_the_samples(mesh, split):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def test_no_mesh_need_be_in_scope(mesh):
+    """What lies on a mesh stays there; the null condition, given once for all, joins it."""
+    noise, labels = jax.random.normal(KEY, (64, 4)), jnp.arange(64) % 3 * 1.0
+    network = lambda x, t, cond: 0.5 * x + cond[:, None]
+    denoise = gj.denoiser(network, PROCESS, "velocity")
+    run = lambda noise, labels: gj.sample(
+        KEY, denoise, noise, cond=labels, uncond=0.0, guidance=gj.guidance(gj.adg, omega=0.8),
+        times=TIMES,
+    )  # fmt: skip
+    rows = NamedSharding(mesh, P("data"))
+    got = run(*jax.device_put((noise, labels), rows))
+    assert got.sharding.is_equivalent_to(rows, 2)
+    np.testing.assert_allclose(got, run(noise, labels), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_mesh_with_a_network_and_a_learned_omega(mesh):
     denoise = _linen()

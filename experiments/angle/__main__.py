@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     if config.publish:
         page.keep(cells, RESULTS)
     for claim in page.claims(cells):
-        LOG.info("%s: %s. %s", claim.title, claim.verdict, claim.measured)
+        LOG.info("%s: %s. %s", claim.claim, claim.verdict, claim.measured)
     LOG.info("page: %s (%.0f s)", config.out / "angle.md", time.monotonic() - begun)
 
 

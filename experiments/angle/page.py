@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -13,16 +13,8 @@ import scipy.stats
 from experiments.angle.cells import BEYOND, DIMENSIONS, Cells
 from experiments.angle.mixtures import LEAK, SETTINGS
 from experiments.angle.rules import VARIANTS
+from experiments.claims import FAILS, HOLDS, NO_CLAIM, PARTLY, Claim
 from experiments.statistics import mean_interval, paired_difference_interval, paired_ratio_interval
-
-
-class Claim(NamedTuple):
-    """What is claimed, what was measured, and whether that bears it out."""
-
-    title: str
-    claimed: str
-    measured: str
-    verdict: str
 
 
 def keep(cells: Cells, folder: pathlib.Path) -> None:
@@ -93,7 +85,12 @@ def tested(cells: Cells, rule: str, field: str, index: int) -> np.ndarray:
 
 def claims(cells: Cells) -> list[Claim]:
     """Every claim with its measurement."""
-    return [*_norm_claims(cells), *_region_claims(cells), *_part_claims(cells)]
+    parts = {"norm": _norm_claims, "region": _region_claims, "parts": _part_claims}
+    return [
+        claim._replace(figure=f"angle/{name}.png")
+        for name, made in parts.items()
+        for claim in made(cells)
+    ]
 
 
 def _norm_claims(cells: Cells) -> list[Claim]:
@@ -122,7 +119,7 @@ def _norm_claims(cells: Cells) -> list[Claim]:
             f"closed forms {_outside(gain[:, guided], exact[guided])} lie outside of their own 95% "
             f"interval; {'all' if agrees else 'not all'} lie in the intervals that hold together. "
             f"Sample by sample, the integral along the path misses by at most {off:.4f}.",
-            "holds" if agrees and least > 0 else "in part",
+            HOLDS if agrees and least > 0 else PARTLY,
         ),
         Claim(
             "It is a projection that grows", "The theorem speaks of n·x0, not of ‖x0‖ about any "
@@ -132,14 +129,14 @@ def _norm_claims(cells: Cells) -> list[Claim]:
             f"others n·x0 grows for {interval(_binomial(inner[:, at], plan.samples))} of the samples at ω = "
             f"{plan.omegas[at]:g}, and the mean norm shrinks to {_mean(ratio[:, at], 4)} of the "
             "conditional one.",
-            "holds",
+            HOLDS,
         ),
         Claim(
             "How fast", "Growth with w; a rate isn't given in what we could read of the paper.",
             f"Less than linear: from ω = {plan.omegas[at]:g} to {plan.omegas[-1]:g} the closed form "
             f"grows {rate:.2f} times, ω {plan.omegas[-1] / plan.omegas[at]:.2f} times, because the "
             "further out a path goes the more m(x) is the class's own mean.",
-            "measured, no claim",
+            NO_CLAIM,
         ),
     ]  # fmt: skip
 
@@ -173,7 +170,7 @@ def _region_claims(cells: Cells) -> list[Claim]:
             f"{between.size} cases (points {np.max(high - low):.4f} apart at most). Of {total} shares "
             f"of the class in the region {wrong} lie outside of their own 95% interval about the "
             f"quadrature; {'all' if ok else 'not all'} in the intervals that hold together.",
-            "holds" if ok and between.all() else "in part",
+            HOLDS if ok and between.all() else PARTLY,
         ),
         Claim(
             "How large it is", "Its width is at most ω (1 − t) n·(μ_y − m(x)), linear in ω where m "
@@ -183,7 +180,7 @@ def _region_claims(cells: Cells) -> list[Claim]:
             f"{largest[2]:.3f} of the class in 2 dimensions, {largest[4]:.3f} in 4 and {largest[BEYOND]:.1e} in "
             f"{BEYOND}, since noise across n leaves it. Of CFG's own paths in 2 dimensions at most "
             f"{interval(_binomial(path[:, top], plan.samples))} are in it (t = {t:g}, ω = {omega:g}).",
-            "in part",
+            PARTLY,
         ),
     ]  # fmt: skip
 
@@ -201,6 +198,7 @@ def _part_claims(cells: Cells) -> list[Claim]:
     gap = paired_difference_interval(own["adg"], own["cfg"])
     robust = paired_ratio_interval(get("adg", "distance"), get("cfg", "distance"))
     cap = paired_ratio_interval(get("adg, no cap", "distance"), get("adg", "distance"))
+    costs = _below(cells, best["adg"], "adg, norm of the sample", "adg, norm of each pixel")
     forms = {name: cells.over_seeds("constants", name) for name in ("10⁻³", "3.14/3", "both")}
     nan = cells.over_seeds("geometry", "code_nan")
     late, early = nan[:, :, -1].mean(axis=1), nan[:, :, : plan.sampler_steps // 4].max()
@@ -210,19 +208,19 @@ def _part_claims(cells: Cells) -> list[Claim]:
             f"The largest ratio of all steps, samples and ω is {largest.max():.4f}, the least "
             f"{smallest.min():.4f}; it is √(1 + sin 2a sin θ) to {off:.0e}. So the bound needs no "
             "cap, sin 2a ≤ 1 for any a; with the cap, 2a < π, a step never shortens c.",
-            "holds" if largest.max() <= 2**0.5 + 1e-5 else "doesn't hold",
+            HOLDS if largest.max() <= 2**0.5 + 1e-5 else FAILS,
         ),
         Claim(
             "Norms", "ADG constrains the magnitudes that CFG inflates.",
             f"At ω = {top} the mean norm of CFG's samples is {_mean(get('cfg', 'norm'))} of the data's, "
             f"of ADG's {_mean(get('adg', 'norm'))}, of samples at ω = 0 {_mean(get('cfg', 'norm', 0))}. "
             "It is no longer inflated, but it falls below: a bound on one x̂0 is no bound on the path.",
-            "in part",
+            PARTLY,
         ),
         Claim(
             "High weights", "ADG is robust where CFG degrades.",
             f"At ω = {top} ADG's distance to the data is {interval(robust)} of CFG's.",
-            "holds" if robust.high < 1 else "doesn't hold",
+            HOLDS if robust.high < 1 else FAILS,
         ),
         Claim(
             "The best weight", "No gain in FID over the best constant CFG (16.6 and 16.6, by a "
@@ -231,24 +229,23 @@ def _part_claims(cells: Cells) -> list[Claim]:
             f"{_mean(own['cfg'], 4)}, ADG (ω = {plan.omegas[best['adg']]:g}) {_mean(own['adg'], 4)}; "
             f"paired, ADG less CFG is {interval(gap, 4)}. Mass that lies with other classes is what extrapolation mends best: a "
             "real model has other faults.",
-            "holds" if gap.high > 0 else "doesn't hold",
+            HOLDS if gap.high > 0 else FAILS,
         ),
         Claim(
             "The cap", "The paper leaves out the cap of π/3 in one picture; no figures were found.",
-            f"Without it ω θ goes past π/2, c gets a negative weight, and at ω = {top} the distance is "
+            f"{'Needed' if cap.low > 1 else 'Not needed'} at high ω. Without it ω θ goes past π/2, c gets a negative weight, and at ω = {top} the distance is "
             f"{interval(cap, 1)} times as large, the norm {_mean(get('adg, no cap', 'norm'))} of the data's. "
             f"With it {_mean(capped)} of the samples are at the cap in the first step. Half the cap, π/6, is better still "
             f"there: {_mean(get('adg, cap π/6', 'distance'), 4)}, ADG {_mean(get('adg', 'distance'), 4)}.",
-            "needed at high ω" if cap.low > 1 else "not needed",
+            NO_CLAIM,
         ),
         Claim(
             "The norm", "The paper gives the norm back, pixel by pixel, in one picture; no figures were found.",
-            f"Giving ‖c‖ back costs distance at ADG's own ω: {_mean(get('adg', 'distance', best['adg']), 4)} "
+            f"Giving ‖c‖ back {'costs distance' if costs else 'makes no difference'} at ADG's own ω: {_mean(get('adg', 'distance', best['adg']), 4)} "
             f"without, {_mean(get('adg, norm of the sample', 'distance', best['adg']), 4)} with that of the "
             f"sample, {_mean(get('adg, norm of each pixel', 'distance', best['adg']), 4)} with that of each "
             "pixel. The longer x̂0 is what guidance needs here: the conditional samples are too short.",
-            "better left alone" if _below(cells, best["adg"], "adg, norm of the sample", "adg, norm of each pixel")
-            else "no difference",
+            NO_CLAIM,
         ),
         Claim(
             "The plane and the turn", "ADG optimises the alignment of angles; it is said to rotate.",
@@ -258,16 +255,16 @@ def _part_claims(cells: Cells) -> list[Claim]:
             f"{_mean(own['projected'], 4)}, ADG at {_mean(own['adg'], 4)}, and at ω = {top} at "
             f"{_mean(get('projected', 'distance'))}, CFG at {_mean(get('cfg', 'distance'))}: taking out what is along "
             "u helps somewhat, the capped angle is what makes it robust.",
-            "in part",
+            PARTLY,
         ),
         Claim(
             "The authors' constants", "The program turns by 10⁻³ θ more and caps at 3.14/3.",
             f"10⁻³ moves the median sample by {_small(forms['10⁻³'][:, 0])} of its norm at ω = 0, where it should be "
             f"the conditional one, and by {_small(forms['10⁻³'][:, -1])} at ω = {top}; 3.14/3 by "
-            f"{_small(forms['3.14/3'][:, -1])} at ω = {top}. Neither shows in any figure above. Its arccos isn't clamped: where c and u agree to rounding it is NaN, "
+            f"{_small(forms['3.14/3'][:, -1])} at ω = {top}. They show at ω = 0 and where c = u, in no figure above. Its arccos isn't clamped: where c and u agree to rounding it is NaN, "
             f"{_mean(late)} of the samples in the last step, and {early:.3f} at most in the first quarter of the "
             "steps. Two passes of a network seldom agree so well, these exact denoisers do.",
-            "shows at ω = 0 and where c = u",
+            NO_CLAIM,
         ),
     ]  # fmt: skip
 
@@ -302,7 +299,7 @@ def text(cells: Cells) -> str:
         "python -m experiments.angle --preset full --publish   # this page\n```\n",
         "## What holds\n",
         _table(("", "claimed", "measured", "verdict"),
-               ((f"**{c.title}**", c.claimed, c.measured, c.verdict) for c in found)),
+               ((f"**{c.claim}**", c.source, c.measured, c.verdict) for c in found)),
         "## Norms grow under CFG\n",
         "p(x0) = Σ π_i N(μ_i, I) with equal π, rectified flow, the class y one component, m(x) the mean of μ under the responsibilities at "
         "x_t. From\nthe same noise\n\n> n·x0(CFG) − n·x0(conditional) = ω ∫₀¹ t c_t^(−3/2) n·(μ_y − m(x_t)) dt, c_t = (1 − t)² + t²,\n\n"

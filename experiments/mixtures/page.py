@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks.report import markdown_table
+from experiments.claims import Claim, verdict
 from experiments.mixtures import reading, worlds
 from experiments.mixtures.config import (
     BATCH,
@@ -32,19 +33,6 @@ ZERO = 0.1  # A learned ω below it counts as about zero.
 WRONG = ("under-trained network", "leaking", "mislabelled network")
 
 
-class Claim(NamedTuple):
-    """What is claimed, by whom, what was measured, and "holds", "in part" or "doesn't hold"."""
-
-    claim: str
-    source: str
-    measured: str
-    verdict: str
-
-
-def _verdict(each: list[bool]) -> str:
-    return "holds" if all(each) else "in part" if any(each) else "doesn't hold"
-
-
 def claims(results: dict[str, Any]) -> list[Claim]:
     """Every claim beside its measurement."""
     found = []
@@ -56,7 +44,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         "Where the model is well trained, the learned ω stays near 0", paper,
         "mean ω " + ", ".join(f"{reading.shown(omegas[m])} ({m})" for m in well)
         + f"; near 0 is below {ZERO}",
-        _verdict([omegas[m].high < ZERO for m in well]),
+        verdict([omegas[m].high < ZERO for m in well]),
     ))  # fmt: skip
 
     worse = {
@@ -64,17 +52,17 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         for m in well
     }
     found.append(Claim(
-        "and a larger ω worsens the distance", paper,
+        "A larger ω worsens the distance of a well-trained model", paper,
         "energy distance at ω = 1 less that at 0: "
         + ", ".join(f"{reading.shown(worse[m], 4)} ({m})" for m in well),
-        _verdict([worse[m].low > 0 for m in well]),
+        verdict([worse[m].low > 0 for m in well]),
     ))  # fmt: skip
 
     found.append(Claim(
         "Where the model is under-trained, the learned ω is large", paper,
         "mean ω " + ", ".join(f"{reading.shown(omegas[m])} ({m})" for m in WRONG)
         + f"; the whole interval above {ZERO} was asked",
-        _verdict([omegas[m].low > ZERO for m in WRONG]),
+        verdict([omegas[m].low > ZERO for m in WRONG]),
     ))  # fmt: skip
 
     best = results["omegas"]
@@ -85,25 +73,25 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         for m in WRONG
     }  # fmt: skip
     found.append(Claim(
-        "and guidance lowers the distance", paper,
+        "Guidance lowers the distance of an under-trained model", paper,
         "energy distance at the ω that was tuned less that at 0: "
         + ", ".join(f"{reading.shown(lower[m], 4)} ({m}, ω = {best[m]:g})" for m in WRONG),
-        _verdict([lower[m].high < 0 for m in WRONG]),
+        verdict([lower[m].high < 0 for m in WRONG]),
     ))  # fmt: skip
 
     none = {m: _over_none(results, m) for m in WRONG}
     constant = {m: reading.gain(results, m) for m in WRONG}
     found.append(Claim(
-        "and so does the learned ω", paper,
+        "So does the learned ω", paper,
         "energy distance with the learned ω less that at 0: "
         + ", ".join(f"{reading.shown(v, 4)} ({m})" for m, v in none.items()),
-        _verdict([v.high < 0 for v in none.values()]),
+        verdict([v.high < 0 for v in none.values()]),
     ))  # fmt: skip
     found.append(Claim(
-        "which has the lowest distance of all", paper,
+        "The learned ω has the lowest distance of all", paper,
         "energy distance with the learned ω less that at the tuned constant: "
         + ", ".join(f"{reading.shown(v, 4)} ({m})" for m, v in constant.items()),
-        _verdict([v.high < 0 for v in constant.values()]),
+        verdict([v.high < 0 for v in constant.values()]),
     ))  # fmt: skip
 
     matching = {
@@ -114,7 +102,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         "Guided score matching (least E‖x0 − x̂(ω)‖²) learns ω = 0", paper,
         f"its best ω at t = {PAIRS[1][1]}: "
         + ", ".join(f"{reading.shown(v)} ({m})" for m, v in matching.items()),
-        _verdict([v.low <= 0 <= v.high for v in matching.values()]),
+        verdict([v.low <= 0 <= v.high for v in matching.values()]),
     ))  # fmt: skip
 
     moved = {name: _spread_over_rates(results, name) for name in OBJECTIVES}
@@ -124,7 +112,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         "largest less smallest mean ω over the learning rates of tuning: "
         + ", ".join(f"{reading.mean(v)} ({OBJECTIVES[n]})" for n, v in moved.items())
         + f"; difference {reading.shown(more)}, over {len(moved['l2'])} mixtures and models",
-        _verdict([more.low > 0]),
+        verdict([more.low > 0]),
     ))  # fmt: skip
 
     hits, table = _l2_hits(results)
@@ -132,7 +120,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         "l2 is least at ω = A α_t/B > 0 for exact denoisers", derived,
         f"{hits} of {len(PAIRS)} steps t → s within 95% intervals over seeds that hold all at "
         f"once; the largest relative difference of the means is {table:.1%}",
-        _verdict([hits == len(PAIRS), hits >= len(PAIRS) / 2]),
+        verdict([hits == len(PAIRS), hits >= len(PAIRS) / 2]),
     ))  # fmt: skip
 
     biased = mean_interval(reading.learned_omega(results, "exact", "l2"))
@@ -140,10 +128,10 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         reading.values(results, "learn", "exact", "energy", "l2"), reading.at(results, "exact", 0.0)
     )
     found.append(Claim(
-        "so that l2 guides an exact model, which needs no guidance", derived,
+        "l2 guides an exact model, which needs no guidance", derived,
         f"mean learned ω {reading.shown(biased)}; energy distance less that at ω = 0 "
         f"{reading.shown(cost, 4)}",
-        _verdict([biased.low > ZERO, cost.low > 0]),
+        verdict([biased.low > ZERO, cost.low > 0]),
     ))  # fmt: skip
 
     steps = _energy_steps(results, "exact")
@@ -151,7 +139,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         "The energy distance has no such bias", derived,
         f"best ω of single steps of the exact model between {float(np.min(steps.low)):.2f} and "
         f"{float(np.max(steps.high)):.2f}, all intervals together",
-        _verdict([bool(high < ZERO) for high in steps.high]),
+        verdict([bool(high < ZERO) for high in steps.high]),
     ))  # fmt: skip
 
     right, off = _width_hits(results)
@@ -159,9 +147,14 @@ def claims(results: dict[str, Any]) -> list[Claim]:
         "One Gaussian comes out c^(1 + ω)/∅^ω wide, from the widths c and ∅ of the models", derived,
         f"{right} of {len(WIDTHS) * len(OMEGAS)} widths within 95% intervals that hold all at once; "
         f"largest relative difference {off:.1%}",
-        _verdict([right == len(WIDTHS) * len(OMEGAS), off < 0.03]),
+        verdict([right == len(WIDTHS) * len(OMEGAS), off < 0.03]),
     ))  # fmt: skip
-    return found
+    shown = ("omega", "distance", "omega", "distance", "distance", "distance", "l2", "omega", "l2",
+             "omega", "l2", "why")  # fmt: skip
+    return [
+        claim._replace(figure=f"mixtures/{name}.png")
+        for claim, name in zip(found, shown, strict=True)
+    ]
 
 
 def _over_none(results: dict[str, Any], model: str) -> Any:

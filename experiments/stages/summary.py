@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from experiments.claims import FAILS, HOLDS, PARTLY, Claim
 from experiments.stages import theory
 from experiments.stages.cells import Cells
 from experiments.stages.config import SETTINGS, UNEVEN, schedules
 from experiments.statistics import Interval, mean_interval, paired_difference_interval
 
 Row = dict[str, Any]
-HOLDS, PARTLY, FAILS = "holds", "holds in part", "does not hold"
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A claim, what was measured, and whether it holds."""
-
-    source: str
-    claim: str
-    measured: str
-    verdict: str
 
 
 def rows(cells: Cells, kind: str, setting: str | None = None, **wanted: Any) -> list[Row]:
@@ -124,11 +113,17 @@ def until(cells: Cells, setting: str, omega: float) -> Interval | None:
 
 def claims(cells: Cells) -> list[Claim]:
     """Every claim with its measure."""
+    parts = {
+        "direction": (_agreement, _direction, _norms),
+        "separation": (_starving, _basins),
+        "concentration": (_contracts,),
+        "schedules": (_halves, _perturbed, _global, _local, _least, _price),
+    }
     return [
-        _agreement(cells), _direction(cells), _norms(cells), _starving(cells), _basins(cells),
-        _contracts(cells), _halves(cells), _perturbed(cells), _global(cells), _local(cells),
-        _least(cells), _price(cells),
-    ]  # fmt: skip
+        made(cells)._replace(figure=f"stagewise/{name}.png")
+        for name, each in parts.items()
+        for made in each
+    ]
 
 
 def _agreement(cells: Cells) -> Claim:
@@ -145,8 +140,8 @@ def _agreement(cells: Cells) -> Claim:
         count >= len(found) - max(2, len(found) // 8) for count in agree.values()
     )
     return Claim(
-        "Theorem 3.5, in closed form",
         "one mode is contracted to σ_y^(1 + ω), its mean and norm amplified as computed",
+        "Theorem 3.5, in closed form",
         measured, HOLDS if enough else FAILS,
     )  # fmt: skip
 
@@ -168,8 +163,8 @@ def _direction(cells: Cells) -> Claim:
     nothing = interval(rows(cells, "omegas", "balanced", omega=4.0), "gap").estimate
     uneven = interval(rows(cells, "omegas", "two", omega=4.0), "gap").estimate
     return Claim(
-        "Theorem 3.2",
         "early on guided samples are nearer to (1 + ω) μ̄ than conditional ones",
+        "Theorem 3.2",
         f"at every ω, {'; '.join(parts)}. With μ̄ = 0 there is nothing to be nearer to: the gap "
         f"grows by {nothing:.3f} a unit of time at first, not {uneven:.0f}",
         HOLDS if good else FAILS,
@@ -193,7 +188,7 @@ def _norms(cells: Cells) -> Claim:
             f"ω = {best:g}, {means[-1]:.2f} at ω = {last:g}"
         )
     verdict = HOLDS if grows and monotone else PARTLY if grows else FAILS
-    return Claim("consequence of Theorem 3.2", "guidance makes norms grow, with ω",
+    return Claim("guidance makes norms grow, with ω", "consequence of Theorem 3.2",
                  "mean ‖x‖ of samples, " + "; ".join(parts), verdict)  # fmt: skip
 
 
@@ -211,7 +206,7 @@ def _starving(cells: Cells) -> Claim:
         )
     even = interval(rows(cells, "omegas", "balanced", omega=cells.plan.omegas[-1]), "weak")
     return Claim(
-        "Proposition 3.4", "the more guidance, the fewer samples of the weak mode",
+        "the more guidance, the fewer samples of the weak mode", "Proposition 3.4",
         f"its share, {'; '.join(parts)}. Of two equal modes: {said(even)}",
         HOLDS if falls else PARTLY,
     )  # fmt: skip
@@ -227,9 +222,9 @@ def _basins(cells: Cells) -> Claim:
         parts.append(f"{SETTINGS[name].title}: {said(mid, 2)} where guidance sets in at t = 0.7, "
                      f"{said(late, 2)} at t = 0.3")  # fmt: skip
     return Claim(
-        "Theorem 3.3",
         "guidance is neutral to mode separation: from a region samples go to the weak mode at "
         "every ω",
+        "Theorem 3.3",
         "share kept of the samples that go there without guidance, at ω = 1, 4 and 8 alike, "
         f"{'; '.join(parts)}. There is such a region, "
         "but it isn't the whole basin: what lies at the edge is lost",
@@ -248,7 +243,7 @@ def _contracts(cells: Cells) -> Claim:
         good &= bool(ratio.high < 1)
         parts.append(f"{said(ratio)} from t = {time:g} (one mode: {exact:.3f})")
     return Claim(
-        "Theorem 3.5", "late in a run two samples of one mode come closer under guidance",
+        "late in a run two samples of one mode come closer under guidance", "Theorem 3.5",
         f"growth of a small difference at ω = 3 over that without guidance, {'; '.join(parts)}",
         HOLDS if good else FAILS,
     )  # fmt: skip
@@ -265,8 +260,8 @@ def _halves(cells: Cells) -> Claim:
     found = [_compare(cells, n, "weak", "early strong", "late strong") for n in UNEVEN]
     plain = [said(interval(rows(cells, "schedules", n, name="unguided"), "weak")) for n in UNEVEN]
     return Claim(
-        "prediction test 1",
         "strong guidance early costs more global diversity than late",
+        "prediction test 1",
         "share of the weak mode at the same mean ω = 3 (the paper's means differ), early against "
         "late, " + "; ".join(f"{t}, without {p}" for (_, t), p in zip(found, plain, strict=True)),
         HOLDS if all(d.high < 0 for d, _ in found) else FAILS,
@@ -280,8 +275,8 @@ def _perturbed(cells: Cells) -> Claim:
         for n in ("late strong", "constant")
     )
     return Claim(
-        "prediction test 2",
         "a perturbation on the way is forgotten more under late strong guidance than a constant",
+        "prediction test 2",
         f"growth of one at t = {time:g}: {said(mean_interval(late), 4)} against "
         f"{said(mean_interval(const), 4)} (the paper, on images: MSE 0.0025 against 0.0103)",
         HOLDS if paired_difference_interval(late, const).high < 0 else FAILS,
@@ -291,7 +286,7 @@ def _perturbed(cells: Cells) -> Claim:
 def _global(cells: Cells) -> Claim:
     found = [_compare(cells, n, "modes", "triangular", "constant") for n in UNEVEN]
     return Claim(
-        "TV-CFG", "the triangle keeps more global diversity than a constant of its mean",
+        "the triangle keeps more global diversity than a constant of its mean", "TV-CFG",
         "effective number of modes, " + "; ".join(text for _, text in found),
         _all(found, lambda d: d.low > 0),
     )  # fmt: skip
@@ -306,7 +301,7 @@ def _local(cells: Cells) -> Claim:
     found = [_compare(cells, n, "width", "triangular", "constant") for n in UNEVEN]
     at = crossing(cells)
     return Claim(
-        "TV-CFG", "the triangle keeps more diversity within modes than a constant of its mean",
+        "the triangle keeps more diversity within modes than a constant of its mean", "TV-CFG",
         f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}. It "
         f"contracts more than a constant wherever σ_y is above {said(at)}",
         PARTLY if any(d.high < 0 for d, _ in found) else HOLDS,
@@ -328,8 +323,8 @@ def _least(cells: Cells) -> Claim:
     good = own["exponent"] < best[0] and all(d.low > 0 for d, _ in wide)
     _, text = _compare(cells, "two", "width", "least_contraction", best[1])
     return Claim(
-        "guidejax, from Theorem 3.5",
         "least_contraction contracts modes least of all schedules of its mean and peak",
+        "guidejax, from Theorem 3.5",
         f"exponent E {own['exponent']:.3f}, next {best[0]:.3f} ({best[1]}), of {len(rivals)} "
         f"schedules whose peak is no higher; width against that one, {text}",
         HOLDS if good else PARTLY,
@@ -339,7 +334,7 @@ def _least(cells: Cells) -> Claim:
 def _price(cells: Cells) -> Claim:
     found = [_compare(cells, n, "weak", "least_contraction", "constant") for n in UNEVEN]
     return Claim(
-        "guidejax", "least_contraction costs no more of the weak mode than a constant",
+        "least_contraction costs no more of the weak mode than a constant", "guidejax",
         "share of the weak mode, " + "; ".join(text for _, text in found)
         + ". It guides at t near 1, where modes are chosen",
         _all(found, lambda d: d.low >= 0),

@@ -112,11 +112,13 @@ def split_digits(labels: np.ndarray) -> dict[str, np.ndarray]:
 class Digits(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of the digits: `tfds.builder("digits")` once this module is imported.
 
-    | split      | images | per class | for                                                     |
-    |------------|--------|-----------|---------------------------------------------------------|
-    | train      | 997    | 94 to 103 | training the denoiser and classifiers, learning ω       |
-    | validation | 400    | 40        | selection: tuning constants, intervals, early stopping  |
-    | test       | 400    | 40        | reporting, once                                         |
+    ==========  ======  =========  =======================================================
+    split       images  per class  for
+    ==========  ======  =========  =======================================================
+    train       997     94 to 103  training the denoiser and classifiers, learning ω
+    validation  400     40         selection: tuning constants, intervals, early stopping
+    test        400     40         reporting, once
+    ==========  ======  =========  =======================================================
 
     TFDS's slices work on each, as in `train[:50%]`. Features: "image", uint8 (8, 8, 1) in 0..255;
     "label", 0..9; "index", the image's place in scikit-learn's file.

@@ -353,12 +353,14 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
     With Noto Color Emoji 2.042 and Unicode 15.0:
 
-    | split    | pictures | for                                                              |
-    |----------|----------|------------------------------------------------------------------|
-    | train    | 2,851    | training denoisers and towers, learning ω                        |
-    | composed | 68       | pairs of attributes never seen together, each seen with others   |
-    | select   | 275      | selection: tuning constants, intervals, early stopping           |
-    | report   | 461      | reporting, once                                                  |
+    ========  ========  ================================================================
+    split     pictures  for
+    ========  ========  ================================================================
+    train     2,851     training denoisers and towers, learning ω
+    composed  68        pairs of attributes never seen together, each seen with others
+    select    275       selection: tuning constants, intervals, early stopping
+    report    461       reporting, once
+    ========  ========  ================================================================
 
     Configurations "32", "64" and "128": pixels a side. Features: "image", uint8 (size, size, 3);
     "caption"; "keywords"; "group" and "subgroup", Unicode's; "tone", "gender", "hair" and "kind",

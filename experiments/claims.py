@@ -1,0 +1,38 @@
+"""What papers claim, beside what was measured: one shape for all experiments."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HOLDS, PARTLY, FAILS = "holds", "in part", "doesn't hold"
+# A figure that nobody claimed.
+NO_CLAIM = "measured, no claim"
+VERDICTS = (HOLDS, PARTLY, FAILS, NO_CLAIM)
+
+
+class Claim(NamedTuple):
+    """A claim put to the test.
+
+    Attributes:
+        claim: What is claimed.
+        source: Where: a theorem, an equation, or "derived here".
+        measured: What was measured, with its intervals.
+        verdict: One of `VERDICTS`.
+        figure: The picture that shows it, a path below docs/, where there is one.
+    """
+
+    claim: str
+    source: str
+    measured: str
+    verdict: str
+    figure: str = ""
+
+
+def verdict(each: list[bool]) -> str:
+    """Whether all, some or none of the cases bear a claim out.
+
+    Example:
+        >>> verdict([True, False])
+        'in part'
+    """
+    return HOLDS if all(each) else PARTLY if any(each) else FAILS

@@ -1,0 +1,213 @@
+"""docs/results.md: every claim of the three papers, beside what was measured here.
+
+Run it as `python -m experiments.results`. It measures nothing itself: each line comes from results
+that lie in the repository, and the command beside it makes them again.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from experiments import angle, mixtures
+from experiments.angle import cells as angle_cells
+from experiments.angle import page as angle_page
+from experiments.angle.config import PLANS as ANGLE
+from experiments.benchmarks.report import markdown_table
+from experiments.claims import FAILS, HOLDS, NO_CLAIM, PARTLY, Claim
+from experiments.emoji import docs as emoji
+from experiments.emoji import report as emoji_report
+from experiments.mixtures import page as mixtures_page
+from experiments.mixtures.config import PRESETS as MIXTURES
+from experiments.stages import page as stages_page
+from experiments.stages import summary as stages_summary
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+CPU = "two CPU cores"
+
+PAPERS = {
+    "learn": (
+        "Learn to Guide Your Diffusion Model",
+        "Galashov et al., [2510.00815](https://arxiv.org/abs/2510.00815): ω is learned, a function of the condition and of the times "
+        "of a step.",
+    ),
+    "stages": (
+        "Stage-wise Dynamics of Classifier-Free Guidance",
+        "Jin, Shi and Gu, [2509.22007](https://arxiv.org/abs/2509.22007): direction shift, mode separation, concentration, and the "
+        "schedule that follows.",
+    ),
+    "angle": (
+        "Angle Domain Guidance",
+        "Jin et al., [2506.11039](https://arxiv.org/abs/2506.11039): rotate instead of extrapolate, so that norms, hence colours, hold "
+        "at high weights.",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where claims were put to the test.
+
+    Attributes:
+        on: What it was run on.
+        page: The page that reports it, below docs/.
+        command: What makes its numbers again.
+        seeds: How many, and of what.
+        machine: On which it was run.
+        claims: Its claims by paper.
+    """
+
+    on: str
+    page: str
+    command: str
+    seeds: str
+    machine: str
+    claims: dict[str, list[Claim]]
+
+
+def of_the_bar(found: Iterable[dict[str, Any]], figure: str) -> list[Claim]:
+    """Claims that this project set itself: {"claim", "value", "holds"} each, value an estimate."""
+    made = []
+    for each in found:
+        value = each["value"]
+        measured = f"{value['mean']:.3f}"
+        if "low" in value:
+            measured += f" ({value['low']:.3f} to {value['high']:.3f})"
+        verdict = HOLDS if each["holds"] else FAILS
+        made.append(Claim(each["claim"], "asked here", measured, verdict, figure))
+    return made
+
+
+def _angle() -> Run:
+    plan = ANGLE["full"]
+    known = json.loads((pathlib.Path(angle.__file__).parent / "results" / "full.json").read_text())
+    cells = angle_cells.Cells(plan, pathlib.Path("nowhere"), print, known)
+    return Run(
+        "mixtures with exact denoisers", "angle.md",
+        "python -m experiments.angle --preset full --publish",
+        f"{len(plan.seeds)}; each rule's ω chosen on {len(plan.tuning_seeds)} others", CPU,
+        {"angle": angle_page.claims(cells)},
+    )  # fmt: skip
+
+
+def _stages() -> Run:
+    cells, preset = stages_page.published()
+    return Run(
+        "mixtures with exact denoisers", "stagewise.md",
+        f"python -m experiments.stages --preset {preset} --publish",
+        f"{cells.plan.seeds} of {cells.plan.samples:,} samples; nothing is tuned", CPU,
+        {"stages": stages_summary.claims(cells)},
+    )  # fmt: skip
+
+
+def _mixtures() -> Run:
+    path = pathlib.Path(mixtures.__file__).parent / "results" / "results.json"
+    results = json.loads(path.read_text())
+    preset = MIXTURES[results["preset"]]
+    return Run(
+        "mixtures, with exact and with wrong models", "mixtures.md",
+        f"python -m experiments.mixtures --preset {results['preset']} --publish",
+        f"{len(preset.reported)} mixtures; rates and constants chosen on {len(preset.tuned)} others", CPU,
+        {"learn": mixtures_page.claims(results)},
+    )  # fmt: skip
+
+
+def _digits() -> Run:
+    results = json.loads((DOCS / "digits" / "metrics.json").read_text())
+    return Run(
+        "1,797 real digits, small denoisers", "digits.md",
+        f"python -m experiments.digits --preset {results['preset']}",
+        f"{len(results['seeds'])}; the reported images had served earlier attempts too", CPU,
+        {"learn": of_the_bar(results["claims"], "digits/omega.png")},
+    )  # fmt: skip
+
+
+def _emoji() -> Run:
+    cells = emoji.published()
+    made = emoji.claims(cells)
+    found = [c for c in emoji_report.claims(cells) if "ADG" not in c["claim"]]
+    made["learn"] = of_the_bar(found, "emoji/grid.png")
+    return Run(
+        "3,655 real colour pictures, a text-to-image model", "emoji.md",
+        "python -m experiments.emoji --preset full", "one run a line, from the same noise", CPU, made,
+    )  # fmt: skip
+
+
+RUNS: tuple[Callable[[], Run], ...] = (_mixtures, _digits, _stages, _angle, _emoji)
+
+
+def text() -> str:
+    """The whole page."""
+    runs = [make() for make in RUNS]
+    count = collections.Counter(
+        claim.verdict for run in runs for made in run.claims.values() for claim in made
+    )
+    parts = [
+        f"""# The papers' claims, judged
+
+Written by `python -m experiments.results` from results that lie in the repository. {
+            count.total()
+        } claims: {count[HOLDS]} hold, {count[PARTLY]} hold in part,
+{count[FAILS]} don't; {
+            count[NO_CLAIM]
+        } are measured without anybody's claim. What doesn't hold stands here like the rest. Intervals are at 95%; how
+each was measured, and what it doesn't show, is on the page that its line names. *Asked here* marks what this project asked of its own
+methods. The papers' texts weren't to be had where this was written: claims are taken from their abstracts, programs and published
+readings.
+
+## Where they were tested
+
+{
+            markdown_table(
+                ["on", "page", "command", "seeds", "machine"],
+                [
+                    [
+                        run.on,
+                        f"[{run.page.removesuffix('.md')}]({run.page})",
+                        f"`{run.command}`",
+                        run.seeds,
+                        run.machine,
+                    ]
+                    for run in runs
+                ],
+            )
+        }"""
+    ]
+    for paper, (title, about) in PAPERS.items():
+        rows = [
+            [
+                claim.claim,
+                claim.source,
+                claim.measured,
+                f"**{claim.verdict}**",
+                f"[{run.page.removesuffix('.md')}]({run.page})"
+                + (f", [figure]({claim.figure})" if claim.figure else ""),
+            ]
+            for run in runs
+            for claim in run.claims.get(paper, [])
+        ]
+        table = markdown_table(["claim", "from", "measured", "verdict", "where"], rows)
+        parts.append(f"\n## {title}\n\n{about}\n\n{table}")
+    parts.append(
+        """
+## What isn't judged
+
+Nothing here was run on the papers' own models (SD3.5, ImageNet networks): their weights couldn't be downloaded. `python -m
+experiments.evaluate` compares tuned and learned guidance on any of [the public models](models.md) for who has them. The text-to-image
+comparison of tuned and learned weights isn't finished; [emoji.md](emoji.md#what-isnt-done) says what is missing.
+"""
+    )
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write the page."""
+    (DOCS / "results.md").write_text(text())
+
+
+if __name__ == "__main__":
+    main()
