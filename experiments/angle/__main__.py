@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import sys
 import time
 
 import jax
 import tyro
 
+from experiments import logs
 from experiments.angle import figures, page
 from experiments.angle.cells import Cells
 from experiments.angle.config import PLANS, Config
@@ -34,13 +34,7 @@ def main(config: Config) -> None:
     if config.publish and config.preset != "full":
         raise SystemExit("docs/angle.md is of the full preset: --preset full --publish.")
     config.out.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        force=True,  # absl has been there.
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[logging.StreamHandler(sys.stdout), logging.FileHandler(config.out / "log.txt")],
-    )
+    logs.begin(config.out / "log.txt")
     LOG.info("guidejax angle, preset %s, on %s", config.preset, jax.devices())
     begun = time.monotonic()
     cells = Cells(PLANS[config.preset], config.out / "cells", LOG.info)

@@ -1,7 +1,7 @@
 """Learned against tuned guidance on real handwritten digits.
 
     python -m experiments.digits                  # minutes, one seed
-    python -m experiments.digits --preset full    # the table in the README
+    python -m experiments.digits --preset full    # the table in docs/digits.md
 
 Trains a small class-conditional denoiser and classifiers, learns ω(c, s, t) by self-consistency,
 l2 and rollout, searches the weights of the usual schedules, and compares all of them on images,

@@ -79,7 +79,7 @@ def _number(entry: dict[str, float], digits: int = 2) -> str:
 
 
 def markdown(table: dict[str, dict[str, Any]]) -> str:
-    """The table as README shows it."""
+    """The table as docs/digits.md shows it."""
     lines = [
         "| method | Fréchet distance ↓ | energy distance per class ↓ | agreement ↑ "
         "| diversity (real: 1) | evaluations |",

@@ -11,15 +11,14 @@ where it was.
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
-import subprocess
 import sys
 import time
 
 import jax
 import tyro
 
+from experiments import logs, sharing
 from experiments.emoji import report
 from experiments.emoji.cells import Cells
 from experiments.emoji.config import PLANS, Config
@@ -35,24 +34,14 @@ NOTES = {
     "repository; the one called learned anew was learned in this run.",
 }
 
-# Which cores a process that shares the work is to stay on: said before JAX counts them.
-CORES = "GUIDEJAX_EMOJI_CORES"
-
 LOG = logging.getLogger("experiments.emoji")
 
 
 def main(config: Config) -> None:
     """Do what is left of the experiment."""
-    if CORES in os.environ:
-        os.sched_setaffinity(0, map(int, os.environ[CORES].split()))
+    sharing.settle()
     config.out.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        force=True,  # absl has been there.
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[logging.StreamHandler(sys.stdout), logging.FileHandler(config.out / "log.txt")],
-    )
+    logs.begin(config.out / "log.txt")
     LOG.info("guidejax emoji, preset %s, on %s", config.preset, jax.devices())
     begun = time.monotonic()
 
@@ -60,9 +49,14 @@ def main(config: Config) -> None:
     cells = Cells(plan, config.weights, [config.out / "cells", RESULTS], LOG.info)
     if config.preset == "quick":
         _refuse_hours(cells)
-    jobs = _jobs(config)
+    jobs = config.jobs or (1 if config.preset == "quick" else sharing.default_jobs())
     if jobs > 1:
-        _share(config, jobs)
+        sharing.share([
+            sys.executable, "-m", "experiments.emoji", "--preset", config.preset, "--out",
+            str(config.out), "--weights", str(config.weights), "--jobs", "1",
+            # A pattern for all: without any, a process would write the report as well.
+            "--cells", *(config.cells or ("*",)),
+        ], jobs)  # fmt: skip
     cells.run(config.cells)
     if config.cells:
         return
@@ -71,36 +65,6 @@ def main(config: Config) -> None:
         mark = "reached" if claim["holds"] else "NOT reached"
         LOG.info("%s: %.3f, %s", claim["claim"], claim["value"]["mean"], mark)
     LOG.info("report: %s (%.0f s)", config.out / "report.html", time.monotonic() - begun)
-
-
-def _jobs(config: Config) -> int:
-    if config.jobs is not None:
-        return config.jobs
-    alone = config.preset == "quick" or jax.default_backend() != "cpu"
-    return 1 if alone or not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0))
-
-
-def _share(config: Config, jobs: int) -> None:
-    """The cells by several processes, each on its share of the cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    command = [
-        sys.executable, "-m", "experiments.emoji", "--preset", config.preset, "--out",
-        str(config.out), "--weights", str(config.weights), "--jobs", "1",
-        # A pattern for all: without any, a process would write the report as well.
-        "--cells", *(config.cells or ("*",)),
-    ]  # fmt: skip
-    workers = [
-        subprocess.Popen(command, env={**os.environ, CORES: " ".join(map(str, cores[job::jobs]))})
-        for job in range(min(jobs, len(cores)))
-    ]
-    try:
-        failed = [worker.wait() for worker in workers]
-    except BaseException:
-        for worker in workers:
-            worker.terminate()
-        raise
-    if any(failed):
-        raise SystemExit(f"{sum(map(bool, failed))} of {len(workers)} processes failed; see above.")
 
 
 def _refuse_hours(cells: Cells) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import functools
 import json
@@ -18,7 +17,7 @@ import safetensors.flax
 from flax import traverse_util
 
 import guidejax as gj
-from experiments import guides, tuning
+from experiments import guides, sharing, tuning
 from experiments.emoji import captions, methods, towers, train
 from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
@@ -154,21 +153,13 @@ class Cells:
 
     def _do(self, name: str, wait: bool, text: str) -> None:
         """Compute a cell; with `wait` after whoever is at it already, else leave it to them."""
-        path = self.folders[0] / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".lock"), "w") as lock:
-            try:  # The system lets go of the lock of a process that ends, however it does.
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                return
-            if self.find(name) is not None:
-                return
+
+        def make() -> Any:
             self.say(text)
-            found = self.functions[name]()
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(found, indent=1))
-            part.replace(path)
-            path.with_suffix(".lock").unlink()
+            return self.functions[name]()
+
+        path = self.folders[0] / f"{name}.json"
+        sharing.once(path, make, lambda: self.find(name) is not None, wait)
 
     # Networks and pictures
 

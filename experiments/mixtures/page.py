@@ -82,7 +82,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     none = {m: _over_none(results, m) for m in WRONG}
     constant = {m: reading.gain(results, m) for m in WRONG}
     found.append(Claim(
-        "So does the learned ω", paper,
+        "The learned ω lowers it too", paper,
         "energy distance with the learned ω less that at 0: "
         + ", ".join(f"{reading.shown(v, 4)} ({m})" for m, v in none.items()),
         verdict([v.high < 0 for v in none.values()]),

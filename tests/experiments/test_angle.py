@@ -17,7 +17,6 @@ from experiments.angle.cells import Cells
 from experiments.angle.config import PLANS, Plan
 from experiments.angle.mixtures import PROCESS, RADIUS, SETTINGS
 from experiments.angle.rules import VARIANTS
-from experiments.statistics import paired_ratio_interval
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "angle" / "results" / "full.json"
@@ -42,14 +41,6 @@ def test_the_page_is_what_the_results_make(kept):
     said = "python -m experiments.angle --preset full --publish"
     assert set(kept.known) == set(kept.functions), said
     assert (ROOT / "docs" / "angle.md").read_text() == page.text(kept), said
-
-
-def test_the_readme_says_what_the_page_says(kept):
-    last = len(kept.plan.omegas) - 1
-    ours, cfg = (page.tested(kept, rule, "distance", last) for rule in ("adg", "cfg"))
-    readme = (ROOT / "README.md").read_text()
-    assert page.interval(paired_ratio_interval(ours, cfg)) in readme
-    assert f"{page.tested(kept, 'adg', 'norm', last).mean():.3f} of the data's" in readme
 
 
 def test_every_picture_of_the_page_is_there():

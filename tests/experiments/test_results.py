@@ -19,6 +19,8 @@ def runs():
 def test_the_page_is_what_the_results_make():
     page = (DOCS / "results.md").read_text()
     assert page == results.text(), "python -m experiments.results"
+    readme = (DOCS.parent / "README.md").read_text()
+    assert readme == results.readme(readme), "python -m experiments.results"
 
 
 @pytest.mark.slow

@@ -1,0 +1,74 @@
+"""Work shared by processes: each result is a file, and is made once."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+# Which cores a process that shares the work is to stay on.
+CORES = "GUIDEJAX_EXPERIMENT_CORES"
+
+
+def settle() -> None:
+    """Stay on the cores that `share` gave; to be called before JAX counts them."""
+    if CORES in os.environ:
+        os.sched_setaffinity(0, map(int, os.environ[CORES].split()))
+
+
+def default_jobs() -> int:
+    """One process a core where there are CPUs alone, else one."""
+    if jax.default_backend() != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
+def share(command: Sequence[str], jobs: int) -> None:
+    """Run `command` in `jobs` processes, each on its share of the cores, to the end of all.
+
+    Two processes on a core each do more than one on both, where the work is of small arrays.
+
+    Raises:
+        SystemExit: If one of them fails.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    workers = [
+        subprocess.Popen(command, env={**os.environ, CORES: " ".join(map(str, cores[job::jobs]))})
+        for job in range(min(jobs, len(cores)))
+    ]
+    try:
+        failed = [worker.wait() for worker in workers]
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        raise
+    if any(failed):
+        raise SystemExit(f"{sum(map(bool, failed))} of {len(workers)} processes failed; see above.")
+
+
+def once(
+    path: pathlib.Path, make: Callable[[], Any], known: Callable[[], bool], wait: bool = True
+) -> None:
+    """Write what `make` returns to `path`, as JSON, unless it is `known` already.
+
+    Whoever else is at it, in another process, is waited for, or left to it without `wait`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        try:  # The system lets go of the lock of a process that ends, however it does.
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return
+        if known():
+            return
+        found = make()
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1))
+        part.replace(path)
+        path.with_suffix(".lock").unlink()
