@@ -69,13 +69,13 @@ def main(config: Config) -> None:
 
 def _refuse_hours(cells: Cells) -> None:
     """Raise where what the quick preset loads isn't there: it would take hours to make."""
-    slow = ("tune/", "choose/", "choice", "learn/")
+    slow = ("tune/", "choose/", "choice/", "learn/")
     missing = [n for n in cells.functions if n.startswith(slow) and cells.find(n) is None]
     if missing:
         raise SystemExit(
             f"the quick preset loads what was tuned and learned, and {len(missing)} such cells are "
             f"neither in the repository nor under --out ({', '.join(missing[:3])}, ...). They take "
-            "hours: --preset full --cells 'tune/0/*' 'choose/*' 'choice' 'learn/0/0'."
+            "hours: --preset full --cells 'tune/0/*' 'choose/*' 'choice/*' 'learn/0/0'."
         )
 
 

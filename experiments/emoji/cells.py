@@ -95,9 +95,11 @@ class Cells:
             for method in self.tuned:
                 if method != "unguided":
                     yield f"tune/{home}/{method}", partial(self._tune, home, method)
-        for form in methods.LEARNED:
+        aims = tuple(AIMS) if plan.both else ("distance",)
+        for form in dict.fromkeys(form for aim in aims for form in self.candidates(aim)):
             yield f"choose/{form}", partial(self._choose, form)
-        yield "choice", self._choice
+        for aim in aims:
+            yield f"choice/{aim}", partial(self._choice, aim)
         for home in homes:
             for seed in range(plan.seeds):
                 yield f"learn/{home}/{seed}", partial(self._learn, home, seed)
@@ -282,19 +284,22 @@ class Cells:
         table = gj.weights.as_weight(guide.omega).table(times, arena.cond, process=train.PROCESS)
         return np.asarray(table.reshape(self.plan.steps, -1).mean(axis=1)).round(4).tolist()
 
-    def _choice(self) -> dict[str, Any]:
-        """The form that is best by each aim."""
-        found = {form: self[f"choose/{form}"] for form in methods.LEARNED}
-        best = {
-            aim: min(found, key=lambda form: better(found[form]["distance"], found[form]["reward"]))
-            for aim, better in AIMS.items()
-        }
-        return best
+    def candidates(self, aim: str) -> list[str]:
+        """The forms that an aim is chosen among: those that see the reward are for both."""
+        return [name for name, form in methods.LEARNED.items() if aim == "both" or not form.reward]
+
+    def _choice(self, aim: str) -> dict[str, Any]:
+        """The form that is best by an aim."""
+        found = {form: self[f"choose/{form}"] for form in self.candidates(aim)}
+        better = AIMS[aim]
+        best = min(found, key=lambda form: better(found[form]["distance"], found[form]["reward"]))
+        return {"form": best, "score": {name: better(row["distance"], row["reward"])
+                                        for name, row in found.items()}}  # fmt: skip
 
     def _learn(self, home: str, seed: int, aim: str = "distance") -> dict[str, Any]:
-        form = self["choice"][aim]
+        form = self[f"choice/{aim}"]["form"]
         arena = self.learned_from(form)
-        if aim != "distance" and form == self["choice"]["distance"]:
+        if aim != "distance" and form == self["choice/distance"]["form"]:
             return {"form": form, "same": f"learn/{home}/{seed}"}
         name = f"{home}/{seed}{'' if aim == 'distance' else BOTH}"
         phi = self._fit(f"fits/{name}", form, home, seed, arena, self.key(LEARN, seed))
@@ -306,7 +311,7 @@ class Cells:
 
     def _anew(self, home: str) -> Any:
         """The same form, learned on the spot with fewer updates."""
-        form, seed = self["choice"]["distance"], self.plan.seeds
+        form, seed = self["choice/distance"]["form"], self.plan.seeds
         return self._fit(
             f"fits/{home}-anew", form, home, seed, self.learned_from(form), self.key(LEARN, seed),
             self.plan.anew,
@@ -331,7 +336,7 @@ class Cells:
         if plain in methods.TUNED:
             return methods.TUNED[plain].guide(**self[f"tune/{home}/{method}"]["numbers"])
         if method == "learned anew":
-            form = methods.LEARNED[self["choice"]["distance"]]
+            form = methods.LEARNED[self["choice/distance"]["form"]]
             return form.guide(self._once(self._anew, home))
         guide = self.learned(home, seed, "distance" if plain == method else "both")
         if method == "learned, gated":

@@ -265,7 +265,7 @@ def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str,
         "summary": summary,
         "composed": {k: summarise(cells, kinds[k], "composed") for k in summary},
         "tuned": {n: cells.find(n) for n in cells.functions if n.startswith("tune/")},
-        "choice": cells.find("choice"),
+        "choice": {n: cells.find(n) for n in cells.functions if n.startswith("choice/")},
         "sweep": cells.swept(),
         "schedules": {
             n.split("/")[-1]: cells.find(n) for n in cells.functions if n.startswith("schedules/")

@@ -25,10 +25,12 @@ from experiments.mixtures.config import (
     PRESETS,
     RATES,
     RATES_ON,
+    SERIES,
     Cell,
     Config,
     Preset,
-    plan,
+    report,
+    tuning,
 )
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -50,19 +52,31 @@ def measured(
     return found
 
 
-def chosen_rates(preset: Preset, found: dict[str, dict[str, Any]]) -> dict[str, float]:
+def chosen_rates(
+    preset: Preset, tried: dict[str, tuple[float, ...]], found: dict[str, dict[str, Any]]
+) -> dict[str, float]:
     """For each objective the rate of the least mean loss over the tuned seeds and `RATES_ON`."""
     rates = {}
-    for objective in OBJECTIVES:
+    for objective, each in tried.items():
         losses = {
             rate: np.mean([
                 found[Cell("learn", "tuned", model, seed, objective, rate).name]["loss"]
                 for model in RATES_ON for seed in preset.tuned
             ])
-            for rate in RATES
+            for rate in each
         }  # fmt: skip
         rates[objective] = min(losses, key=lambda rate: losses[rate])
     return rates
+
+
+def wider(tried: tuple[float, ...], best: float) -> tuple[float, ...]:
+    """What was tried, and the next of `SERIES` where the best is at an end."""
+    first, last = (SERIES.index(rate) for rate in (tried[0], tried[-1]))
+    if best == tried[0]:
+        first = max(first - 1, 0)
+    if best == tried[-1]:
+        last = min(last + 1, len(SERIES) - 1)
+    return SERIES[first : last + 1]
 
 
 def chosen_omegas(
@@ -85,13 +99,26 @@ def measure(
     """All cells of a preset, and what was chosen on those of tuning."""
     preset = PRESETS[config.preset]
     folder = config.out / "cells" / config.preset
-    found = {cell.name: measured(cell, preset, folder, tell) for cell in plan(preset)}
-    rates = chosen_rates(preset, found)
-    for cell in plan(preset, rates):
-        if cell.name not in found:
-            found[cell.name] = measured(cell, preset, folder, tell)
+    found: dict[str, dict[str, Any]] = {}
+
+    def do(cells: list[Cell]) -> None:
+        for cell in cells:
+            if cell.name not in found:
+                found[cell.name] = measured(cell, preset, folder, tell)
+
+    tried = dict.fromkeys(OBJECTIVES, RATES)
+    while True:
+        do(tuning(preset, tried))
+        rates = chosen_rates(preset, tried, found)
+        wide = {name: wider(tried[name], rates[name]) for name in tried}
+        if wide == tried:
+            break
+        tried = wide
+    do(report(preset, rates))
     omegas = chosen_omegas(tuple(MODELS), preset, found)
-    return {"preset": config.preset, "rates": rates, "omegas": omegas, "cells": found}
+    return {
+        "preset": config.preset, "tried": tried, "rates": rates, "omegas": omegas, "cells": found,
+    }  # fmt: skip
 
 
 def main(config: Config) -> None:

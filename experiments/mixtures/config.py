@@ -38,7 +38,10 @@ OBJECTIVES = {"energy": "self-consistency", "l2": "l2"}
 
 # Constant weights that are sampled with; ω = 0 is the conditional model.
 OMEGAS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-RATES = (3e-3, 1e-2, 3e-2)
+# Learning rates: the search begins with the three in the middle, and goes on while the best is at
+# an end of what was tried.
+SERIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+RATES = SERIES[3:6]
 RATES_ON = ("exact", "leaking")
 BATCH, PARTICLES, BETA, MIN_GAP = 256, 4, 1.75, 0.1
 STEPS = 32
@@ -129,19 +132,23 @@ class Cell:
         return (self.seed, ("sweep", "learn", "pair", "width").index(self.kind))
 
 
-def plan(preset: Preset, rates: dict[str, float] | None = None) -> list[Cell]:
-    """All cells: those of tuning, and the report's once the learning rates are chosen."""
+def tuning(preset: Preset, tried: dict[str, tuple[float, ...]]) -> list[Cell]:
+    """The cells that rates, each objective's `tried` ones, and constants are chosen by."""
     cells = [
         Cell("learn", "tuned", model, seed, objective, rate)
-        for objective in OBJECTIVES
+        for objective, rates in tried.items()
         for model in RATES_ON
         for seed in preset.tuned
-        for rate in RATES
+        for rate in rates
     ]
-    cells += [Cell("sweep", "tuned", model, seed) for model in MODELS for seed in preset.tuned]
-    if rates is None:
-        return cells
-    cells += [Cell("width", "reported", "", seed) for seed in preset.reported]
+    return cells + [
+        Cell("sweep", "tuned", model, seed) for model in MODELS for seed in preset.tuned
+    ]
+
+
+def report(preset: Preset, rates: dict[str, float]) -> list[Cell]:
+    """The cells of the tables, once the learning rates are chosen."""
+    cells = [Cell("width", "reported", "", seed) for seed in preset.reported]
     for model in MODELS:
         for seed in preset.reported:
             cells += [Cell(kind, "reported", model, seed) for kind in ("sweep", "pair")]

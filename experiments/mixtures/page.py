@@ -109,7 +109,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
     more = paired_difference_interval(moved["l2"], moved["energy"])
     found.append(Claim(
         "l2 is more sensitive to how it is run", paper,
-        "largest less smallest mean ω over the learning rates of tuning: "
+        f"largest less smallest mean ω over learning rates of {RATES[0]:g} to {RATES[-1]:g}: "
         + ", ".join(f"{reading.mean(v)} ({OBJECTIVES[n]})" for n, v in moved.items())
         + f"; difference {reading.shown(more)}, over {len(moved['l2'])} mixtures and models",
         verdict([more.low > 0]),
@@ -291,13 +291,11 @@ def helped(results: dict[str, Any]) -> list[str]:
 def text(results: dict[str, Any]) -> str:
     """The whole page."""
     preset = PRESETS[results["preset"]]
-    rates = ", ".join(f"{results['rates'][name]:g} for {OBJECTIVES[name]}" for name in OBJECTIVES)
-    ends = ""
-    if (results["rates"]["energy"], results["rates"]["l2"]) == (RATES[-1], RATES[0]):
-        ends = (
-            ";\nboth are at an end of that grid: self-consistency's losses hardly differ, and l2 at "
-            "a greater rate falls to ω ≈ 0 on some mixtures and stays there"
-        )
+    rates = "; ".join(
+        f"{results['rates'][name]:g} for {OBJECTIVES[name]} of "
+        f"{', '.join(f'{rate:g}' for rate in results['tried'][name])}"
+        for name in OBJECTIVES
+    )
     models = "\n".join(f"* **{name}**: {what}." for name, what in MODELS.items())
     better = helped(results)
     rest = [model for model in MODELS if model not in better]
@@ -386,8 +384,8 @@ price alone.
 
 ## How it is run
 
-{len(preset.reported)} mixtures are reported, and learning rates (of {", ".join(f"{rate:g}" for rate in RATES)}: {rates}; by the objective's own loss{ends})
-and constant weights were chosen on {len(preset.tuned)} others: they share neither seeds nor noise. Self-consistency is with β = {BETA}, λ = 1; both
+{len(preset.reported)} mixtures are reported, and learning rates ({rates}; by the objective's own loss, and further ones
+tried while the best is at an end) and constant weights were chosen on {len(preset.tuned)} others: they share neither seeds nor noise. Self-consistency is with β = {BETA}, λ = 1; both
 objectives with {PARTICLES} particles, {BATCH} examples an update, t − s ≥ {MIN_GAP}, churn 1, {preset.updates:,} updates of Adam with a cosine decay. Intervals
 are Student's over seeds; differences are paired. The best ω of a single step is of {preset.pairs:,} examples. Every cell is a file under
 `runs/mixtures/cells`, and a run that was stopped goes on from them.

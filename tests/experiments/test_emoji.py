@@ -28,6 +28,7 @@ TINY = Plan(
 # The networks, and the page
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_repository_holds():
     assert (docs.DOCS / "emoji.md").read_text() == docs.page()
 

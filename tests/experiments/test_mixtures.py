@@ -19,15 +19,18 @@ from experiments.mixtures.config import (
     PAIRS,
     PRESETS,
     PROCESS,
+    RATES,
+    SERIES,
     STEPS,
     WIDTHS,
     Config,
-    plan,
+    report,
+    tuning,
 )
 from guidejax import analytic
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-RATES = dict.fromkeys(OBJECTIVES, 0.01)
+CHOSEN = dict.fromkeys(OBJECTIVES, 0.01)
 KEY = jax.random.key(7)
 
 
@@ -38,16 +41,31 @@ def exact(seed=9000):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_tuned_and_reported_share_neither_seeds_nor_noise(name):
-    every = plan(PRESETS[name], RATES)
-    assert len({cell.name for cell in every}) == len(every)
-    tuned, reported = (
-        [cell for cell in every if cell.split == split] for split in ("tuned", "reported")
-    )
-    assert tuned
-    assert reported
+    tuned = tuning(PRESETS[name], dict.fromkeys(OBJECTIVES, SERIES))
+    reported = report(PRESETS[name], CHOSEN)
+    assert len({cell.name for cell in tuned + reported}) == len(tuned + reported)
+    assert {cell.split for cell in tuned} == {"tuned"}
+    assert {cell.split for cell in reported} == {"reported"}
     assert not {c.seed for c in tuned} & {c.seed for c in reported}
     assert not {c.noise() for c in tuned} & {c.noise() for c in reported}
-    assert tuned == plan(PRESETS[name])  # Nothing of the report is run before the choice is made.
+
+
+def test_rates_are_tried_until_the_best_lies_inside():
+    assert mixtures.wider(RATES, RATES[1]) == RATES
+    assert mixtures.wider(RATES, RATES[-1]) == (*RATES, SERIES[SERIES.index(RATES[-1]) + 1])
+    assert mixtures.wider(RATES, RATES[0])[1:] == RATES
+    assert mixtures.wider(SERIES, SERIES[0]) == mixtures.wider(SERIES, SERIES[-1]) == SERIES
+
+
+def test_a_best_rate_at_an_end_widens_the_search(tmp_path, monkeypatch):
+    def run(cell, preset):
+        found = made_up(cell, preset)
+        return found | {"loss": abs(np.log(cell.rate / 0.1))} if cell.rate else found
+
+    monkeypatch.setattr(cells, "run", run)
+    results = mixtures.measure(Config("tiny", tmp_path))
+    assert results["rates"] == dict.fromkeys(OBJECTIVES, 0.1)
+    assert results["tried"] == dict.fromkeys(OBJECTIVES, SERIES[3:8])
 
 
 @pytest.mark.slow
@@ -150,7 +168,7 @@ def test_every_claim_has_its_numbers_and_a_verdict(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_sweep_measures_what_it_says():
-    for cell in plan(PRESETS["tiny"], RATES):
+    for cell in report(PRESETS["tiny"], CHOSEN):
         if cell.kind == "sweep" and cell.model == "leaking" and cell.seed == 0:
             found = cells.run(cell, PRESETS["tiny"])
             known = made_up(cell, None)
