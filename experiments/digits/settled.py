@@ -1,6 +1,7 @@
 """The digits, settled: a protocol frozen before it was run, on what no choice had seen.
 
-    python -m experiments.digits.settled --publish   # what docs/digits.md says under "Settled"
+    python -m experiments.digits.settled                           # minutes: not the protocol
+    python -m experiments.digits.settled --preset full --publish   # "Settled" in docs/digits.md
 
 Twenty seeds, four in each of five deals of the images. Every baseline, some with numbers for each
 class, is searched until it rests; the rollout spends no more than the largest of them. A run that
@@ -16,7 +17,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -61,21 +62,30 @@ class Plan:
         return self.first_deal + (seed - self.seeds[0]) // self.each
 
 
-PLAN = Plan()
+PLANS = {
+    "full": Plan(),
+    # Two denoisers, searched and learned a little, to see that it runs.
+    "quick": Plan(
+        seeds=(90, 91), each=1, first_deal=490, settings=6,
+        sizes=dataclasses.replace(digits.PLANS["quick"], rollout_steps=60),
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The frozen protocol, or what is left of it."""
 
+    preset: Literal["quick", "full"] = "quick"
+    """quick: minutes, and nothing to go by. full: the protocol, hours."""
     out: pathlib.Path = pathlib.Path("runs/digits-settled")
-    """Where a small file for each finished cell goes."""
+    """Where a small file for each finished cell goes, and what comes of them."""
     cells: tuple[str, ...] = ()
     """Only these, as in "under-trained/100"."""
     jobs: int | None = None
     """Processes that share the cells; one a core by default on CPUs."""
     publish: bool = False
-    """Keep the cells in the repository and write their part of docs/digits.md."""
+    """Keep what is finished in the repository, and write its part of docs/digits.md."""
 
 
 # Methods
@@ -209,7 +219,7 @@ class Cells:
     def _cell(self, denoiser: str, seed: int) -> dict[str, Any]:
         """Every method on a denoiser: what was chosen for it, and every figure of the report."""
         sizes, steps = self.plan.sizes, self.plan.sizes.sampling_steps
-        data = self.folders[0].parent / "data"
+        data = self.folders[0].parents[1] / "data"
         train, select, report = split(self.plan.deal(seed), data)
         keys = dict(zip(("classifiers", "denoiser", "select", "learn", "report"),
                         jax.random.split(jax.random.key(seed), 5), strict=True))  # fmt: skip
@@ -299,15 +309,18 @@ def best(cells: Cells, denoiser: str, among: tuple[str, ...]) -> str:
 
 
 def claims(cells: Cells) -> list[dict[str, Any]]:
-    """What the protocol asks: {"claim", "value", "holds"} each, intervals for all six together."""
-    under, well = (name for name, _ in cells.plan.sizes.denoisers)
+    """What the protocol asks: {"claim", "value", "holds"} each, intervals for all together."""
+    under, *others = (name for name, _ in cells.plan.sizes.denoisers)
     plain = tuple(name for name in TUNED if name not in PER_CLASS and name != "unguided")
     asked: list[tuple[str, str, str, str, float]] = [
         ("rollout", best(cells, under, plain), under, "frechet", 0.95),
         *(("rollout", method, under, "frechet", 0.95) for method in PER_CLASS),
         ("rollout, times alone", "interval", under, "frechet", 1.0),
         (GATED, "interval", under, "frechet", 0.95),
-        ("rollout", best(cells, well, (*plain, *PER_CLASS, "unguided")), well, "frechet", 1.01),
+        *(
+            ("rollout", best(cells, well, (*plain, *PER_CLASS, "unguided")), well, "frechet", 1.01)
+            for well in others
+        ),
     ]
     found = []
     for method, other, denoiser, figure, bar in asked:
@@ -351,7 +364,8 @@ def text(cells: Cells) -> str:
         done = sum(map(cells.done, cells.functions))
         return (
             f"{done} of its {len(cells.functions)} cells are finished; nothing is summed up before "
-            "all are. `python -m experiments.digits.settled --publish` goes on with it."
+            "all are. `python -m experiments.digits.settled --preset full --publish` goes on with "
+            "it."
         )
     lines = [
         f"* {each['claim']}: {each['value']['mean']:.3f} ({each['value']['low']:.3f} to "
@@ -373,17 +387,27 @@ def page(old: str, cells: Cells) -> str:
 
 def main(config: Config) -> None:
     """Do what is left."""
+    if config.publish and config.preset != "full":
+        raise SystemExit("docs/digits.md is of the full preset: --preset full --publish.")
     sharing.settle()
     config.out.mkdir(parents=True, exist_ok=True)
     logs.begin(config.out / "log.txt")
-    cells = Cells(PLAN, config.out / "cells", RESULTS)
+    full = config.preset == "full"
+    cells = Cells(
+        PLANS[config.preset], config.out / "cells" / config.preset, RESULTS if full else None
+    )
     jobs = config.jobs or sharing.default_jobs()
     if jobs > 1:
         sharing.share(
-            [sys.executable, "-m", "experiments.digits.settled", "--out", str(config.out),
-             "--jobs", "1", *(("--cells", *config.cells) if config.cells else ())], jobs,
+            [sys.executable, "-m", "experiments.digits.settled", "--preset", config.preset,
+             "--out", str(config.out), "--jobs", "1",
+             "--cells", *(config.cells or cells.functions)], jobs,
         )  # fmt: skip
     cells.run(config.cells)
+    if config.cells and not config.publish:
+        return
+    (config.out / f"{config.preset}.md").write_text(text(cells) + "\n")
+    LOG.info("what came of it: %s", config.out / f"{config.preset}.md")
     if config.publish:
         for name in cells.functions:
             found = cells.find(name)

@@ -106,7 +106,7 @@ def measure(
             if cell.name not in found:
                 found[cell.name] = measured(cell, preset, folder, tell)
 
-    tried = dict.fromkeys(OBJECTIVES, RATES)
+    tried: dict[str, tuple[float, ...]] = dict.fromkeys(OBJECTIVES, RATES)
     while True:
         do(tuning(preset, tried))
         rates = chosen_rates(preset, tried, found)

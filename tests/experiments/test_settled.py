@@ -15,7 +15,8 @@ from experiments.digits.config import FIRST_SEED, NUM_CLASSES, PLANS
 from experiments.statistics import mean_interval
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-TINY = dataclasses.replace(settled.PLAN, seeds=tuple(range(100, 106)), each=2)
+PLAN = settled.PLANS["full"]
+TINY = dataclasses.replace(PLAN, seeds=tuple(range(100, 106)), each=2)
 
 
 def made_up(folder, seed=0):
@@ -40,7 +41,7 @@ def made_up(folder, seed=0):
 
 
 def test_nothing_of_the_report_served_a_choice():
-    plan = settled.PLAN
+    plan = PLAN
     before = {*range(60), *range(1000, 1000 + ablations.Config.seeds), 2000, 2001, 3000, 3001}
     assert FIRST_SEED + PLANS["full"].seeds < 60
     assert weights.Config.first_seed + weights.Config.seeds < 60
@@ -52,7 +53,7 @@ def test_nothing_of_the_report_served_a_choice():
 
 
 def test_the_images_of_a_deal_are_split(tmp_path):
-    train, select, report = weights.split(settled.PLAN.deal(100), tmp_path)
+    train, select, report = weights.split(PLAN.deal(100), tmp_path)
     whole = [
         {image.tobytes() for image in np.asarray(part["x0"])} for part in (train, select, report)
     ]
@@ -104,7 +105,7 @@ def test_a_gated_weight_is_kept_where_it_is_largest():
 
 
 def test_every_search_rests_within_what_learning_spends():
-    plan, sizes = settled.PLAN, settled.PLAN.sizes
+    plan, sizes = PLAN, PLAN.sizes
     passes = 2 * sizes.sampling_steps
     most = max(settled.budget(method, plan) for method in settled.TUNED)
     spent = sizes.rollout_steps * NUM_CLASSES * sizes.rollout_group * passes * 4
@@ -136,5 +137,5 @@ def test_a_part_is_not_summed_up(tmp_path):
 
 def test_the_page_is_what_the_results_make(tmp_path):
     page = (DOCS / "digits.md").read_text()
-    cells = settled.Cells(settled.PLAN, tmp_path, settled.RESULTS)
+    cells = settled.Cells(PLAN, tmp_path, settled.RESULTS)
     assert page == settled.page(page, cells), "python -m experiments.digits.settled --publish"
