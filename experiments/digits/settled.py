@@ -1,7 +1,7 @@
 """The digits, settled: a protocol frozen before it was run, on what no choice had seen.
 
     python -m experiments.digits.settled                           # minutes: not the protocol
-    python -m experiments.digits.settled --preset full --publish   # "Settled" in docs/digits.md
+    python -m experiments.digits.settled --preset full --publish   # docs/digits.md
 
 Twenty seeds, four in each of five deals of the images. Every baseline, some with numbers for each
 class, is searched until it rests; the rollout spends no more than the largest of them. A run that
