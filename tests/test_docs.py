@@ -29,7 +29,7 @@ DESIGN = (ROOT / "docs" / "design.md").read_text()
 PAGES = sorted(
     page
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    if page.parent.name not in ("api", "notebooks", "digits", "weights")
+    if page.parent.name not in ("api", "notebooks", "project", "digits", "weights")
 )
 KEY = jax.random.key(0)
 

@@ -101,7 +101,7 @@ CHOICE = (
      "`feedback`, `mambo_g`, `pmc`, or a learned `gj.OmegaNet`",
      "ω from each sample's own predictions, or from its condition and time"),
     ("twice the cost is too much", "`interval`, `cutoff`, `compress`",
-     "the passes are left out of the program, not masked"),
+     "the passes aren't made; see [fewer passes](how-to/fewer-passes.md)"),
     ("flat, over-smooth samples with few steps", "`higs`, `tsr`, `epsilon_scaling`",
      "no pass more: they sharpen or rescale what is there"),
     ("tokens: discrete diffusion, language models", "`logits_cfg`",
