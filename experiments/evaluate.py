@@ -18,6 +18,7 @@ no CMMD and no CLIP score then.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -32,7 +33,7 @@ import numpy as np
 import tyro
 
 import guidejax as gj
-from experiments import checkpoints, generate, guides, learn, logs, pictures, tuned, tuning
+from experiments import checkpoints, generate, guides, learn, logs, pictures, tuned
 from experiments.statistics import mean_interval, saturation
 from guidejax.models import _files
 
@@ -190,8 +191,8 @@ class Evaluation:
         )  # fmt: skip
         return 2 * generate.pictures(self.found, x0, config.batch) - 1
 
-    def tune(self, method: str) -> dict[str, Any]:
-        """The best setting that a search finds on the tuning half."""
+    def tune(self, method: str, special: dict[str, float] | None) -> dict[str, Any]:
+        """The best setting that a search finds on the tuning half, from that of a special case."""
         judge, space = self.judges["tune"], tuned.TUNED[method]
 
         def score(numbers: dict[str, float]) -> float:
@@ -201,17 +202,22 @@ class Evaluation:
             LOG.info("  %s: %.4f", numbers, value)
             return value if math.isfinite(value) else math.inf
 
-        found = tuning.search(score, space.space, self.config.settings, space.allowed)
+        found = space.search(score, self.config.settings, special)
         return {"numbers": found.numbers, "distance": found.score, "trace": found.trace}
 
     def guides(self) -> dict[str, gj.Guidance | None]:
         """What is compared; None is the conditional model."""
         found: dict[str, gj.Guidance | None] = {"unguided": None}
+        best: dict[str, dict[str, float]] = {}
+        # The constant first: others begin where it ends.
+        for method in sorted(self.config.methods, key=lambda method: method != "constant"):
+            special = best.get(tuned.TUNED[method].after or "")
+            tune = functools.partial(self.tune, method, special)
+            best[method] = self.cell(f"tune/{method}", tune, self.config.settings, special)[
+                "numbers"
+            ]
         for method in self.config.methods:
-            numbers = self.cell(
-                f"tune/{method}", lambda method=method: self.tune(method), self.config.settings
-            )
-            found[method] = tuned.TUNED[method].guide(**numbers["numbers"])
+            found[method] = tuned.TUNED[method].guide(**best[method])
         names = [folder.name for folder in self.config.weights]
         for folder in self.config.weights:
             name = folder.name if names.count(folder.name) == 1 else str(folder)

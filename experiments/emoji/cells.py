@@ -17,7 +17,7 @@ import safetensors.flax
 from flax import traverse_util
 
 import guidejax as gj
-from experiments import guides, sharing, tuning
+from experiments import guides, sharing
 from experiments.emoji import captions, methods, towers, train
 from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
@@ -143,8 +143,16 @@ class Cells:
         for folder in self.folders:
             path = folder / f"{name}.json"
             if path.exists():
-                return json.loads(path.read_text())
+                found = json.loads(path.read_text())
+                if not self._unfinished(found):
+                    return found
         return None
+
+    def _unfinished(self, found: Any) -> bool:
+        """Whether it is of a search that has settings left to score."""
+        if not isinstance(found, dict) or "trace" not in found:
+            return False
+        return not found.get("rests") and len(found["trace"]) < self.plan.settings
 
     def __getitem__(self, name: str) -> Any:
         found = self.find(name)
@@ -211,10 +219,10 @@ class Cells:
     def _tune(self, home: str, method: str, aim: str = "distance") -> dict[str, Any]:
         arena, denoise, plan = self.selection(), self.denoiser(home), self.plan
         tuned = methods.TUNED[method]
-        known: dict[tuple[float, ...], tuple[float, float]] = {}
+        known: dict[tuple[float, ...], tuple[float, float | None]] = {}
         if aim != "distance":  # What tuning for the distance looked at isn't drawn again.
             for row in self[f"tune/{home}/{method}"]["trace"]:
-                if "reward" in row:
+                if row["reward"] is not None:
                     known[tuple(row["numbers"].values())] = row["distance"], row["reward"]
 
         def look(numbers: dict[str, float]) -> tuple[float, float]:
@@ -228,21 +236,42 @@ class Cells:
             row = tuple(numbers.values())
             if row not in known:
                 known[row] = look(numbers)
-            value = AIMS[aim](*known[row]) if known[row][0] > 0 else math.inf
+            distance, reward = known[row]
+            # The reward of what was scored for the distance alone may be unknown, and isn't asked.
+            value = AIMS[aim](distance, reward or 0.0) if distance > 0 else math.inf
             return value if math.isfinite(value) else math.inf
 
-        found = tuning.search(score, tuned.space, plan.settings, tuned.allowed)
-        best, *trace = (
+        special = None
+        if tuned.after in (self.tuned if aim == "distance" else plan.both):
+            special = self[f"tune/{home}/{tuned.after}{'' if aim == 'distance' else BOTH}"][
+                "numbers"
+            ]
+        before = self._before(f"tune/{home}/{method}{'' if aim == 'distance' else BOTH}")
+        for row in before:
+            known[tuple(row["numbers"].values())] = row["distance"], row.get("reward")
+        trace = [(row["numbers"], score(row["numbers"])) for row in before]
+        found = tuned.search(score, plan.settings, special, trace)
+        best, *rows = (
             {"numbers": numbers, "distance": seen[0], "reward": seen[1]}
             for numbers in (found.numbers, *(numbers for numbers, _ in found.trace))
             for seen in (known[tuple(numbers.values())],)
         )
-        return {**best, "trace": trace}
+        return {**best, "rests": found.rests, "device": _device(), "trace": rows}
+
+    def _before(self, name: str) -> list[dict[str, Any]]:
+        """What an earlier search, with fewer settings, scored on the same kind of device."""
+        for folder in self.folders:
+            path = folder / f"{name}.json"
+            if path.exists():
+                found = json.loads(path.read_text())
+                if found.get("device") == _device():
+                    return found["trace"]
+        return []
 
     def _updates(self, form: methods.Learned) -> int:
         """As many as spend what tuning spends."""
         plan = self.plan
-        spend = plan.settings * plan.selection * plan.steps * 2
+        spend = plan.learned * plan.selection * plan.steps * 2
         update = methods.evaluations_of_an_update(form, plan.batch, plan.steps, plan.particles)
         return max(1, spend // update)
 
@@ -340,20 +369,23 @@ class Cells:
             return form.guide(self._once(self._anew, home))
         guide = self.learned(home, seed, "distance" if plain == method else "both")
         if method == "learned, gated":
-            return guides.windowed(guide, *self._window(home, guide))
+            return self._gated(home, guide)
         return guide
 
-    def _window(self, home: str, guide: gj.Guidance) -> tuple[float, float]:
-        """Where a learned weight is largest, for as many steps as the tuned interval guides."""
+    def _gated(self, home: str, guide: gj.Guidance) -> gj.Guidance:
+        """A learned weight where it is largest, for as many steps as the tuned interval guides."""
         steps = self.plan.steps
-        count = evaluations(self.guide(home, "interval", 0), steps) - steps
+        interval = self.guide(home, "interval", 0)
+        count = evaluations(interval, steps) - steps
+        if count == 0:
+            return methods.TUNED["unguided"].guide()
         curve = self._curve(guide, self.selection())
+        if curve is None:  # What looks at the state has no curve: where the interval guides.
+            numbers = self[f"tune/{home}/interval"]["numbers"]
+            return guides.windowed(guide, numbers["lo"], numbers["hi"])
         times = np.asarray(gj.uniform_times(steps))[:-1]
-        if curve is None or count == 0:
-            return float(times[-1]), float(times[0])
-        sums = [sum(curve[i : i + count]) for i in range(steps - count + 1)]
-        first = int(np.argmax(sums))
-        return float(times[first + count - 1]), float(times[first])
+        first = int(np.argmax([sum(curve[i : i + count]) for i in range(steps - count + 1)]))
+        return guides.windowed(guide, float(times[first + count - 1]), float(times[first]))
 
     def _report(self, denoiser: str, method: str) -> list[dict[str, Any]]:
         """A row a seed, on captions, noise and towers that nothing was chosen on."""
@@ -445,6 +477,10 @@ class Cells:
                              "spread_ratio", "growth_ratio", "guided_growth")
             },
         }  # fmt: skip
+
+
+def _device() -> str:
+    return jax.devices()[0].device_kind
 
 
 @functools.cache

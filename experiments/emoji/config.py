@@ -37,7 +37,8 @@ class Plan:
         early: Denoisers that were stopped where the loss of held-out pictures was least. The first
             is the one that methods are tuned and learned on.
         long: Denoisers trained four times as long.
-        settings: Settings that the search of a tuned method scores, and what learning may spend.
+        settings: Settings that the search of a tuned method scores.
+        learned: Settings whose evaluations learning spends, no more than a search does.
         seeds: Seeds of the report's noise, and of the learned form that won.
         methods: The tuned ones; all by default.
         both: Those that are tuned for the distance and the reward together too.
@@ -55,7 +56,8 @@ class Plan:
 
     early: tuple[str, ...] = ("0", "1", "2")
     long: tuple[str, ...] = ("long",)
-    settings: int = 32
+    settings: int = 40
+    learned: int = 32
     seeds: int = 5
     methods: tuple[str, ...] | None = None
     both: tuple[str, ...] = ("constant", "interval", "adg", "apg")

@@ -44,6 +44,8 @@ TUNED: dict[str, Tuned] = {
         },
         _per_group,
         tuned.ordered,
+        together=tuple((f"lo {g}", f"hi {g}") for g in range(towers.GROUP_COUNT)),
+        **tuned.per(towers.GROUP_COUNT, "interval", omega="value", lo="lo", hi="hi"),
     ),
 }
 

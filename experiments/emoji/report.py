@@ -209,21 +209,32 @@ def real(cells: Cells) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _grid(cells: Cells, path: pathlib.Path) -> pathlib.Path:
+def columns(cells: Cells) -> dict[str, Any]:
+    """Pictures of `PROMPTS` from the same noise under each guidance that is finished, real first."""
     found, home = cells.pictured(PROMPTS), cells.plan.early[0]
-    columns: dict[str, Any] = {"real": found.x0}
-    guides = {"unguided": gj.guidance(gj.cfg, 0.0)}
+    guides = {"no guidance": gj.guidance(gj.cfg, 0.0)}
     for method in ("constant", "interval", "adg", "learned"):
-        if method in cells.compared:
-            numbers = (cells.find(f"tune/{home}/{method}") or {}).get("numbers", {})
-            label = {"constant": "CFG, tuned", "adg": "ADG, tuned"}.get(method, method)
-            if "omega" in numbers:
-                label += f" ω = {numbers['omega']:.2g}"
-            guides[label] = cells.guide(home, method, 0)
-    guides |= {f"{rule.name.upper()}, ω = 7": gj.guidance(rule, 7.0) for rule in (gj.cfg, gj.adg)}
-    for label, guide in guides.items():
-        columns[label] = cells.draw(home, guide, found)
-    return figures.grid(columns, list(PROMPTS), path)
+        cell = f"learn/{home}/0" if method == "learned" else f"tune/{home}/{method}"
+        if cells.find(cell) is None:
+            continue
+        label = {"constant": "CFG, tuned", "adg": "ADG, tuned", "learned": "ω learned"}.get(
+            method, f"{method}, tuned"
+        )
+        numbers = cells.find(cell).get("numbers", {})
+        omega = numbers.get("omega", numbers.get("value"))
+        label += f": ω = {omega:.2g}" if omega is not None else ""
+        guides[label] = cells.guide(home, method, 0)
+    for omega in (2.0, 7.0):
+        for rule in (gj.cfg, gj.adg):
+            guides[f"{rule.name.upper()}, ω = {omega:g}"] = gj.guidance(rule, omega)
+    return {"real": found.x0} | {
+        label: cells.draw(home, guide, found) for label, guide in guides.items()
+    }
+
+
+def grid(cells: Cells, path: pathlib.Path) -> pathlib.Path:
+    """`columns` as a picture."""
+    return figures.grid(columns(cells), list(PROMPTS), path)
 
 
 def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
@@ -272,7 +283,7 @@ def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str,
         },
     }
     (out / "metrics.json").write_text(json.dumps(results, indent=1))
-    pictures = {"The same noise, prompts down, methods across": _grid(cells, out / "grid.png")}
+    pictures = {"The same noise, prompts down, methods across": grid(cells, out / "grid.png")}
     text, folder = "", out / "figures"
     for kind, table in summary.items():
         name = kind.replace(" ", "-")
