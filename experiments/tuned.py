@@ -44,10 +44,10 @@ class Tuned:
 
     def search(
         self, score: Callable[[Numbers], float], budget: int, special: Numbers | None = None,
-        trace: Iterable[tuple[Numbers, float]] = (),
+        trace: Iterable[tuple[Numbers, float]] = (), more: Iterable[Numbers] = (),
     ) -> Search:  # fmt: skip
-        """`tuning.search` from every start; `special` are the numbers that `after` ended at."""
-        starts = [*([self.begin(special)] if special else []), *self.others]
+        """`tuning.search` from every start, and `more`; `special` is where `after` ended."""
+        starts = [*([self.begin(special)] if special else []), *self.others, *more]
         return search(
             score, self.space, budget, self.allowed, starts, self.together, trace
         )  # fmt: skip

@@ -75,12 +75,17 @@ class Config:
     """Copy the results to docs/digits/weights, where later runs find the seeds that are done."""
 
 
-def split(seed: int, data_dir: pathlib.Path) -> list[dict[str, np.ndarray]]:
-    """All digits dealt anew into training, selection and report images, class by class."""
-    parts = [
+@functools.cache
+def _images(data_dir: pathlib.Path) -> list[Any]:
+    return [
         gj.data.Images("digits", s, data_dir=data_dir).arrays()
         for s in ("train", "validation", "test")
     ]
+
+
+def split(seed: int, data_dir: pathlib.Path) -> list[dict[str, np.ndarray]]:
+    """All digits dealt anew into training, selection and report images, class by class."""
+    parts = _images(data_dir)
     whole = {name: np.concatenate([p[name] for p in parts]) for name in ("x0", "cond")}
     order = np.random.default_rng(seed).permutation(len(whole["cond"]))
     # Ranked within its class, an image's rank says which part it falls into.
