@@ -53,6 +53,18 @@ def generate(
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], jax.lax.map(draw, split))
 
 
+@functools.partial(jax.jit, static_argnames="steps")
+def omegas(key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps: int) -> jax.Array:
+    """ω of each step for each caption, (steps, captions), as a run from this noise meets it."""
+    noise_key, run_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (cond["tokens"].shape[0], 32, 32, 3))
+    _, trail = gj.sample(
+        run_key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
+        times=gj.uniform_times(steps), keep="stats",
+    )  # fmt: skip
+    return trail.stats.omega
+
+
 @functools.partial(jax.jit, static_argnames=("method", "steps"))
 def generate_tuned(
     key: jax.Array, denoise: Any, method: str, numbers: Mapping[str, Any], cond: Any, steps: int

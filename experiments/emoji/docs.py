@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims import Claim, verdict
-from experiments.emoji import report, storage, towers
+from experiments.emoji import methods, report, storage, towers
 from experiments.emoji.arena import nearest, train_pictures
 from experiments.emoji.cells import Cells
 from experiments.emoji.config import PLANS
@@ -93,7 +93,7 @@ def tuned(cells: Cells) -> str:
 Fréchet distance on the selection captions (geometric mean over the towers that may be seen) of the best of {cells.plan.settings} settings
 that a coordinate search scored. Each begins where its special case, the constant most often, was found to be best, so that it is no
 worse, and goes on from there; {cells.plan.settings} settings don't bring the twelve numbers of the per-group interval to rest. Every setting is in `results`.
-An earlier search, of 32 settings, got stuck (the interval ended above the constant), and what it found isn't reported.
+An earlier search got stuck (the interval ended above the constant): of its settings only the scores are kept, which this one goes on from.
 """
     for home in dict.fromkeys(cells.like(name) for name in cells.denoisers):
         rows = []
@@ -107,6 +107,28 @@ An earlier search, of 32 settings, got stuck (the interval ended above the const
             text += f"\nDenoiser {home}:\n\n"
             text += _table(["method", "distance", "numbers"], rows) + "\n"
     return text
+
+
+def learned(cells: Cells) -> str:
+    """What the learned forms came to on the captions that they are chosen by."""
+    found = {form: cells.find(f"choose/{form}") for form in methods.LEARNED}
+    rows = [
+        [form, f"{each['distance']:.3f}", f"{each['reward']:.3f}", f"{each['updates']}"]
+        for form, each in found.items() if each
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: row[1])
+    chosen = cells.find("choice/distance")
+    text = f"For the distance *{chosen['form']}* is chosen." if chosen else ""
+    return f"""
+## Which form of the learned weight
+
+Each form learned on half of the selection captions (or on training pictures) from denoiser 0, with the evaluations of {cells.plan.learned} settings of a
+search, and scored on the other half: Fréchet distance, and the reward's CLIP score. {text} Nothing here is of the report.
+
+{_table(["form", "distance", "reward", "updates"], rows)}
+"""
 
 
 def sweep(cells: Cells) -> str:
@@ -244,7 +266,15 @@ def published() -> Cells:
 def page() -> str:
     """The whole page."""
     cells = published()
-    return HEAD + networks() + recited(cells) + tuned(cells) + sweep(cells) + rest(cells)
+    return (
+        HEAD
+        + networks()
+        + recited(cells)
+        + tuned(cells)
+        + learned(cells)
+        + sweep(cells)
+        + rest(cells)
+    )
 
 
 def main() -> None:

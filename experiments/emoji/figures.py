@@ -44,7 +44,8 @@ def grid(columns: dict[str, Any], prompts: list[str], path: pathlib.Path) -> pat
             for spine in axis.spines.values():
                 spine.set_visible(False)
             if not row:
-                axis.set_title(textwrap.fill(method, 13), fontsize=9.5)
+                lines = [textwrap.fill(line, 13) for line in method.splitlines()]
+                axis.set_title("\n".join(lines), fontsize=9.5)
             if not column:
                 axis.set_ylabel(
                     textwrap.fill(prompts[row], 18), rotation=0, ha="right", va="center",
@@ -55,7 +56,8 @@ def grid(columns: dict[str, Any], prompts: list[str], path: pathlib.Path) -> pat
 
 
 def _points(axis: Any, table: dict[str, dict[str, Any]], x: str, y: str) -> None:
-    """Every method by two figures, with their intervals."""
+    """Every method by two figures, with their intervals; one label for those at one place."""
+    places: dict[tuple[str, str], list[str]] = {}
     for method, entry in table.items():
         bars = {
             side: entry[name]["high"] - entry[name]["mean"]
@@ -66,7 +68,11 @@ def _points(axis: Any, table: dict[str, dict[str, Any]], x: str, y: str) -> None
         plain = method.removesuffix(", for both")
         mark = {"fmt": "o" if plain == method else "D", "markersize": 7, "linewidth": 1}
         axis.errorbar(*at, **bars, **mark, color=COLORS[plain])
-        axis.annotate(method, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+        places.setdefault((f"{at[0]:.3g}", f"{at[1]:.4g}"), []).append(method)
+    for methods in places.values():
+        at = tuple(table[methods[0]][name]["mean"] for name in (x, y))
+        label = " = ".join(methods)
+        axis.annotate(label, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
 
 
 def plane(table: dict[str, dict[str, Any]], path: pathlib.Path) -> pathlib.Path:

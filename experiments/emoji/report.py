@@ -7,14 +7,15 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import guidejax as gj
 from experiments import page as pages
 from experiments.emoji import figures, methods, towers
-from experiments.emoji.arena import geometric_mean, nearest, train_pictures
-from experiments.emoji.cells import BOTH, Cells
+from experiments.emoji.arena import geometric_mean, nearest, omegas, train_pictures
+from experiments.emoji.cells import BOTH, PICTURE, Cells
 from experiments.emoji.train import PROCESS
 from experiments.statistics import mean_interval, paired_ratio_interval, sample_rms, saturation
 
@@ -213,20 +214,15 @@ def columns(cells: Cells) -> dict[str, Any]:
     """Pictures of `PROMPTS` from the same noise under each guidance that is finished, real first."""
     found, home = cells.pictured(PROMPTS), cells.plan.early[0]
     guides = {"no guidance": gj.guidance(gj.cfg, 0.0)}
-    for method in ("constant", "interval", "adg", "learned"):
+    for method, label in {"constant": "CFG", "adg": "ADG", "learned": "ω learned"}.items():
         cell = f"learn/{home}/0" if method == "learned" else f"tune/{home}/{method}"
         if cells.find(cell) is None:
             continue
-        label = {"constant": "CFG, tuned", "adg": "ADG, tuned", "learned": "ω learned"}.get(
-            method, f"{method}, tuned"
-        )
-        numbers = cells.find(cell).get("numbers", {})
-        omega = numbers.get("omega", numbers.get("value"))
-        label += f": ω = {omega:.2g}" if omega is not None else ""
+        omega = cells.find(cell).get("numbers", {}).get("omega")
+        label += "" if omega is None else f", tuned\nω = {omega:.2g}"
         guides[label] = cells.guide(home, method, 0)
-    for omega in (2.0, 7.0):
-        for rule in (gj.cfg, gj.adg):
-            guides[f"{rule.name.upper()}, ω = {omega:g}"] = gj.guidance(rule, omega)
+    for rule, omega in ((gj.cfg, 2.0), (gj.cfg, 7.0), (gj.adg, 7.0)):
+        guides[f"{rule.name.upper()}\nω = {omega:g}"] = gj.guidance(rule, omega)
     return {"real": found.x0} | {
         label: cells.draw(home, guide, found) for label, guide in guides.items()
     }
@@ -238,8 +234,10 @@ def grid(cells: Cells, path: pathlib.Path) -> pathlib.Path:
 
 
 def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
-    home, arena = cells.plan.early[0], cells.reported("report")
-    times = jnp.asarray(gj.uniform_times(cells.plan.steps))
+    home, arena, steps = cells.plan.early[0], cells.reported("report"), cells.plan.steps
+    # What looks at the state is followed through runs of every few captions.
+    some = jax.tree.map(lambda a: a[::7], dict(arena.cond))
+    times = jnp.asarray(gj.uniform_times(steps))
     curves: dict[str, tuple[Any, str, str]] = {}
     for method in cells.compared:
         guide = cells.guide(home, method, 0)
@@ -247,14 +245,18 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
         both = method.endswith(BOTH)
         if both and not method.startswith("learned"):
             continue
-        if method == "unguided" or guide.links[0].rule.name != "cfg" or weight.sees_state:
+        if method == "unguided" or guide.links[0].rule.name != "cfg":
             continue
-        table = np.asarray(weight.table(times, arena.cond, process=PROCESS))
+        if weight.sees_state:
+            table = omegas(cells.key(PICTURE), cells.denoiser(home), guide, some, steps)
+        else:
+            table = weight.table(times, some, process=PROCESS)
+        table = np.asarray(table)
         style = "-." if both else "-" if method.startswith("learned") else "--"
-        if method == "learned":
+        if method == "learned" and table.ndim > 1:
             for group in ("People & Body", "Flags"):
-                rows = np.flatnonzero(np.asarray(arena.cond["group"]) == towers.GROUPS[group])
-                if table.ndim > 1 and rows.size:
+                rows = np.flatnonzero(np.asarray(some["group"]) == towers.GROUPS[group])
+                if rows.size:
                     curves[f"learned, {group}"] = (
                         table[:, rows], figures.COLORS[method], "-" if group == "Flags" else ":"
                     )  # fmt: skip
