@@ -34,6 +34,7 @@ def test_pictures_are_in_the_common_convention():
     assert (x0.min(), x0.max()) == (-1, 1)
 
 
+@pytest.mark.slow
 def test_the_network_sees_words_where_they_are_and_no_others():
     net = train.network(24, 1)
     x, t = jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), jnp.array([0.3, 0.8])
