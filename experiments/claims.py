@@ -35,4 +35,6 @@ def verdict(each: list[bool]) -> str:
         >>> verdict([True, False])
         'in part'
     """
+    if not each:
+        raise ValueError("no case to judge a claim by.")
     return HOLDS if all(each) else PARTLY if any(each) else FAILS

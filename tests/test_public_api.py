@@ -110,7 +110,17 @@ def prepared(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Those of public models build them, which takes seconds each.
+SECONDS = ("guidejax.models.", "guidejax.rewards", "guidejax.learning._fit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith(SECONDS) else ())
+        for name in MODULES
+    ],
+)
 def test_doctests(name, request, monkeypatch):
     module = importlib.import_module(name)
     if name.startswith("guidejax.data"):

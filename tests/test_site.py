@@ -40,7 +40,8 @@ def test_what_nearly_everybody_uses_is_documented(site):
         if callable(value) and getattr(value, "__module__", "").startswith("guidejax")
     ]
     assert len(ours) > 30
-    assert [name for name in ours if not name.startswith("_") and name not in page] == []
+    found = set(re.findall(r'(?:id="|#)guidejax(?:\.\w+)?\.(\w+)"', page))
+    assert [name for name in ours if not name.startswith("_") and name not in found] == []
 
 
 @pytest.mark.slow
@@ -51,6 +52,8 @@ def test_pages_fetch_nothing(site):
         for part in text.split("<")[1:]:
             if part.startswith(("script", "img", 'link rel="stylesheet')):
                 assert "http" not in part.split(">")[0], part
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()[\s\"']*http", style.read_text()), style
 
 
 @pytest.mark.slow

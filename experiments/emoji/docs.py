@@ -125,7 +125,8 @@ def learned(cells: Cells) -> str:
 ## Which form of the learned weight
 
 Each form learned on half of the selection captions (or on training pictures) from denoiser 0, with the evaluations of {cells.plan.learned} settings of a
-search, and scored on the other half: Fréchet distance, and the reward's CLIP score. {text} Nothing here is of the report.
+search, and scored on the other half: Fréchet distance, and the reward's CLIP score. {text} Nothing here is of the report. The choice spends that
+much for each form, once, where a tuned method has one search.
 
 {_table(["form", "distance", "reward", "updates"], rows)}
 """

@@ -44,12 +44,12 @@ def rows_of(cells: Cells, denoisers: tuple[str, ...], method: str) -> list[dict[
 def summarise(
     cells: Cells, denoisers: tuple[str, ...], split: str = "report"
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """For each method and figure the mean over rows, with its 95% interval from two on."""
+    """For each finished method and figure the mean over rows, with its 95% interval from two on."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for method in cells.compared:
         rows = rows_of(cells, denoisers, method)
-        if not rows:
-            continue
+        if len(rows) < len(denoisers) * cells.plan.seeds:
+            continue  # Of a part of the denoisers it would be another comparison.
         table[method] = {}
         for name, _, _ in COLUMNS:
             values = [

@@ -45,6 +45,7 @@ def test_towers_tell_pictures_that_they_never_saw():
     assert told["tone"] > 0.95
 
 
+@pytest.mark.slow
 def test_the_log_of_the_towers_is_that_of_the_weights():
     lines = (storage.WEIGHTS / "towers.jsonl").read_text().splitlines()
     logged = {line["tower"]: line for line in map(json.loads, lines)}

@@ -14,6 +14,7 @@ from guidejax.models import _files, dit
 from .common import close, reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parity.CASES)
 def test_it_is_its_original(name):
     close(parity.CASES[name](*reference(name)), 1e-3 if "sampling" in name else 1e-5)
