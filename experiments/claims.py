@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 HOLDS, PARTLY, FAILS = "holds", "in part", "doesn't hold"
@@ -26,6 +27,17 @@ class Claim(NamedTuple):
     measured: str
     verdict: str
     figure: str = ""
+
+
+def estimate(value: Mapping[str, float]) -> str:
+    """{"mean", "low", "high"} as text; the ends may be missing.
+
+    Example:
+        >>> estimate({"mean": 0.9, "low": 0.85, "high": 0.96})
+        '0.900 (0.850 to 0.960)'
+    """
+    text = f"{value['mean']:.3f}"
+    return text + (f" ({value['low']:.3f} to {value['high']:.3f})" if "low" in value else "")
 
 
 def verdict(each: list[bool]) -> str:

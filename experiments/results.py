@@ -18,7 +18,7 @@ from experiments.angle import cells as angle_cells
 from experiments.angle import page as angle_page
 from experiments.angle.config import PLANS as ANGLE
 from experiments.benchmarks.report import markdown_table
-from experiments.claims import FAILS, HOLDS, NO_CLAIM, PARTLY, Claim
+from experiments.claims import FAILS, HOLDS, NO_CLAIM, PARTLY, Claim, estimate
 from experiments.digits import settled
 from experiments.emoji import docs as emoji
 from experiments.emoji import report as emoji_report
@@ -77,12 +77,9 @@ def of_the_bar(found: Iterable[dict[str, Any]], figure: str, note: str = "") -> 
     """
     made = []
     for each in found:
-        value = each["value"]
-        measured = f"{value['mean']:.3f}"
-        if "low" in value:
-            measured += f" ({value['low']:.3f} to {value['high']:.3f})"
+        measured = estimate(each["value"]) + note
         verdict = HOLDS if each["holds"] else FAILS
-        made.append(Claim(each["claim"], "asked here", measured + note, verdict, figure))
+        made.append(Claim(each["claim"], "asked here", measured, verdict, figure))
     return made
 
 

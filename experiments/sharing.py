@@ -59,6 +59,8 @@ def once(
 
     Whoever else is at it, in another process, is waited for, or left to it without `wait`.
     """
+    if known():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         try:  # The system lets go of the lock of a process that ends, however it does.

@@ -28,6 +28,7 @@ import tyro
 import guidejax as gj
 from experiments import guides, logs, sharing, tuned, tuning
 from experiments.benchmarks.report import markdown_table
+from experiments.claims import FAILS, HOLDS, estimate
 from experiments.digits import arena as arenas
 from experiments.digits import config as digits
 from experiments.digits import methods, networks
@@ -437,8 +438,7 @@ def text(cells: Cells) -> str:
         )
     found = claims(cells)
     lines = [
-        f"* {each['claim']}: {each['value']['mean']:.3f} ({each['value']['low']:.3f} to "
-        f"{each['value']['high']:.3f}), **{'holds' if each['holds'] else 'does not hold'}**."
+        f"* {each['claim']}: {estimate(each['value'])}, **{HOLDS if each['holds'] else FAILS}**."
         for each in found
     ]
     level = 100 * (1 - 0.05 / len(found))
