@@ -154,5 +154,5 @@ def weights(
     axis.set_ylim(-0.05 * top, 1.25 * top)
     axis.set_xlabel("time t denoised from (1 noise → 0 data)")
     axis.set_ylabel("ω  (0: conditional model)")
-    axis.legend(frameon=False, ncols=2)
+    axis.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return _save(figure, path)
