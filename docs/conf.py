@@ -35,7 +35,6 @@ nb_execution_timeout = 900
 myst_enable_extensions = ["colon_fence", "attrs_block"]
 myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]
-exclude_patterns = ["digits/**"]  # Tables that pages take from.
 
 html_theme = "furo"
 html_title = "guidejax"

@@ -23,13 +23,12 @@ from tests.solvers.common import MEAN, PROCESSES, STD, flow
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "guidejax"
 README = (ROOT / "README.md").read_text()
-DIGITS = (ROOT / "docs" / "digits.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 # Written by hand or by an experiment; the site makes its API pages itself.
 PAGES = sorted(
     page
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-    if page.parent.name not in ("api", "notebooks", "project", "digits", "weights")
+    if page.parent.name not in ("api", "notebooks", "project")
 )
 KEY = jax.random.key(0)
 
@@ -86,25 +85,6 @@ def test_loops_of_one_s_own_come_out_as_ours():
     np.testing.assert_allclose(found["x"], ours, rtol=1e-4, atol=1e-4)
     ours = sample(gj.uniform_times(99, 1.0, 0.01), gj.heun())
     np.testing.assert_allclose(found["solution"].ys[-1], ours, rtol=1e-3, atol=1e-3)
-
-
-def test_the_table_is_the_experiments():
-    from experiments.digits import report
-
-    results = json.loads((ROOT / "docs" / "digits" / "metrics.json").read_text())
-    tables = (ROOT / "docs" / "digits" / "table.md").read_text()
-    for under, summary in results["summary"].items():
-        made = report.summarise(results["seeds"], under)
-        assert made == summary
-        assert report.markdown(made) in tables
-    under = next(iter(results["summary"]))
-    assert report.markdown(report.summarise(results["seeds"], under)) in DIGITS
-
-
-def test_the_ratios_are_the_experiments():
-    results = json.loads((ROOT / "docs" / "digits" / "metrics.json").read_text())
-    for claim in results["claims"]:
-        assert f"{claim['value']['mean']:.3f}" in DIGITS, claim["claim"]
 
 
 def test_the_costs_are_the_benchmarks():

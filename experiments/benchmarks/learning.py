@@ -29,7 +29,7 @@ import optax
 
 import guidejax as gj
 from experiments.benchmarks.report import markdown_table
-from experiments.benchmarks.worlds import PLAN, Digits, Mixtures, stacked
+from experiments.benchmarks.worlds import SIZES, Digits, Mixtures, stacked
 from experiments.digits import arena as arenas
 from experiments.statistics.intervals import paired_ratio_interval
 from guidejax import learning, objectives
@@ -94,7 +94,7 @@ class Estimator:
         if self.batch:
             return 2 * self.batch * self.particles * updates
         options = dict(self.options)
-        steps = options.get("steps", PLAN.sampling_steps)
+        steps = options.get("steps", SIZES.sampling_steps)
         share = options.get("differentiate", self.particles) / self.particles
         share *= (self.last or steps) / steps
         backward = 2 * share if self.gradient == "network" else 0
@@ -183,7 +183,7 @@ def objective(estimator: Estimator, world: Any) -> Any:
     options = dict(estimator.options)
     if estimator.batch:
         return gj.self_consistency(1.75, estimator.particles, **options)
-    steps = options.pop("steps", PLAN.sampling_steps)
+    steps = options.pop("steps", SIZES.sampling_steps)
     if options.pop("reference", False):
         options["reference"] = world["x0"]
     made = gj.rollout(
@@ -434,7 +434,7 @@ class Runs:
             self._arenas[seed] = self.digits.arena(world, _split(seed))
         x0 = arenas.generate(
             jax.random.fold_in(jax.random.key(seed), 3), self.digits.denoiser(world),
-            guide(self.digits)(phi), self.sizes["samples"], PLAN.sampling_steps,
+            guide(self.digits)(phi), self.sizes["samples"], SIZES.sampling_steps,
         )  # fmt: skip
         return round(self._arenas[seed].score(x0), 6)
 

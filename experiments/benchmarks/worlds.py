@@ -17,14 +17,14 @@ import numpy as np
 import guidejax as gj
 from experiments.digits import arena as arenas
 from experiments.digits import networks
-from experiments.digits.config import NUM_CLASSES, PLANS
+from experiments.digits.config import NUM_CLASSES, Sizes
 from experiments.mixtures.config import CLASSES
 from experiments.mixtures.worlds import LABELS, Data
 from experiments.models import ResidualMLP
 from guidejax import analytic, objectives
 
 PROCESS = networks.PROCESS
-PLAN = PLANS["full"]
+SIZES = Sizes()
 BLUR, LEAK = 0.1, 0.3
 
 
@@ -111,9 +111,9 @@ class Digits:
         """The images, with those of `split` kept back, and networks trained on the others."""
         train = {name: jnp.asarray(a) for name, a in self.splits["train"].items()}
         classifiers, denoiser = jax.random.split(jax.random.key(seed))
-        params = networks.train_classifiers(classifiers, PLAN, train["x0"], train["cond"])
+        params = networks.train_classifiers(classifiers, SIZES, train["x0"], train["cond"])
         denoise = networks.train_denoiser(
-            denoiser, PLAN, dict(PLAN.denoisers)["under-trained"], train["x0"], train["cond"]
+            denoiser, SIZES, dict(SIZES.denoisers)["under-trained"], train["x0"], train["cond"]
         )
         kept_back = {name: jnp.asarray(a) for name, a in self.splits[split].items()}
         by_class = [jnp.flatnonzero(train["cond"] == c)[:90] for c in range(NUM_CLASSES)]
@@ -125,7 +125,7 @@ class Digits:
 
     def denoiser(self, world: Any) -> gj.Denoiser:
         """The frozen network."""
-        net = ResidualMLP(NUM_CLASSES, PLAN.hidden, PLAN.depth)
+        net = ResidualMLP(NUM_CLASSES, SIZES.hidden, SIZES.depth)
         return gj.denoiser(net, PROCESS, prediction="velocity", params=world["denoiser"])
 
     def draw(self, world: Any, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -153,5 +153,5 @@ class Digits:
 
     def arena(self, world: Any, split: str) -> arenas.Arena:
         """Where samples are measured: selection and the seen networks, or the report's."""
-        names = networks.SEEN if split == "validation" else networks.REPORT
+        names = networks.SEEN if split == "validation" else networks.CHOICE
         return arenas.Arena(world["classifiers"], tuple(names), **self.splits[split])

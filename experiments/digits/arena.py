@@ -99,9 +99,3 @@ class Arena:
             "agreement": float(np.mean(agreement)),
             "diversity": float(jnp.mean(ours / true)),
         }
-
-
-def evaluations(guide: gj.Guidance, steps: int) -> int:
-    """Network evaluations that one sample takes: one a step, and one more where ω isn't 0."""
-    active = guide.active(gj.uniform_times(steps), networks.PROCESS)
-    return steps + int(np.sum(np.asarray(active)))

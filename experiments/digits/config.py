@@ -1,82 +1,114 @@
-"""What the digits experiment runs: every number that can be changed from the command line."""
+"""The protocols of the digits experiment: what is run, on which seeds, images and networks."""
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Literal
 
 NUM_CLASSES = 10
 
-# Seeds below this one served to choose settings.
-FIRST_SEED = 20
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Learn ω(c, s, t) on the digits and compare it with tuned guidance.
+class Sizes:
+    """Of networks, samples and learning.
 
-    A run that is stopped goes on where it was when the same command is given again.
+    Attributes:
+        denoisers: The updates after which each is stopped, by its name.
+        classifier_steps: Updates of each classifier.
+        tune_samples: Samples that a search scores a setting by.
+        report_samples: Samples of the report.
+        updates: Updates of a learned weight.
+        group: Samples of a class in a batch that weights are learned from.
+        sampling_steps: Steps of the sampler.
+        hidden: Units of the denoiser.
+        depth: Its blocks.
+        batch: Examples of an update of networks.
     """
 
-    preset: Literal["quick", "full"] = "quick"
-    """quick: one seed, minutes. full: five seeds and a well-trained denoiser, half an hour."""
-    out: pathlib.Path = pathlib.Path("runs/digits")
-    """Where the report, the metrics, the checkpoints and the log go."""
-    data_dir: pathlib.Path | None = None
-    """Where TFDS keeps the digits; by default inside `out`."""
-    seeds: int | None = None
-    """Seeds of denoiser, classifiers, learning and sampling."""
-    overwrite: bool = False
-    """Start again in `out`, whatever is there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A preset: sizes of everything."""
-
-    seeds: int
-    denoisers: tuple[tuple[str, int], ...]
-    classifier_steps: int
-    tune_samples: int
-    report_samples: int
-    omegas: tuple[float, ...]
-    los: tuple[float, ...]
-    his: tuple[float, ...]
-    rollout_steps: int
-    rollout_group: int
-    consistency_steps: int
+    denoisers: tuple[tuple[str, int], ...] = (("under-trained", 800), ("well-trained", 8000))
+    classifier_steps: int = 600
+    tune_samples: int = 1000
+    report_samples: int = 2000
+    updates: int = 1000
+    group: int = 24
     sampling_steps: int = 16
     hidden: int = 128
     depth: int = 3
     batch: int = 128
 
 
-PLANS = {
-    "quick": Plan(
-        seeds=1,
-        denoisers=(("under-trained", 800),),
-        classifier_steps=600,
-        tune_samples=600,
-        report_samples=1000,
-        omegas=(0.1, 0.2, 0.35, 0.6, 1.0),
-        los=(0.0, 0.15),
-        his=(0.3, 0.45, 0.7),
-        rollout_steps=200,
-        rollout_group=20,
-        consistency_steps=200,
+SEARCHED = (
+    "unguided", "constant", "interval", "clamp-linear", "triangular", "beta", "adg", "apg",
+    "interval per class", "adg per class",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Everything that a result depends on.
+
+    Attributes:
+        learned: Learned methods. The first is the one that claims are about, and is gated too.
+        report: Which networks measure, a name of `networks.REPORTS`.
+        seeds: Of networks, learning and noise.
+        each: Seeds of a fold.
+        deal: Seed of the order in which the images are parted.
+        tuned: Methods that are searched, or have nothing to search.
+        plain: Settings that a search scores of a method whose numbers are the same for all classes.
+        per_class: Settings for each number, of a method that has numbers for each class.
+        sizes: Of networks, samples and learning.
+        judged: Whether claims are made of it.
+    """
+
+    learned: tuple[str, ...]
+    report: str
+    seeds: tuple[int, ...]
+    each: int
+    deal: int
+    tuned: tuple[str, ...] = SEARCHED
+    plain: int = 192
+    per_class: int = 32
+    sizes: Sizes = Sizes()
+    judged: bool = True
+
+    @property
+    def folds(self) -> int:
+        """Parts of the images; each is reported on by `each` seeds, which see no more of it."""
+        return len(self.seeds) // self.each
+
+    def fold(self, seed: int) -> int:
+        """The fold that a seed is reported on."""
+        return self.seeds.index(seed) // self.each
+
+
+Name = Literal["quick", "choice", "full"]
+
+PROTOCOLS: dict[Name, Protocol] = {
+    # Two denoisers, searched and learned a little: minutes, pictures, and nothing to go by.
+    "quick": Protocol(
+        learned=(
+            "rollout", "rollout, times alone", "rollout, along and across", "self-consistency",
+        ),
+        report="choice", seeds=(90, 91), each=1, deal=490, plain=12, per_class=1, judged=False,
+        sizes=Sizes(denoisers=(("under-trained", 800),), updates=150, group=20, tune_samples=600,
+                    report_samples=1000),
     ),
-    "full": Plan(
-        seeds=5,
-        denoisers=(("under-trained", 800), ("well-trained", 8000)),
-        classifier_steps=600,
-        tune_samples=1000,
-        report_samples=2000,
-        omegas=(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5),
-        los=(0.0, 0.1, 0.2),
-        his=(0.3, 0.4, 0.5, 0.7),
-        rollout_steps=1000,
-        rollout_group=24,
-        consistency_steps=400,
+    # Where forms and objectives are chosen: no claims.
+    "choice": Protocol(
+        learned=(
+            "rollout", "rollout, times alone", "rollout, along and across",
+            "rollout, along and across, any sign",
+            "rollout, times alone, along and across, any sign", "rollout, low and high",
+            "rollout, seeing delta and angle", "rollout, all true samples",
+            "rollout, features made equal", "rollout, energy distance", "self-consistency", "l2",
+        ),
+        report="choice", seeds=tuple(range(200, 206)), each=1, deal=520,
+        tuned=("unguided", "constant", "interval", "adg", "apg"), judged=False,
+        sizes=Sizes(denoisers=(("under-trained", 800),), updates=400),
     ),
-}
+    # Frozen before it was run.
+    "full": Protocol(
+        learned=("rollout", "rollout, times alone", "rollout, along and across"),
+        report="full", seeds=tuple(range(100, 120)), each=4, deal=500,
+    ),
+}  # fmt: skip

@@ -8,50 +8,84 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.digits import networks
+import guidejax as gj
+from experiments.digits import networks, report
+from experiments.digits.cells import Cells, World, methods_of
 from experiments.digits.config import NUM_CLASSES
+from experiments.digits.methods import LEARNED, ORACLE, TUNED, gated
 
+# Learned methods are red, tuned ones aren't.
 COLORS = {
     "unguided": "#7f7f7f",
     "constant": "#4c78a8",
     "interval": "#72b7b2",
-    "interval (oracle)": "#1b6f69",
-    "clamp-linear": "#9ecae9",
     "triangular": "#b279a2",
-    "adg": "#e8b04a",
-    "self-consistency": "#54a24b",
-    "l2": "#9d755d",
+    "beta": "#54a24b",
     "rollout": "#e45756",
-    "rollout, along and across": "#8c2d19",
+    "rollout, times alone": "#f4a582",
+    "self-consistency": "#8c2d19",
 }
+# What samples are shown of, where a protocol has it.
+SHOWN = ("unguided", "constant", "interval", "adg", "apg", *LEARNED)
 plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
     return path
 
 
-def omega_over_time(weights: dict[str, Any], times: Any, path: pathlib.Path) -> pathlib.Path:
+def ratios(cells: Cells, path: pathlib.Path) -> pathlib.Path:
+    """The distances of every method over the tuned interval's, with their 95% intervals."""
+    methods = [m for m in methods_of(cells.protocol) if m != "interval"][::-1]
+    names = [name for name, _ in cells.protocol.sizes.denoisers]
+    panels = [
+        (name, figure, f"{title}, {name}")
+        for name in names
+        for figure, title in (("frechet", "Fréchet distance"), ("energy", "energy within a class"))
+    ]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3 + 2.6 * len(panels), 0.8 + 0.28 * len(methods)), sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    learned = (*cells.protocol.learned, gated(cells.protocol.learned[0]))
+    for axis, (name, what, title) in zip(axes[0], panels, strict=True):
+        for place, method in enumerate(methods):
+            found = report.ratio(cells, name, method, "interval", what)
+            color = "#e45756" if method in learned else "#1b6f69" if method == ORACLE else "#4c78a8"
+            axis.plot([found.low, found.high], [place, place], color=color, linewidth=1.6)
+            axis.plot(found.estimate, place, "o", color=color, markersize=5)
+        axis.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        axis.xaxis.set_major_formatter("{x:.2f}")
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("over the tuned interval's")
+        axis.set_yticks(range(len(methods)), methods)
+    return _save(figure, path)
+
+
+def omega_over_time(guides: dict[str, gj.Guidance], times: Any, path: pathlib.Path) -> pathlib.Path:
     """ω(c, t) of each method along the sampler's steps; a thin line for each class."""
     figure, axis = plt.subplots(figsize=(8, 4.2))
     cond = jnp.arange(NUM_CLASSES)
     t = np.asarray(times)[:-1]
     top = 0.0
-    for method, weight in weights.items():
-        table = np.asarray(weight.table(times, cond, process=networks.PROCESS))
+    for method, guide in guides.items():
+        weight = gj.weights.as_weight(guide.omega)
+        table = np.asarray(weight.table(jnp.asarray(times), cond, process=networks.PROCESS))
         table = np.broadcast_to(table.reshape(len(t), -1), (len(t), max(table[0].size, 1)))
         color = COLORS[method]
-        mean = table.mean(axis=1)
         if table.shape[1] > 1:
             axis.plot(t, table, color=color, linewidth=0.6, alpha=0.45)
-        axis.step(t, mean, color=color, linewidth=2.2, label=method, where="mid")
+        axis.step(t, table.mean(axis=1), color=color, linewidth=2.2, label=method, where="mid")
         top = max(top, float(table.max()))
     axis.set_xlim(1.02, 0)
     axis.set_ylim(-0.05 * top, 1.05 * top)
@@ -59,30 +93,6 @@ def omega_over_time(weights: dict[str, Any], times: Any, path: pathlib.Path) -> 
     axis.set_ylabel("ω  (0: conditional model)")
     axis.set_title("Guidance weight of each method: bold its mean, thin its classes", fontsize=10)
     axis.legend(frameon=False, ncols=2)
-    return _save(figure, path)
-
-
-@jax.jit
-def _mean_over_classes(weight: Any, s: Any, t: Any) -> jax.Array:
-    each = [jnp.full(s.shape, label) for label in range(NUM_CLASSES)]
-    return jnp.mean(jnp.stack([weight(s, t, c, process=networks.PROCESS) for c in each]), axis=0)
-
-
-def omega_heat_maps(weights: dict[str, Any], path: pathlib.Path, size: int = 60) -> pathlib.Path:
-    """ω(s, t) of each learned method, averaged over classes."""
-    figure, axes = plt.subplots(
-        1, len(weights), figsize=(4 * len(weights), 3.4), squeeze=False, layout="constrained"
-    )
-    grid = (np.arange(size) + 0.5) / size
-    s, t = (a.ravel() for a in np.meshgrid(grid, grid))
-    for axis, (method, weight) in zip(axes[0], weights.items(), strict=True):
-        omega = np.array(_mean_over_classes(weight, s, t)).reshape(size, size)
-        omega[s.reshape(size, size) >= t.reshape(size, size)] = np.nan
-        image = axis.imshow(omega, origin="lower", extent=(0, 1, 0, 1), cmap="viridis", vmin=0)
-        axis.set_title(method, fontsize=10)
-        axis.set_xlabel("s (to)")
-        axis.set_ylabel("t (from)")
-        figure.colorbar(image, ax=axis, label="ω, mean over classes", shrink=0.85)
     return _save(figure, path)
 
 
@@ -106,27 +116,29 @@ def sample_grids(images: dict[str, Any], path: pathlib.Path, rows: int = 6) -> p
     return _save(figure, path)
 
 
-def bars(table: dict[str, dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
-    """The table's main figures as bars with their 95% intervals."""
-    panels = [
-        ("frechet", "Fréchet distance, geometric mean\n(lower is better)"),
-        ("energy", "energy distance per class\n(lower is better)"),
-        ("agreement", "agreement with the label\n(higher is better)"),
-        ("diversity", "diversity within a class\n(1: as real images)"),
-    ]
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), sharey=True, layout="constrained")
-    methods = list(table)[::-1]
-    for axis, (key, title) in zip(axes, panels, strict=True):
-        values = [table[m][key]["mean"] for m in methods]
-        low = [
-            table[m][key]["mean"] - table[m][key].get("low", table[m][key]["mean"]) for m in methods
-        ]
-        axis.barh(methods, values, xerr=low if any(low) else None, capsize=2,
-                  color=[COLORS[m] for m in methods])  # fmt: skip
-        axis.set_title(title, fontsize=10)
-        if key in ("agreement", "diversity"):
-            floor = min(values) - max(low)
-            axis.set_xlim(max(0.0, floor - 0.08), None)
-        if key == "diversity":
-            axis.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
-    return _save(figure, path)
+def draw(cells: Cells, work: pathlib.Path, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """{caption: path} of every picture; those of samples are of the first seed.
+
+    Its networks are trained again, and weights learned again that don't lie in `work`.
+    """
+    protocol = cells.protocol
+    (denoiser, _), seed = protocol.sizes.denoisers[0], protocol.seeds[0]
+    world = World(protocol, denoiser, seed, work)
+    found = cells.find(f"{denoiser}/{seed}")
+    guides = {m: TUNED[m].guide(**found[m].get("numbers", {})) for m in protocol.tuned}
+    guides |= {m: world.learn(m) for m in protocol.learned}
+    order = [np.flatnonzero(world.reported["cond"] == c)[:6] for c in range(NUM_CLASSES)]
+    real = world.reported["x0"][np.stack(order, axis=1)]
+    tiles = {m: world.sample(guides[m]) for m in SHOWN if m in guides}
+    curves = {m: guide for m, guide in guides.items() if m in COLORS and m != "unguided"}
+    times = gj.uniform_times(protocol.sizes.sampling_steps)
+    return {
+        "every method over the tuned interval, with 95% intervals": ratios(
+            cells, folder / "ratios.png"
+        ),
+        f"{denoiser}: samples from the same noise, labels 0 to 9 across": sample_grids(
+            {"real images": real.reshape(-1, 8, 8, 1), **tiles}, folder / "samples.png"
+        ),
+        f"{denoiser}: the guidance weight of each method over the steps of the sampler":
+            omega_over_time(curves, times, folder / "omega.png"),
+    }  # fmt: skip

@@ -1,12 +1,10 @@
-"""The methods compared: tuned by search on selection images, or learned."""
+"""The methods compared: searched, or learned."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-import pathlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,97 +12,106 @@ import numpy as np
 import optax
 
 import guidejax as gj
-import guidejax.data
+from experiments import guides, tuned, tuning
 from experiments.digits import networks
-from experiments.digits.arena import Arena, generate
-from experiments.digits.config import NUM_CLASSES, Plan
+from experiments.digits.config import NUM_CLASSES, Protocol, Sizes
 
-# What the table and the figures call each method, in their order.
-TUNED = ("constant", "interval", "clamp-linear", "triangular", "adg")
-ALONG_ACROSS = "rollout, along and across"
-LEARNED = ("self-consistency", "l2", "rollout", ALONG_ACROSS)
-
-OMEGA = gj.weights.Range(0.5, lo=0.0)
-NET = gj.OmegaNet(num_classes=NUM_CLASSES, outputs={"omega": OMEGA})
-# ω, and how much of the difference that lies along c counts: APG's η. It starts as CFG.
-ALONG_ACROSS_NET = gj.OmegaNet(
-    num_classes=NUM_CLASSES, outputs={"omega": OMEGA, "eta": gj.weights.Range(1.0, lo=0.0)}
-)
+# What is searched, some of it with numbers for each class
 
 
-def form(method: str) -> tuple[Any, gj.OmegaNet]:
-    """(rule, network) of a learned method."""
-    return (gj.apg, ALONG_ACROSS_NET) if method == ALONG_ACROSS else (gj.cfg, NET)
+def _window(numbers: Any, step: Any) -> jax.Array:
+    label = step.cond
+    inside = (numbers["lo"][label] <= step.t) & (step.t <= numbers["hi"][label])
+    return jnp.where(inside, numbers["omega"][label], 0.0)
 
 
-def guide(method: str, numbers: dict[str, float]) -> gj.Guidance:
-    """The guidance of a tuned method with its numbers."""
-    n = dict(numbers)
-    if method == "constant":
-        return gj.guidance(gj.cfg, n["omega"])
-    if method == "interval":
-        return gj.guidance(gj.cfg, gj.interval(n["omega"], lo=n["lo"], hi=n["hi"]))
-    if method == "clamp-linear":
-        return gj.guidance(gj.cfg, gj.schedules.clamp_linear(n["mean"], floor=n["floor"]))
-    if method == "triangular":
-        return gj.guidance(gj.cfg, gj.schedules.triangular(n["mean"]))
-    if method == "adg":
-        return gj.guidance(gj.adg, n["omega"], max_angle=n["max_angle"])
-    raise ValueError(f"unknown method {method!r}.")
+def _any_window(numbers: Any, step: Any) -> jax.Array:
+    return jnp.any((numbers["lo"] <= step.t) & (step.t <= numbers["hi"]) & (numbers["omega"] != 0))
 
 
-def grid(method: str, plan: Plan) -> Iterable[dict[str, float]]:
-    """Every setting that the search tries."""
-    if method == "interval":
-        for omega, lo, hi in itertools.product(plan.omegas, plan.los, plan.his):
-            if lo < hi:
-                yield {"omega": omega, "lo": lo, "hi": hi}
-    elif method == "clamp-linear":
-        for mean, floor in itertools.product(plan.omegas, (0.0, 0.5, 1.0)):
-            yield {"mean": mean, "floor": floor * mean}
-    elif method == "adg":
-        for omega, cap in itertools.product(plan.omegas, (np.pi / 6, np.pi / 3)):
-            yield {"omega": omega, "max_angle": float(cap)}
-    else:
-        for omega in plan.omegas:
-            yield {"omega" if method == "constant" else "mean": omega}
+def _of_class(numbers: Any, step: Any) -> jax.Array:
+    return numbers[step.cond]
 
 
-def tune(
-    method: str,
-    plan: Plan,
-    key: jax.Array,
-    denoise: Any,
-    arena: Arena,
-    count: int,
-    tick: Callable[[], None],
-) -> tuple[dict[str, float], float]:
-    """(numbers, score) of the setting with the least score in `arena`, on the noise of `key`."""
-
-    def score(numbers: dict[str, float]) -> float:
-        # Arrays, so that one program serves the whole search, interval ends and all.
-        traced = {name: jnp.asarray(value) for name, value in numbers.items()}
-        value = arena.score(
-            generate_traced(method)(key, denoise, traced, count, plan.sampling_steps)
-        )
-        tick()
-        return value
-
-    return min(((numbers, score(numbers)) for numbers in grid(method, plan)), key=lambda p: p[1])
+def _gathered(numbers: dict[str, Any], name: str) -> jax.Array:
+    return jnp.stack([jnp.asarray(numbers[f"{name} {c}"]) for c in range(NUM_CLASSES)])
 
 
-_PROGRAMS: dict[str, Any] = {}
+def _interval_per_class(**numbers: Any) -> gj.Guidance:
+    each = {name: _gathered(numbers, name) for name in ("omega", "lo", "hi")}
+    return gj.guidance(gj.cfg, gj.Weight(each, _window, _any_window))
 
 
-def generate_traced(method: str) -> Any:
-    """`generate` under a tuned method whose numbers are traced: one program for a whole search."""
-    if method not in _PROGRAMS:
+def _adg_per_class(**numbers: Any) -> gj.Guidance:
+    omega, cap = (_gathered(numbers, name) for name in ("omega", "max_angle"))
+    return gj.guidance(gj.adg, gj.Weight(omega, _of_class), max_angle=gj.Weight(cap, _of_class))
 
-        def run(key, denoise, numbers, count, steps):
-            return generate(key, denoise, guide(method, numbers), count, steps)
 
-        _PROGRAMS[method] = jax.jit(run, static_argnums=(3, 4))
-    return _PROGRAMS[method]
+def _per_class(**space: tuning.Number) -> dict[str, tuning.Number]:
+    return {f"{name} {c}": number for c in range(NUM_CLASSES) for name, number in space.items()}
+
+
+PER_CLASS = ("interval per class", "adg per class")
+TUNED: dict[str, tuned.Tuned] = tuned.TUNED | {
+    "interval per class": tuned.Tuned(
+        _per_class(omega=tuned.OMEGA, lo=tuned.LO, hi=tuned.HI), _interval_per_class, tuned.ordered,
+        together=tuple((f"lo {c}", f"hi {c}") for c in range(NUM_CLASSES)),
+        **tuned.per(NUM_CLASSES, "interval", omega="value", lo="lo", hi="hi"),
+    ),
+    "adg per class": tuned.Tuned(
+        _per_class(omega=tuned.OMEGA, max_angle=tuned.CAP), _adg_per_class,
+        **tuned.per(NUM_CLASSES, "adg", omega="omega", max_angle="max_angle"),
+    ),
+}  # fmt: skip
+# Searched on the very images, noise and networks of the report, which no method may be.
+ORACLE = "interval (oracle)"
+
+
+def budget(method: str, protocol: Protocol) -> int:
+    """Settings that a search scores at most; the most of all, 960, cost what learning does."""
+    size = len(TUNED[method].space)
+    return protocol.per_class * size if method in PER_CLASS else protocol.plain if size else 1
+
+
+# What is learned
+
+
+class Learned(NamedTuple):
+    """A learned method: a rule, the network of its numbers, and a key of `OBJECTIVES`."""
+
+    rule: Any
+    net: gj.OmegaNet
+    objective: str = "moments"
+
+
+Range = gj.weights.Range
+OMEGA = Range(0.5, lo=0.0)
+_by_class = functools.partial(gj.OmegaNet, num_classes=NUM_CLASSES)
+NET = _by_class(outputs={"omega": OMEGA})
+# ω, and how much of the difference that lies along c counts: APG's η. Each begins as CFG.
+ALONG_ACROSS = {"omega": OMEGA, "eta": Range(1.0, lo=0.0)}
+ANY_SIGN = {"omega": OMEGA, "eta": Range(1.0)}
+
+LEARNED: dict[str, Learned] = {
+    "rollout": Learned(gj.cfg, NET),
+    "rollout, times alone": Learned(gj.cfg, gj.OmegaNet(outputs={"omega": OMEGA})),
+    "rollout, along and across": Learned(gj.apg, _by_class(outputs=ALONG_ACROSS)),
+    "rollout, along and across, any sign": Learned(gj.apg, _by_class(outputs=ANY_SIGN)),
+    "rollout, times alone, along and across, any sign": Learned(
+        gj.apg, gj.OmegaNet(outputs=ANY_SIGN)
+    ),
+    "rollout, low and high": Learned(
+        gj.rules.fdg, _by_class(outputs={"omega": OMEGA, "low": Range(1.0, lo=0.0)})
+    ),
+    "rollout, seeing delta and angle": Learned(
+        gj.cfg, _by_class(outputs={"omega": OMEGA}, sees=("delta", "angle"))
+    ),
+    "rollout, all true samples": Learned(gj.cfg, NET, "all true samples"),
+    "rollout, features made equal": Learned(gj.cfg, NET, "features made equal"),
+    "rollout, energy distance": Learned(gj.cfg, NET, "energy distance"),
+    "self-consistency": Learned(gj.cfg, NET, "self-consistency"),
+    "l2": Learned(gj.cfg, NET, "l2"),
+}
 
 
 @functools.cache  # the same object for every seed, so that they share the compiled step
@@ -114,64 +121,83 @@ def optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
-def updates(method: str, plan: Plan) -> int:
-    """Updates of a learned method."""
-    return plan.rollout_steps if method.startswith("rollout") else plan.consistency_steps
+class Seen(NamedTuple):
+    """What an objective may be made of: sizes, feature spaces, true and unguided samples."""
+
+    sizes: Sizes
+    features: list[Callable[[Any], Any]]
+    x0: jax.Array
+    unguided: jax.Array
 
 
-def rollout(plan: Plan, params: dict[str, Any], x0: Any) -> Any:
-    """The rollout objective: moments in pixels and in the networks that learning may see."""
-    features: tuple[Any, ...] = (
-        gj.objectives.pixels,
-        *(networks.feature(n, params[n]) for n in networks.SEEN),
-    )
-    return gj.rollout(
-        [gj.objectives.frechet_moments(f, jnp.asarray(x0)) for f in features],
-        particles=plan.rollout_group,
-        steps=plan.sampling_steps,
-        pooled=0.97,
-        beta=2.0,
-    )
+def seen(sizes: Sizes, params: dict[str, Any], x0: Any, unguided: jax.Array) -> Seen:
+    """Pixels, and the networks that learning may see."""
+    looks = [networks.feature(name, params[name]) for name in networks.SEEN]
+    return Seen(sizes, [gj.objectives.pixels, *looks], jnp.asarray(x0), unguided)
 
 
-def learn(
-    method: str,
-    plan: Plan,
-    key: jax.Array,
-    denoise: Any,
-    params: dict[str, Any],
-    train: dict[str, Any],
-    data_dir: Any,
-    seed: int,
-    checkpoint_dir: pathlib.Path,
-    tick: Callable[[int, dict[str, float]], None],
-) -> gj.Guidance:
-    """The learned method's guidance."""
-    if method.startswith("rollout"):
-        objective: Any = rollout(plan, params, train["x0"])
-    else:
-        objective = (
-            gj.self_consistency(1.75, 4) if method == "self-consistency" else gj.objectives.l2(4)
-        )
-    steps = updates(method, plan)
-    batches = gj.data.grouped(
-        gj.data.Images("digits", "train", data_dir=data_dir),
-        groups=NUM_CLASSES,
-        per_group=plan.rollout_group,
-        seed=seed,
-    )
-    rule, net = form(method)
-    phi = gj.fit_omega(
-        key,
-        net,
-        denoise,
-        batches,
-        rule=rule,
-        objective=objective,
-        optimizer=optimizer(steps),
-        steps=steps,
-        checkpoint_dir=checkpoint_dir,
-        save_every=50,
-        progress=tick,
-    )
-    return gj.guidance(rule, **net.weights(phi))
+def rollout(seen: Seen, features: list[Any] | None = None, **options: Any) -> gj.objectives.Rollout:
+    """Moments in every feature space: all conditions together, and a little each alone."""
+    if features is None:
+        features = [gj.objectives.frechet_moments(f, seen.x0) for f in seen.features]
+    options = {"pooled": 0.97, "beta": 2.0, **options}
+    return gj.rollout(features, seen.sizes.group, seen.sizes.sampling_steps, **options)
+
+
+def _scaled(scale: Any, feature: Any, x0: Any) -> jax.Array:
+    return scale * feature(x0)
+
+
+def _made_equal(seen: Seen) -> gj.objectives.Rollout:
+    """Moments, over the unguided model's distance in each feature space."""
+    features = []
+    for feature in seen.features:
+        moments = gj.objectives.frechet_moments(feature, seen.x0)
+        ours, true = (jnp.mean(moments(x), axis=0) for x in (seen.unguided, seen.x0))
+        scale = 1 / jnp.linalg.norm(ours - true)
+        features.append(jax.tree_util.Partial(_scaled, scale, moments))
+    return rollout(seen, features)
+
+
+def _energy(seen: Seen) -> gj.objectives.Rollout:
+    """Energy distances, each condition alone."""
+    features = [gj.objectives.unit_spread(f, seen.x0) for f in seen.features]
+    return rollout(seen, features, pooled=0.0, beta=1.0)
+
+
+OBJECTIVES: dict[str, Callable[[Seen], Any]] = {
+    "moments": rollout,
+    "all true samples": lambda seen: rollout(seen, reference=seen.x0),
+    "features made equal": _made_equal,
+    "energy distance": _energy,
+    "self-consistency": lambda seen: gj.self_consistency(1.75, 4),
+    "l2": lambda seen: gj.objectives.l2(4),
+}
+
+# What every method is judged by
+
+
+def evaluations(guide: gj.Guidance, steps: int) -> float:
+    """Network evaluations of one sample: one a step, and one more where its class's ω isn't 0."""
+    labels = jnp.arange(NUM_CLASSES)
+    omega = gj.weights.as_weight(guide.omega)
+    values = omega.table(jnp.asarray(gj.uniform_times(steps)), labels, process=networks.PROCESS)
+    guided = np.asarray(values).reshape(steps, -1) != 0
+    return steps + float(np.mean(np.sum(guided, axis=0)))
+
+
+def gated(method: str) -> str:
+    """The name of a learned method whose ω is kept on some steps alone."""
+    return f"{method}, gated"
+
+
+def window(guide: gj.Guidance, count: int, steps: int) -> gj.Guidance:
+    """A guidance for the `count` steps on end where its ω is largest, and none on the others."""
+    omega = gj.weights.as_weight(guide.omega)
+    grid = gj.uniform_times(steps)
+    table = omega.table(jnp.asarray(grid), jnp.arange(NUM_CLASSES), process=networks.PROCESS)
+    curve = np.asarray(table).reshape(steps, -1).mean(axis=1)
+    if count == 0:
+        return gj.guidance(gj.cfg, 0.0)
+    first = int(np.argmax([curve[i : i + count].sum() for i in range(steps - count + 1)]))
+    return guides.windowed(guide, float(grid[first + count - 1]), float(grid[first]))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import guidejax as gj
-from experiments.digits.config import NUM_CLASSES, Plan
+from experiments.digits.config import NUM_CLASSES, Sizes
 from experiments.models import ConvClassifier, MLPClassifier, ResidualMLP
 
 PROCESS = gj.processes.rectified_flow()
@@ -25,21 +25,22 @@ SEEN: dict[str, MLPClassifier | ConvClassifier] = {
     "conv-silu-2": ConvClassifier(NUM_CLASSES, (12, 24), 48, "silu"),
     "mlp-relu-1": MLPClassifier(NUM_CLASSES, (96,), "relu"),
 }
-# ... and features for the report alone.
-REPORT: dict[str, MLPClassifier | ConvClassifier] = {
+# ... and features for reports alone: where forms are chosen,
+CHOICE: dict[str, MLPClassifier | ConvClassifier] = {
     "mlp-relu": MLPClassifier(NUM_CLASSES, (128, 64), "relu"),
     "conv-relu": ConvClassifier(NUM_CLASSES, (16, 32), 64, "relu"),
     "mlp-gelu": MLPClassifier(NUM_CLASSES, (64,), "gelu"),
     "conv-silu": ConvClassifier(NUM_CLASSES, (32,), 64, "silu"),
 }
-# ... and for the settled report, whose shapes served no choice before it.
-FRESH: dict[str, MLPClassifier | ConvClassifier] = {
+# and, whose shapes served no choice before it, of the protocol that was frozen first.
+FULL: dict[str, MLPClassifier | ConvClassifier] = {
     "mlp-tanh-3": MLPClassifier(NUM_CLASSES, (104, 72, 40), "tanh"),
     "conv-gelu": ConvClassifier(NUM_CLASSES, (20,), 56, "gelu"),
     "mlp-elu-2": MLPClassifier(NUM_CLASSES, (112, 56), "elu"),
     "conv-elu-2": ConvClassifier(NUM_CLASSES, (14, 28), 52, "elu"),
 }
-CLASSIFIERS = SEEN | REPORT | FRESH
+REPORTS = {"choice": CHOICE, "full": FULL}
+CLASSIFIERS = SEEN | CHOICE | FULL
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "optimizer", "steps", "batch"))
@@ -94,20 +95,20 @@ _DENOISER_OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e
 _CLASSIFIER_OPTIMIZER = optax.adamw(2e-3, weight_decay=1e-3)
 
 
-def train_denoiser(key: jax.Array, plan: Plan, steps: int, x: Any, y: Any) -> gj.Denoiser:
+def train_denoiser(key: jax.Array, sizes: Sizes, steps: int, x: Any, y: Any) -> gj.Denoiser:
     """A class-conditional denoiser with condition dropout, stopped after `steps`."""
-    net = ResidualMLP(NUM_CLASSES, plan.hidden, plan.depth)
+    net = ResidualMLP(NUM_CLASSES, sizes.hidden, sizes.depth)
     init, run = jax.random.split(key)
     params = net.init(init, x[:1], jnp.ones(1), y[:1])
     params, _ = _fit(
         run, params, x, y, loss=_denoiser_loss(net), optimizer=_DENOISER_OPTIMIZER,
-        steps=steps, batch=plan.batch,
+        steps=steps, batch=sizes.batch,
     )  # fmt: skip
     return gj.denoiser(net, PROCESS, prediction="velocity", params=params)
 
 
 def train_classifiers(
-    key: jax.Array, plan: Plan, x: Any, y: Any, names: Iterable[str] = tuple(SEEN | REPORT)
+    key: jax.Array, sizes: Sizes, x: Any, y: Any, names: Iterable[str] = tuple(SEEN | CHOICE)
 ) -> dict[str, Any]:
     """Parameters of classifiers by their names, trained on noisy images."""
     params = {}
@@ -118,7 +119,7 @@ def train_classifiers(
         params[name], _ = _fit(
             run, net.init(init, x[:1]), x, y,
             loss=_classifier_loss(name), optimizer=_CLASSIFIER_OPTIMIZER,
-            steps=plan.classifier_steps, batch=plan.batch,
+            steps=sizes.classifier_steps, batch=sizes.batch,
         )  # fmt: skip
     return params
 

@@ -22,7 +22,7 @@ import tyro
 import guidejax as gj
 import guidejax.data
 from experiments.digits import networks
-from experiments.digits.config import NUM_CLASSES, PLANS
+from experiments.digits.config import NUM_CLASSES, Sizes
 from experiments.distributed import local
 
 NET = gj.OmegaNet(num_classes=NUM_CLASSES)
@@ -68,7 +68,7 @@ def main(config: Config) -> int:
     images = gj.data.Images("digits", data_dir=data_dir)
     train = images.arrays()
     denoise = networks.train_denoiser(
-        jax.random.key(0), PLANS["quick"], config.denoiser_steps, jnp.asarray(train["x0"]),
+        jax.random.key(0), Sizes(), config.denoiser_steps, jnp.asarray(train["x0"]),
         jnp.asarray(train["cond"]),
     )  # fmt: skip
     mesh = jax.make_mesh((jax.device_count(),), ("data",))

@@ -15,8 +15,7 @@ import numpy as np
 import guidejax as gj
 import guidejax.data
 from experiments.digits import networks
-from experiments.digits.config import NUM_CLASSES
-from experiments.digits.config import PLANS as DIGITS_PLANS
+from experiments.digits.config import NUM_CLASSES, Sizes
 from experiments.rules.config import (
     DENOISER_STEPS,
     DIGITS_STEPS,
@@ -36,10 +35,10 @@ class Digits:
     def __init__(self, data_dir: pathlib.Path, tick: Callable[[str], Any] = print):
         train = gj.data.Images("digits", "train", data_dir=data_dir).arrays()
         self.x, self.y = jnp.asarray(train["x0"]), jnp.asarray(train["cond"])
-        plan, key = DIGITS_PLANS["quick"], jax.random.key(0)
+        sizes, key = Sizes(), jax.random.key(0)
         tick("training a denoiser")
-        self.denoise = networks.train_denoiser(key, plan, DENOISER_STEPS, self.x, self.y)
-        self.weak = networks.train_denoiser(key, plan, WEAK_STEPS, self.x, self.y)
+        self.denoise = networks.train_denoiser(key, sizes, DENOISER_STEPS, self.x, self.y)
+        self.weak = networks.train_denoiser(key, sizes, WEAK_STEPS, self.x, self.y)
         self.skipped = dataclasses.replace(
             self.denoise, params=_without_last_block(self.denoise.params)
         )

@@ -1,112 +1,292 @@
-"""The main job end to end, with every size cut down."""
+"""The digits: what is chosen and what is reported share nothing, and the whole, cut down."""
 
 import dataclasses
-import itertools
 import json
+import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import guidejax as gj
 from experiments.digits import __main__ as digits
-from experiments.digits import methods, networks, report
-from experiments.digits.config import FIRST_SEED, PLANS, Config
+from experiments.digits import cells as cells_of
+from experiments.digits import images, methods, networks, report
+from experiments.digits.config import NUM_CLASSES, PROTOCOLS, Sizes
+from experiments.statistics import mean_interval
 
-FIRST, SECOND = str(FIRST_SEED), str(FIRST_SEED + 1)
-TINY = dataclasses.replace(
-    PLANS["full"],
-    seeds=2,
-    denoisers=(("under-trained", 20), ("well-trained", 20)),
-    classifier_steps=20,
-    tune_samples=40,
-    report_samples=60,
-    omegas=(0.5, 1.0),
-    los=(0.0,),
-    his=(0.5,),
-    rollout_steps=4,
-    rollout_group=4,
-    consistency_steps=4,
-    sampling_steps=4,
-    hidden=16,
-    depth=1,
-    batch=16,
-)
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+FULL = PROTOCOLS["full"]
+JUDGED = [name for name, protocol in PROTOCOLS.items() if protocol.judged]
+TINY = dataclasses.replace(FULL, seeds=tuple(range(100, 106)), each=2)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setitem(PLANS, "full", TINY)
-    # A perceptron and a convolution of each.
-    for seen_or_report in ("SEEN", "REPORT"):
-        nets = getattr(networks, seen_or_report)
-        patch.setattr(networks, seen_or_report, dict(itertools.islice(nets.items(), 2)))
-    config = Config(preset="full", out=tmp_path_factory.mktemp("runs") / "digits")
-    digits.main(config)
-    yield config
-    patch.undo()
-
-
-@pytest.mark.slow
-def test_writes_what_the_readme_promises(run):
-    for name in ("report.html", "metrics.json", "log.txt", "table.md"):
-        assert (run.out / name).stat().st_size > 0
-    results = json.loads((run.out / "metrics.json").read_text())
-    assert set(results["seeds"]) == {FIRST, SECOND}
-    for seed in results["seeds"].values():
-        assert set(seed) == {"under-trained", "well-trained"}
-        for by_method in seed.values():
-            assert {"unguided", "interval", *methods.LEARNED} <= set(by_method)
-            for entry in by_method.values():
-                assert {*report.FIGURES, "frechet/mlp-relu"} <= set(entry["figures"])
-    under = results["seeds"][FIRST]["under-trained"]
-    assert {"interval (oracle)", "triangular", "clamp-linear", "adg"} <= set(under)
-    assert under["unguided"]["figures"]["evaluations"] == 4
-    assert under["interval"]["figures"]["evaluations"] == 4 + 2
-    assert under["rollout"]["figures"]["evaluations"] == 8
-    page = (run.out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 8
-    assert "http" not in page
-
-
-@pytest.mark.slow
-def test_the_oracle_is_at_least_as_good_as_the_tuned_interval(run):
-    results = json.loads((run.out / "metrics.json").read_text())
-    for seed in results["seeds"].values():
-        oracle, tuned = (seed["under-trained"][m] for m in ("interval (oracle)", "interval"))
-        assert oracle["figures"]["frechet"] <= tuned["figures"]["frechet"] * (1 + 1e-4)
-
-
-@pytest.mark.slow
-def test_goes_on_where_it_stopped(run):
-    """A second run trains nothing again and comes to the same numbers."""
-    before = json.loads((run.out / "metrics.json").read_text())
-    (run.out / f"seed{SECOND}.json").unlink()
-    digits.main(run)
-    after = json.loads((run.out / "metrics.json").read_text())
-    assert after["seeds"][FIRST] == before["seeds"][FIRST]
-    assert after["seeds"][SECOND] == before["seeds"][SECOND]
-
-
-@pytest.mark.slow
-def test_another_setting_does_not_mix_with_an_old_run(run):
-    with pytest.raises(SystemExit, match="other settings"):
-        digits.main(dataclasses.replace(run, preset="quick"))
-    assert (run.out / "metrics.json").exists()
-
-
-def test_claims_fail_when_the_numbers_do():
-    def seeds(rollout):
-        figures = lambda frechet: {"figures": {"frechet": frechet, "energy": frechet}}
-        names = ("unguided", "interval", "interval (oracle)", "self-consistency", "l2")
-        return {
-            str(i): {
-                "under": {n: figures(10.0 + i) for n in names}
-                | {n: figures(rollout + i) for n in ("rollout", methods.ALONG_ACROSS)}
+def made_up(folder, seed=0):
+    """Cells of numbers that are known: each method a factor, each deal and seed another."""
+    rng = np.random.default_rng(seed)
+    cells = cells_of.Cells(TINY, folder)
+    for name in cells.functions:
+        deal, own = rng.normal(size=2)
+        found = {
+            method: {
+                "figures": dict.fromkeys(
+                    ("energy", "agreement", "diversity", "evaluations"), 1.0 + place
+                )
+                | {
+                    name: float(np.exp(deal + 0.1 * own + 0.01 * place * rng.normal()))
+                    for name in ("frechet", *(f"frechet/{name}" for name in networks.FULL))
+                },
+                **({"least": [4.0, 3.0, 2.0, 2.0]} if method in methods.TUNED else {}),
             }
-            for i in range(3)
+            for place, method in enumerate(cells_of.methods_of(TINY))
         }
+        path = folder / "cells" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"protocol": cells.digest, "methods": found}))
+    return cells
 
-    good = {c["claim"]: c["holds"] for c in report.claims(seeds(8.0), ["under"])}
-    bad = {c["claim"]: c["holds"] for c in report.claims(seeds(9.8), ["under"])}
-    first = next(iter(good))
-    assert good[first]
-    assert not bad[first]
+
+def test_seeds_and_networks_of_the_report_served_no_choice():
+    # Seeds of what was run before there were protocols.
+    before = {*range(60), 1000, 1001, 2000, 2001, 3000, 3001}
+    used = [seed for each in PROTOCOLS.values() for seed in (*each.seeds, each.deal)]
+    assert len({*used, *before}) == len(used) + len(before)
+    shapes = [net for each in (networks.SEEN, *networks.REPORTS.values()) for net in each.values()]
+    assert len(set(shapes)) == len(shapes) == len(networks.CLASSIFIERS)
+    reports = [PROTOCOLS[name].report for name in JUDGED]
+    assert len(set(reports)) == len(reports)
+    assert not {PROTOCOLS[name].report for name in {*PROTOCOLS} - {*JUDGED}} & {*reports}
+
+
+def test_a_protocol_is_of_methods_that_there_are():
+    for protocol in PROTOCOLS.values():
+        assert {*protocol.tuned} <= {*methods.TUNED}
+        assert {*protocol.learned} <= {*methods.LEARNED}
+        # A search begins where that of its special case ended.
+        after = [methods.TUNED[name].after for name in protocol.tuned]
+        for place, name in enumerate(after):
+            assert name is None or name in protocol.tuned[:place]
+        assert len(protocol.seeds) == protocol.folds * protocol.each
+
+
+def test_a_fold_is_reported_on_and_serves_nothing_else(tmp_path):
+    reported = []
+    for seed in FULL.seeds[:: FULL.each]:
+        train, chosen_on, reported_on = images.parts(FULL, seed, tmp_path)
+        assert len(chosen_on["cond"]) + len(reported_on["cond"]) == 1797
+        assert len(train["cond"]) == pytest.approx(1038, abs=2)
+        each = [
+            {image.tobytes() for image in part["x0"]} for part in (train, chosen_on, reported_on)
+        ]
+        assert each[0] <= each[1]
+        assert len(each[1] & each[2]) < 5  # Some digits are equal pixel by pixel.
+        shares = [np.bincount(part["cond"], minlength=NUM_CLASSES) / len(part["cond"])
+                  for part in (train, chosen_on, reported_on)]  # fmt: skip
+        np.testing.assert_allclose(shares, 0.1, atol=0.012)
+        reported += [image.tobytes() for image in reported_on["x0"]]
+        for other in range(1, FULL.each):
+            again = images.parts(FULL, seed + other, tmp_path)
+            np.testing.assert_array_equal(again[2]["x0"], reported_on["x0"])
+    assert len(reported) == 1797
+
+
+def test_numbers_of_each_class_are_numbers_of_each_sample():
+    numbers = {
+        f"{name} {c}": value(c)
+        for c in range(NUM_CLASSES)
+        for name, value in (
+            ("omega", lambda c: 0.1 * c),
+            ("lo", lambda c: 0.02 * c),
+            ("hi", lambda c: 0.5 + 0.05 * c),
+            ("max_angle", lambda c: 0.1 + 0.1 * c),
+        )
+    }
+    label = jnp.arange(20) % NUM_CLASSES
+    of = lambda name: jnp.stack([numbers[f"{name} {c}"] for c in range(NUM_CLASSES)])[label]
+    grid, keys = gj.uniform_times(8), jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (20, 4))
+    denoise = gj.denoiser(
+        lambda x, t, c: jnp.tanh(x + jnp.where(c == NUM_CLASSES, 0.0, 0.3 * c)[:, None]),
+        networks.PROCESS,
+    )
+    run = lambda guide: gj.sample(
+        keys[1], denoise, x, cond=label, uncond=NUM_CLASSES, guidance=guide, times=grid
+    )
+    pick = lambda *names: {n: v for n, v in numbers.items() if n.split()[0] in names}
+    ours = methods.TUNED["interval per class"].guide(**pick("omega", "lo", "hi"))
+    by_sample = gj.guidance(gj.cfg, gj.interval(of("omega"), lo=of("lo"), hi=of("hi")))
+    np.testing.assert_allclose(run(ours), run(by_sample), rtol=1e-5, atol=1e-6)
+    count = 8 + np.mean([np.sum((grid[:-1] >= 0.02 * c) & (grid[:-1] <= 0.5 + 0.05 * c))
+                         for c in range(1, NUM_CLASSES)]) * 0.9  # fmt: skip
+    assert methods.evaluations(ours, 8) == pytest.approx(count)
+    ours = methods.TUNED["adg per class"].guide(**pick("omega", "max_angle"))
+    by_sample = gj.guidance(gj.adg, of("omega"), max_angle=of("max_angle"))
+    np.testing.assert_allclose(run(ours), run(by_sample), rtol=1e-5, atol=1e-6)
+
+
+def test_a_gated_weight_is_kept_where_it_is_largest():
+    guide = gj.guidance(gj.cfg, lambda s, t, c: 1 - (t - 0.5) ** 2)
+    gated = methods.window(guide, 3, 8)
+    table = gated.omega.table(jnp.asarray(gj.uniform_times(8)), process=networks.PROCESS)
+    assert np.flatnonzero(np.asarray(table)).tolist() == [3, 4, 5]
+    assert methods.evaluations(gated, 8) == 11
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_no_method_is_learned_with_more_than_the_largest_search(name):
+    protocol, sizes = PROTOCOLS[name], PROTOCOLS[name].sizes
+    passes = 2 * sizes.sampling_steps
+    most = max(methods.budget(method, protocol) for method in protocol.tuned)
+    spent = sizes.updates * NUM_CLASSES * sizes.group * passes * 4
+    assert spent <= most * sizes.tune_samples * passes < 1.01 * spent
+
+
+@pytest.mark.parametrize("method", methods.PER_CLASS)
+def test_numbers_of_each_class_begin_at_the_plain_method(method):
+    each = methods.TUNED[method]
+    plain = methods.TUNED[each.after]
+    special = {name: number.start for name, number in plain.space.items()}
+    start = each.begin(special)
+    assert set(start) == set(each.space)
+    x = jax.random.normal(jax.random.key(0), (20, 4))
+    denoise = gj.denoiser(lambda x, t, c: jnp.tanh(x + 0.1 * c[:, None]), networks.PROCESS)
+    run = lambda guide: gj.sample(
+        jax.random.key(1), denoise, x, cond=jnp.arange(20) % NUM_CLASSES, uncond=NUM_CLASSES,
+        guidance=guide, times=gj.uniform_times(8),
+    )  # fmt: skip
+    np.testing.assert_allclose(run(each.guide(**start)), run(plain.guide(**special)), rtol=1e-5)
+
+
+def test_what_guides_no_step_isn_t_gated_but_off():
+    guide = gj.guidance(gj.cfg, lambda s, t, c: 1 + 0 * t)
+    assert methods.evaluations(methods.window(guide, 0, 8), 8) == 8
+    assert methods.evaluations(methods.window(guide, 8, 8), 8) == 16
+
+
+def test_cells_of_another_protocol_are_not_taken(tmp_path):
+    made_up(tmp_path)
+    name = f"{TINY.sizes.denoisers[0][0]}/100"
+    assert cells_of.Cells(TINY, tmp_path).done(name)
+    for other in (dataclasses.replace(TINY, plain=7),
+                  dataclasses.replace(TINY, sizes=Sizes(updates=999))):  # fmt: skip
+        assert not cells_of.Cells(other, tmp_path).done(name)
+
+
+def test_ratios_are_over_folds(tmp_path):
+    cells = made_up(tmp_path)
+    under = TINY.sizes.denoisers[0][0]
+    found = report.ratio(cells, under, "rollout", "interval")
+    ours, theirs = (
+        np.array([cells.find(f"{under}/{s}")[m]["figures"]["frechet"] for s in TINY.seeds])
+        for m in ("rollout", "interval")
+    )
+    want = mean_interval(np.log(ours / theirs).reshape(3, 2).mean(axis=1))
+    np.testing.assert_allclose(found, np.exp(want), rtol=1e-6)
+    wider = report.ratio(cells, under, "rollout", "interval", count=7)
+    assert wider.low < found.low < found.high < wider.high
+    assert len(report.claims(cells)) == 7
+    assert all(method in report.text(cells, "full") for method in cells_of.methods_of(TINY))
+
+
+def test_a_claim_holds_where_its_numbers_do(tmp_path):
+    cells = made_up(tmp_path)
+    under, well = (name for name, _ in TINY.sizes.denoisers)
+    for seed in TINY.seeds:
+        for place, method in enumerate(cells_of.methods_of(TINY)):
+            noise = 0.001 * np.sin(7 * seed + place)
+            ours = method.startswith("rollout")
+            cells.find(f"{under}/{seed}")[method]["figures"]["frechet"] = (
+                0.9 if ours else 1.0
+            ) + noise
+            cells.find(f"{well}/{seed}")[method]["figures"]["frechet"] = (
+                1.1 if ours else 1.0
+            ) + noise
+    holds = {(e.denoiser, e.figure): [] for e in report.asked(cells)}
+    for each, found in zip(report.asked(cells), report.claims(cells), strict=True):
+        holds[each.denoiser, each.figure].append(found["holds"])
+    assert holds[under, "frechet"] == [True] * 5
+    assert holds[well, "frechet"] == [False]
+
+
+def test_a_part_is_not_summed_up(tmp_path):
+    cells = made_up(tmp_path)
+    (tmp_path / "cells" / "well-trained" / "103.json").unlink()
+    assert report.text(cells, "full").startswith("11 of its 12 cells")
+
+
+def test_the_page_is_what_the_results_make(tmp_path):
+    page = (DOCS / "digits.md").read_text()
+    for name in set(PROTOCOLS) - {"quick"}:
+        cells = cells_of.Cells(PROTOCOLS[name], tmp_path, digits.RESULTS / name)
+        made = report.page(page, name, cells)
+        assert page == made, f"python -m experiments.digits --preset {name} --publish"
+
+
+def test_features_made_equal_are_as_far_from_the_unguided_samples():
+    x0 = jax.random.normal(jax.random.key(0), (200, 8, 8, 1))
+    unguided = 1.5 + 2 * jax.random.normal(jax.random.key(1), (200, 8, 8, 1))
+    wide = lambda x: 9 * x[:, :4]
+    seen = methods.Seen(Sizes(), [gj.objectives.pixels, wide], x0, unguided)
+    objective = methods.OBJECTIVES["features made equal"](seen)
+    for feature in objective.features:
+        ours, true = (jnp.mean(feature(x), axis=0) for x in (unguided, x0))
+        assert float(jnp.linalg.norm(ours - true)) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n, m in methods.LEARNED.items() if m.rule is not gj.cfg])
+def test_each_form_begins_as_cfg_at_the_same_omega(name):
+    rule, net, _ = methods.LEARNED[name]
+    guide = gj.guidance(rule, **net.weights(net.init(jax.random.key(0))))
+    keys = jax.random.split(jax.random.key(1), 3)
+    cond, uncond, x = (jax.random.normal(key, (4, 8, 8, 1)) for key in keys)
+    got = guide.combine(
+        {"cond": cond, "uncond": uncond}, x=x, t=0.6, s=0.5, condition=jnp.arange(4),
+        process=networks.PROCESS,
+    )  # fmt: skip
+    np.testing.assert_allclose(got, cond + 0.5 * (cond - uncond), rtol=1e-4, atol=1e-5)
+
+
+SMALL = Sizes(
+    denoisers=(("under-trained", 20),), classifier_steps=20, tune_samples=40, report_samples=60,
+    updates=2, group=4, sampling_steps=4, hidden=16, depth=1, batch=16,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_is_a_report_and_nothing_is_done_twice(tmp_path, monkeypatch):
+    tiny = dataclasses.replace(
+        PROTOCOLS["quick"], sizes=SMALL, plain=4, tuned=("unguided", "constant", "interval"),
+        learned=("rollout", "self-consistency"),
+    )  # fmt: skip
+    monkeypatch.setitem(PROTOCOLS, "quick", tiny)
+    for names in (networks.SEEN, networks.CHOICE):  # A perceptron and a convolution of each.
+        for name in list(names)[2:]:
+            monkeypatch.delitem(names, name)
+    config = digits.Config(out=tmp_path, jobs=1)
+    digits.main(config)
+    found = json.loads((tmp_path / "quick" / "metrics.json").read_text())
+    assert set(found["cells"]) == {f"under-trained/{seed}" for seed in tiny.seeds}
+    for cell in found["cells"].values():
+        assert list(cell) == [
+            *tiny.tuned, "interval (oracle)", *tiny.learned[:1], "rollout, gated", *tiny.learned[1:]
+        ]  # fmt: skip
+        frechet = {method: each["figures"]["frechet"] for method, each in cell.items()}
+        assert frechet["interval (oracle)"] <= frechet["interval"] * (1 + 1e-4)
+        assert cell["interval"]["least"][-1] <= cell["constant"]["least"][-1] * (1 + 1e-4)
+        assert cell["unguided"]["figures"]["evaluations"] == 4
+        assert cell["rollout"]["figures"]["evaluations"] == 8
+    page = (tmp_path / "quick" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    with monkeypatch.context() as patch:  # What is finished isn't done again; the rest is.
+        gone = tmp_path / "quick" / "cells" / "under-trained" / f"{tiny.seeds[1]}.json"
+        gone.unlink()
+        done = []
+        run = cells_of.run
+        patch.setattr(
+            cells_of, "run", lambda *args: run(*args) if done.append(args[2]) is None else None
+        )
+        digits.main(config)
+        assert done == [tiny.seeds[1]]
+    assert json.loads((tmp_path / "quick" / "metrics.json").read_text()) == found
