@@ -50,7 +50,7 @@ def of_the_readme(place, out):
         module = importlib.import_module(name)
         flags = [str(there.get(flag, flag)) for flag in flags]
         config = tyro.cli(module.Config, args=flags)
-        small_numbers = {"batch": 8, "steps": 3}
+        small_numbers = {"batch": 2, "steps": 3}
         if module is learn:
             small_numbers |= {"updates": 1, "particles": 2}
         else:
@@ -59,7 +59,11 @@ def of_the_readme(place, out):
 
 
 @pytest.mark.slow
-def test_what_the_readme_says_of_public_models(place, tmp_path):
+def test_what_the_readme_says_of_public_models(place, tmp_path, monkeypatch):
+    # One device, as the commands are for; several are in the tests below.
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    alone = jax.make_mesh((1, 1), ("data", "model"), auto, devices=jax.devices()[:1])
+    monkeypatch.setattr(checkpoints, "devices", lambda model: alone)
     one, sweep, learned = of_the_readme(place, tmp_path)
     assert list(one[0].main(one[1])) == ["CFG, ω = 4"]
     found = sweep[0].main(sweep[1])
@@ -239,7 +243,7 @@ def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp
     assert run(evaluate, *flags) == found
     after = {path: path.stat().st_mtime_ns for path in before}
     assert sum(after[path] != before[path] for path in before) == 1
-    run(evaluate, *flags[:-4], "--steps", 3, *flags[-2:])  # Another sampler: nothing is kept.
+    run(evaluate, *flags[:-4], "--steps", 1, *flags[-2:])  # Another sampler: nothing is kept.
     assert all(path.stat().st_mtime_ns != after[path] for path in after)
     with pytest.raises(SystemExit, match="--judge is missing"):
         run(evaluate, "--model.checkpoint", place / "sd", "--data", "x")
