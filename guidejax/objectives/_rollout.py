@@ -31,7 +31,7 @@ from guidejax.objectives.base import (
     own,
     rewards_of,
 )
-from guidejax.objectives.features import pixels
+from guidejax.objectives.features import evaluated, pixels
 from guidejax.solvers._ddim import ddim
 from guidejax.solvers.base import Solver
 
@@ -307,11 +307,12 @@ def rollout(
         )
     if reference is not None and batch_size(reference) < 2:
         raise ValueError("rollout expects at least 2 samples of reference.")
+    spaces = tuple(as_pytree(feature) for feature in features)
     known = None
     if reference is not None:
-        known = tuple(_known(flat(feature(reference)), float(beta)) for feature in features)
+        known = tuple(_known(evaluated(space, reference), float(beta)) for space in spaces)
     return Rollout(
-        tuple(as_pytree(feature) for feature in features),
+        spaces,
         particles,
         float(pooled),
         tuple(grid.tolist()),

@@ -24,6 +24,12 @@ def pixels(x0: Array) -> Array:
     return flat(x0)
 
 
+@jax.jit
+def evaluated(feature: Any, x0: Any) -> Array:
+    """A feature, as a pytree, of all of x0, (n, d): one program, where it may be a network."""
+    return flat(feature(x0))
+
+
 def unit_spread(feature: Callable[[Array], Array], x0: Array) -> Any:
     """`feature` divided by its mean pairwise distance over the samples `x0`.
 
@@ -41,12 +47,13 @@ def unit_spread(feature: Callable[[Array], Array], x0: Array) -> Any:
         >>> scaled(jnp.array([[2.0]])).tolist()
         [[0.5]]
     """
-    values = flat(feature(x0))
+    feature = as_pytree(feature)
+    values = evaluated(feature, x0)
     count = values.shape[0]
     spread = jnp.sum(pairwise_distance_power(values, values, 1.0)) / (count * (count - 1))
     if not float(spread) > 0:
         raise ValueError(f"the feature is constant over {count} samples; expected some spread.")
-    return jax.tree_util.Partial(_scaled, as_pytree(feature), spread)
+    return jax.tree_util.Partial(_scaled, feature, spread)
 
 
 def _scaled(feature: Any, spread: Array, x0: Array) -> Array:
@@ -76,7 +83,8 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
         >>> jnp.abs(frechet_moments(pixels, x0, rank=1)(jnp.array([[2.0]]))).round(5).tolist()
         [[2.0, 2.0]]
     """
-    values = flat(feature(x0))
+    feature = as_pytree(feature)
+    values = evaluated(feature, x0)
     mean = jnp.mean(values, axis=0)
     _, scales, directions = jnp.linalg.svd(values - mean, full_matrices=False)
     variances = scales**2 / values.shape[0]
@@ -92,7 +100,7 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
     weight = jnp.sqrt(double / (2 * (variances[row] + variances[column])))
     project = directions[:rank].T
     return jax.tree_util.Partial(
-        _moments, as_pytree(feature), mean, project, weight, jnp.sqrt(total)
+        _moments, feature, mean, project, weight, jnp.sqrt(total)
     )
 
 
