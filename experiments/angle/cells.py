@@ -58,7 +58,8 @@ class Cells:
             yield f"constants/{seed}", partial(constants, plan, seed)
         for seed in (*plan.tuning_seeds, *plan.seeds):
             for rule in VARIANTS:
-                yield f"sweep/{rule}/{seed}", partial(sweep, plan, rule, seed)
+                yield f"sweep/{rule}/{seed}", partial(sweep, plan, plan.omegas, rule, seed)
+                yield f"far/{rule}/{seed}", partial(sweep, plan, plan.far, rule, seed)
 
     def run(self) -> None:
         """Do every cell that isn't done."""
@@ -231,14 +232,13 @@ def region(plan: Plan, dimension: int, seed: int) -> dict[str, Any]:
 # On latents
 
 
-def sweep(plan: Plan, rule: str, seed: int) -> dict[str, Any]:
-    """One rule on the latents at every ω from the same noise."""
+def sweep(plan: Plan, omega: tuple[float, ...], rule: str, seed: int) -> dict[str, Any]:
+    """One rule on the latents at every `omega` from the same noise."""
     start, real = jax.random.split(key(SWEEP, seed))
-    n, omegas = plan.samples, jnp.asarray(plan.omegas)
+    n, omegas, every = plan.samples, jnp.asarray(omega), len(omega)
     labels = jnp.arange(n) % CLASSES
     noise = jax.random.normal(start, (n, *SHAPE))
     data = mixtures.latents(0.0).sample(real, labels)
-    every = len(plan.omegas)
     x = mixtures.run(
         mixtures.latents(), jnp.tile(noise, (every, 1, 1, 1)), jnp.tile(labels, every),
         VARIANTS[rule].guide(jnp.repeat(omegas, n)), plan.sampler_steps,

@@ -33,6 +33,7 @@ class Plan:
         steps: Of Heun's solver, where a sample is compared with a closed form.
         sampler_steps: Of DDIM, where rules are compared.
         omegas: ω of everything but the region.
+        far: Larger ones, which a rule may choose as well.
         region_omegas: ω of the anomalous region.
         times: t of the anomalous region.
         convergence: Steps of Heun's solver whose error is measured.
@@ -45,6 +46,7 @@ class Plan:
     steps: int = 96
     sampler_steps: int = 28
     omegas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 14.0)
+    far: tuple[float, ...] = (28.0, 56.0, 112.0)
     region_omegas: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     times: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     convergence: tuple[int, ...] = (16, 32, 64, 128)

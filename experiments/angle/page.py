@@ -71,13 +71,23 @@ def _outside(values: np.ndarray, exact: np.ndarray) -> int:
 
 
 def chosen(cells: Cells, rule: str) -> int:
-    """Index of the ω of least distance, on the tuning seeds."""
-    return int(cells.over_seeds(f"sweep/{rule}", "distance", tuning=True).mean(axis=0).argmin())
+    """Index of the ω of least distance, on the tuning seeds; past `omegas` it is of `far`."""
+    return int(_everywhere(cells, rule, "distance", tuning=True).mean(axis=0).argmin())
+
+
+def omega_of(cells: Cells, index: int) -> str:
+    """The ω of an index, as text."""
+    return f"{(*cells.plan.omegas, *cells.plan.far)[index]:g}"
+
+
+def _everywhere(cells: Cells, rule: str, field: str, tuning: bool = False) -> np.ndarray:
+    kinds = (f"{kind}/{rule}" for kind in ("sweep", "far"))
+    return np.concatenate([cells.over_seeds(kind, field, tuning) for kind in kinds], axis=1)
 
 
 def tested(cells: Cells, rule: str, field: str, index: int) -> np.ndarray:
     """A measure of a rule at one ω, (seeds,), on the seeds of the report."""
-    return cells.over_seeds(f"sweep/{rule}", field)[:, index]
+    return _everywhere(cells, rule, field)[:, index]
 
 
 # Claims
@@ -225,8 +235,8 @@ def _part_claims(cells: Cells) -> list[Claim]:
         Claim(
             "The best weight", "No gain in FID over the best constant CFG (16.6 and 16.6, by a "
             "reader of the paper's table).",
-            f"Each at the ω of least distance on other seeds: CFG (ω = {plan.omegas[best['cfg']]:g}) "
-            f"{_mean(own['cfg'], 4)}, ADG (ω = {plan.omegas[best['adg']]:g}) {_mean(own['adg'], 4)}; "
+            f"Each at the ω of least distance on other seeds: CFG (ω = {omega_of(cells, best['cfg'])}) "
+            f"{_mean(own['cfg'], 4)}, ADG (ω = {omega_of(cells, best['adg'])}) {_mean(own['adg'], 4)}; "
             f"paired, ADG less CFG is {interval(gap, 4)}. Mass that lies with other classes is what extrapolation mends best: a "
             "real model has other faults.",
             HOLDS if gap.high > 0 else FAILS,
@@ -250,8 +260,8 @@ def _part_claims(cells: Cells) -> list[Claim]:
         Claim(
             "The plane and the turn", "ADG optimises the alignment of angles; it is said to rotate.",
             f"In the first step at ω = {top} the angle to u is {_mean(turned)} of θ + a: it isn't a rotation by a. "
-            f"`slerp`, which is, does worse, at its own best ω ({plan.omegas[best['slerp']]:g}) too: {_mean(own['slerp'], 4)}. Without "
-            f"angle and cap, c + ω e (`projected`) is at its best ω ({plan.omegas[best['projected']]:g}) at "
+            f"`slerp`, which is, does worse, at its own best ω ({omega_of(cells, best['slerp'])}) too: {_mean(own['slerp'], 4)}. Without "
+            f"angle and cap, c + ω e (`projected`) is at its best ω ({omega_of(cells, best['projected'])}) at "
             f"{_mean(own['projected'], 4)}, ADG at {_mean(own['adg'], 4)}, and at ω = {top} at "
             f"{_mean(get('projected', 'distance'))}, CFG at {_mean(get('cfg', 'distance'))}: taking out what is along "
             "u helps somewhat, the capped angle is what makes it robust.",
@@ -398,7 +408,7 @@ def _parts_table(cells: Cells) -> str:
     for rule in VARIANTS:
         best = chosen(cells, rule)
         rows.append((
-            rule, f"{plan.omegas[best]:g}",
+            rule, omega_of(cells, best),
             *(_mean(tested(cells, rule, f, best)) for f in ("distance", "norm", "agreement")),
             *(_mean(tested(cells, rule, f, last)) for f in ("distance", "norm", "agreement")),
         ))  # fmt: skip
@@ -411,10 +421,10 @@ def _parts_table(cells: Cells) -> str:
 
 def _edges(cells: Cells) -> str:
     """Which rules would take a larger ω still."""
-    last = len(cells.plan.omegas) - 1
-    names = [f"`{rule}`" for rule in VARIANTS if chosen(cells, rule) == last]
+    tried = (*cells.plan.omegas, *cells.plan.far)
+    names = [f"`{rule}`" for rule in VARIANTS if chosen(cells, rule) == len(tried) - 1]
     said = f" Of {', '.join(names)} it is the largest tried." if names else ""
-    grid = ", ".join(f"{omega:g}" for omega in cells.plan.omegas)
+    grid = ", ".join(f"{omega:g}" for omega in tried)
     return f"*A rule's own ω is one of {grid}.{said}*\n"
 
 

@@ -99,9 +99,7 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
     double = jnp.where(row == column, 1.0, 2.0)
     weight = jnp.sqrt(double / (2 * (variances[row] + variances[column])))
     project = directions[:rank].T
-    return jax.tree_util.Partial(
-        _moments, feature, mean, project, weight, jnp.sqrt(total)
-    )
+    return jax.tree_util.Partial(_moments, feature, mean, project, weight, jnp.sqrt(total))
 
 
 def _moments(feature, mean, project, weight, scale, x0):

@@ -157,7 +157,7 @@ def test_a_step_of_adg_is_as_long_as_the_formula_says():
 @pytest.mark.slow
 def test_a_sweep_shows_that_cfg_grows_norms_and_adg_does_not():
     plan = dataclasses.replace(TINY, sampler_steps=12, omegas=(0.0, 8.0))
-    found = {rule: angle.sweep(plan, rule, 0) for rule in ("cfg", "adg")}
+    found = {rule: angle.sweep(plan, plan.omegas, rule, 0) for rule in ("cfg", "adg")}
     assert found["cfg"]["norm"][1] > 1.1 * found["cfg"]["norm"][0]
     assert found["adg"]["norm"][1] < found["adg"]["norm"][0]
     for field, values in found["cfg"].items():
