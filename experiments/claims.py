@@ -30,14 +30,19 @@ class Claim(NamedTuple):
 
 
 def estimate(value: Mapping[str, float]) -> str:
-    """{"mean", "low", "high"} as text; the ends may be missing.
+    """{"mean", "low", "high", "level"} as text; the ends may be missing, and the level if it is 95.
 
     Example:
         >>> estimate({"mean": 0.9, "low": 0.85, "high": 0.96})
         '0.900 (0.850 to 0.960)'
+        >>> estimate({"mean": 0.9, "low": 0.8, "high": 1.0, "level": 99.29})
+        '0.900 (0.800 to 1.000 at 99.3%)'
     """
     text = f"{value['mean']:.3f}"
-    return text + (f" ({value['low']:.3f} to {value['high']:.3f})" if "low" in value else "")
+    if "low" not in value:
+        return text
+    level = f" at {value['level']:.1f}%" if "level" in value else ""
+    return f"{text} ({value['low']:.3f} to {value['high']:.3f}{level})"
 
 
 def verdict(each: list[bool]) -> str:

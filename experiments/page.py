@@ -7,6 +7,8 @@ import html
 import pathlib
 from typing import Any
 
+from experiments.claims import estimate
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 img { max-width: 100%; } table { border-collapse: collapse; margin: 1rem 0; }
@@ -52,14 +54,11 @@ def pictures(figures: dict[str, pathlib.Path]) -> str:
 def claims(found: list[dict[str, Any]]) -> str:
     """What was asked, what was measured, whether it holds: {"claim", "value", "holds"} each.
 
-    A value has a "mean", and "low" and "high" where there is an interval.
+    A value is as `experiments.claims.estimate` has it.
     """
     lines = []
     for claim in found:
-        value = claim["value"]
-        measured = f"{value['mean']:.3f}"
-        if "low" in value:
-            measured += f" (95% interval {value['low']:.3f} to {value['high']:.3f})"
+        measured = html.escape(estimate(claim["value"]))
         mark = '<b class="yes">reached</b>' if claim["holds"] else '<b class="no">not reached</b>'
         lines.append(f"<li>{html.escape(claim['claim'])}: {measured}, {mark}</li>")
-    return f"<ul>{''.join(lines)}</ul>"
+    return f"<p>Intervals are at 95% but where it is said.</p><ul>{''.join(lines)}</ul>"

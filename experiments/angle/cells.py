@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidejax as gj
+from experiments import cells
 from experiments.angle import mixtures, theory
 from experiments.angle.config import Plan
 from experiments.angle.mixtures import CLASSES, PROCESS, RADIUS, SETTINGS, SHAPE
@@ -31,18 +30,17 @@ LINE = 4001
 # What the parts of the experiment draw their keys from; none is another's.
 NORM, REGION, SWEEP, GEOMETRY, CODE, STEPS = range(6)
 
-Say = Callable[[str], None]
 
-
-class Cells:
-    """Every cell of a plan by name; `self[name]` is its result, computed where it isn't known."""
+class Cells(cells.Cells):
+    """Every cell of a plan by name."""
 
     def __init__(
-        self, plan: Plan, folder: pathlib.Path, say: Say, known: dict[str, Any] | None = None
-    ):
+        self, plan: Plan, folder: pathlib.Path, say: Callable[[str], None],
+        known: dict[str, Any] | None = None,
+    ):  # fmt: skip
         """Results lie in `folder`; those in `known` needn't. `say` gets progress."""
-        self.plan, self.folder, self.say, self.known = plan, folder, say, dict(known or {})
-        self.functions: dict[str, Callable[[], Any]] = dict(self._cells())
+        self.plan = plan
+        super().__init__(self._cells(), [folder / plan.label], say, known)
 
     def _cells(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         plan, partial = self.plan, functools.partial
@@ -60,34 +58,6 @@ class Cells:
             for rule in VARIANTS:
                 yield f"sweep/{rule}/{seed}", partial(sweep, plan, plan.omegas, rule, seed)
                 yield f"far/{rule}/{seed}", partial(sweep, plan, plan.far, rule, seed)
-
-    def run(self) -> None:
-        """Do every cell that isn't done."""
-        for index, name in enumerate(self.functions):
-            if self.find(name) is None:
-                self.say(f"{index + 1} of {len(self.functions)}: {name}")
-                self[name]
-
-    def find(self, name: str) -> Any:
-        """The result of a finished cell, or None."""
-        if name in self.known:
-            return self.known[name]
-        path = self.folder / self.plan.label / f"{name}.json"
-        if path.exists():
-            self.known[name] = json.loads(path.read_text())
-        return self.known.get(name)
-
-    def __getitem__(self, name: str) -> Any:
-        found = self.find(name)
-        if found is None:
-            found = self.functions[name]()
-            path = self.folder / self.plan.label / f"{name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(found))
-            part.replace(path)
-            self.known[name] = found
-        return found
 
     def over_seeds(self, kind: str, field: str, tuning: bool = False) -> np.ndarray:
         """A field of the cells `kind`/seed, the seeds first."""

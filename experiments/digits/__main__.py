@@ -65,24 +65,30 @@ def main(config: Config) -> None:
              str(config.out), "--jobs", "1", "--cells", *(config.cells or cells.functions)], jobs,
         )  # fmt: skip
     cells.run(config.cells)
+    finished = cells.finished and not (config.cells and not config.publish)
+    drawn = figures.draw(cells, work, work / "figures") if finished else {}
     if config.publish:
-        cells.publish(RESULTS / config.preset)
-        path = DOCS / "digits.md"
-        path.write_text(report.page(path.read_text(), config.preset, cells))
-    if config.cells or not cells.finished:
+        _publish(config.preset, cells, drawn)
+    if not finished:
         return
-    drawn = figures.draw(cells, work, work / "figures")
-    if config.publish and cells.protocol.judged:
-        shown = DOCS / "digits" / config.preset
-        shown.mkdir(parents=True, exist_ok=True)
-        for path in drawn.values():
-            shutil.copy(path, shown)
     (work / "metrics.json").write_text(json.dumps(report.metrics(cells), indent=1))
     (work / "report.html").write_text(report.document(cells, drawn))
     for claim in report.claims(cells) if cells.protocol.judged else ():
         mark = "reached" if claim["holds"] else "NOT reached"
         LOG.info("%s: %.3f, %s", claim["claim"], claim["value"]["mean"], mark)
     LOG.info("report: %s (%.0f s)", work / "report.html", time.monotonic() - begun)
+
+
+def _publish(preset: Name, cells: Cells, drawn: dict[str, pathlib.Path]) -> None:
+    """Keep what is finished in the repository, with the pictures that the page shows of it."""
+    cells.publish(RESULTS / preset)
+    if cells.protocol.judged and drawn:
+        shown = DOCS / "digits" / preset
+        shown.mkdir(parents=True, exist_ok=True)
+        for path in drawn.values():
+            shutil.copy(path, shown)
+    path = DOCS / "digits.md"
+    path.write_text(report.page(path.read_text(), preset, cells))
 
 
 if __name__ == "__main__":

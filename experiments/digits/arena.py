@@ -14,6 +14,7 @@ import numpy as np
 import guidejax as gj
 from experiments.digits import networks
 from experiments.digits.config import NUM_CLASSES
+from experiments.statistics import geometric_mean
 from guidejax import metrics
 
 
@@ -39,11 +40,6 @@ def _classify(name: str, params: Any, x0: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 _frechet = jax.jit(metrics.frechet_distance)
-
-
-def geometric_mean(values: Any) -> float:
-    """exp of the mean logarithm."""
-    return float(np.exp(np.mean(np.log(np.asarray(list(values), np.float64)))))
 
 
 @dataclasses.dataclass

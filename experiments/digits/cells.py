@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidejax as gj
-from experiments import sharing, tuning
+from experiments import cells, optimizers, tuning
 from experiments.digits import arena as arenas
 from experiments.digits import images, methods, networks
 from experiments.digits.config import NUM_CLASSES, Protocol
@@ -71,14 +72,19 @@ class World:
         if more:
             key, on, count = self._keys["report"], self._report, sizes.report_samples
 
-        def score(numbers: tuning.Numbers) -> float:
+        def score(numbers: tuning.Numbers, key: jax.Array = key, count: int = count) -> float:
             traced = {name: jnp.asarray(value) for name, value in numbers.items()}
             x = _generate(key, self.denoise, method, traced, count, self._steps)
             value = on.score(x)
             return value if np.isfinite(value) else float("inf")
 
-        budget = methods.budget(method, self._protocol)
-        return TUNED[method].search(score, budget, special, more=more)
+        budget, again = methods.budget(method, self._protocol), self._protocol.rescored
+        found = TUNED[method].search(score, budget, special, more=more)
+        if more or not again:
+            return found
+        best = [numbers for numbers, _ in sorted(found.trace, key=lambda each: each[1])[:again]]
+        other = functools.partial(score, key=jax.random.fold_in(key, 1), count=4 * count)
+        return dataclasses.replace(found, numbers=min(best, key=other))
 
     def learn(self, method: str) -> gj.Guidance:
         """The guidance of a learned method; learning goes on where it was stopped."""
@@ -88,8 +94,11 @@ class World:
             self._keys["learn"], net, self.denoise,
             images.batches(self.learned_on, sizes.group, self._seed),
             rule=rule, uncond=NUM_CLASSES, objective=self._objective(objective),
-            optimizer=methods.optimizer(steps), steps=steps,
+            optimizer=optimizers.adam(steps), steps=steps,
             checkpoint_dir=(self._fits / method).absolute(), save_every=100,
+            # The folder is this fit's alone. Networks that were trained again, on other cores, may
+            # differ in their last bits.
+            resume="anyway",
         )  # fmt: skip
         return gj.guidance(rule, **net.weights(phi))
 
@@ -161,16 +170,26 @@ def run(protocol: Protocol, denoiser: str, seed: int, folder: pathlib.Path) -> d
 
 
 def digest(protocol: Protocol) -> str:
-    """What a cell is of, in a word: it isn't taken for one of another protocol or other spaces."""
+    """What a cell is of, in a word: it isn't taken for one of another protocol.
+
+    It covers the protocol's settings, the spaces that are searched, the forms that are learned, and
+    the shapes of the networks that look; not the code that runs them.
+    """
+    settings = {
+        field.name: getattr(protocol, field.name)
+        for field in dataclasses.fields(protocol)
+        if field.name != "judged" and getattr(protocol, field.name)
+    }
     spaces = {
         name: [TUNED[name].space, TUNED[name].others, TUNED[name].together, TUNED[name].after]
         for name in protocol.tuned
     }
     learned = {name: [LEARNED[name].rule.name, *LEARNED[name][1:]] for name in protocol.learned}
-    return hashlib.sha256(repr([protocol, spaces, learned]).encode()).hexdigest()[:16]
+    looks = [networks.SEEN, networks.REPORTS[protocol.report]]
+    return hashlib.sha256(repr([settings, spaces, learned, looks]).encode()).hexdigest()[:16]
 
 
-class Cells:
+class Cells(cells.Cells):
     """The cells of a protocol, by their names, as in "under-trained/100"."""
 
     def __init__(
@@ -178,9 +197,9 @@ class Cells:
     ):
         """Results go to `folder`; what is `published` is finished."""
         self.protocol, self.digest = protocol, digest(protocol)
-        self.folders = [folder / "cells", *([published] if published else [])]
-        self.functions: dict[str, Callable[[], Any]] = dict(self._cells(folder))
-        self._known: dict[str, Any] = {}
+        super().__init__(
+            self._cells(folder), [folder / "cells", *([published] if published else [])]
+        )
 
     def _cells(self, folder: pathlib.Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         for seed in self.protocol.seeds:
@@ -191,36 +210,17 @@ class Cells:
         found = run(self.protocol, denoiser, seed, folder)
         return {"protocol": self.digest, "methods": found}
 
-    def find(self, name: str) -> Any:
-        """The result of a finished cell, or None."""
-        for folder in self.folders:
-            path = folder / f"{name}.json"
-            if name not in self._known and path.exists():
-                found = json.loads(path.read_text())
-                if found["protocol"] == self.digest:
-                    self._known[name] = found["methods"]
-        return self._known.get(name)
+    def valid(self, found: Any) -> bool:
+        """Whether a result is of this protocol."""
+        return found["protocol"] == self.digest
 
-    def done(self, name: str) -> bool:
-        """Whether a cell is finished."""
-        return self.find(name) is not None
-
-    @property
-    def finished(self) -> bool:
-        """Whether all are."""
-        return all(map(self.done, self.functions))
-
-    def run(self, wanted: tuple[str, ...] = ()) -> None:
-        """Do every cell that isn't done, or those that are wanted."""
-        for wait in (False, True):
-            for name in wanted or self.functions:
-                path = self.folders[0] / f"{name}.json"
-                sharing.once(path, self.functions[name], functools.partial(self.done, name), wait)
+    def methods(self, denoiser: str, seed: int) -> dict[str, Any]:
+        """What every method came to on a denoiser."""
+        return self.find(f"{denoiser}/{seed}")["methods"]
 
     def publish(self, folder: pathlib.Path) -> None:
         """Copy what is finished."""
         for name in filter(self.done, self.functions):
             path = folder / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {"protocol": self.digest, "methods": self.find(name)}
-            path.write_text(json.dumps(kept) + "\n")
+            path.write_text(json.dumps(self.find(name)) + "\n")

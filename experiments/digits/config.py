@@ -56,6 +56,8 @@ class Protocol:
         tuned: Methods that are searched, or have nothing to search.
         plain: Settings that a search scores of a method whose numbers are the same for all classes.
         per_class: Settings for each number, of a method that has numbers for each class.
+        rescored: Best settings of a search that are scored once more, on four times the samples and
+            other noise, so that a search of many numbers doesn't end in what fits one draw; or 0.
         sizes: Of networks, samples and learning.
         judged: Whether claims are made of it.
     """
@@ -68,8 +70,17 @@ class Protocol:
     tuned: tuple[str, ...] = SEARCHED
     plain: int = 192
     per_class: int = 32
+    rescored: int = 0
     sizes: Sizes = Sizes()
     judged: bool = True
+
+    def __post_init__(self):
+        # What gated weights, the oracle and the tables' ratios are made with.
+        missing = {"unguided", "constant", "interval"} - {*self.tuned}
+        if missing:
+            raise ValueError(f"a protocol expects {', '.join(sorted(missing))} among its methods.")
+        if len(self.seeds) % self.each:
+            raise ValueError(f"{len(self.seeds)} seeds are no multiple of {self.each} a fold.")
 
     @property
     def folds(self) -> int:
@@ -100,10 +111,11 @@ PROTOCOLS: dict[Name, Protocol] = {
             "rollout, along and across, any sign",
             "rollout, times alone, along and across, any sign", "rollout, low and high",
             "rollout, seeing delta and angle", "rollout, all true samples",
+            "rollout, along and across, any sign, all true samples",
             "rollout, features made equal", "rollout, energy distance", "self-consistency", "l2",
         ),
         report="choice", seeds=tuple(range(200, 206)), each=1, deal=520,
-        tuned=("unguided", "constant", "interval", "adg", "apg"), judged=False,
+        tuned=("unguided", "constant", "interval", "adg", "apg"), rescored=8, judged=False,
         sizes=Sizes(denoisers=(("under-trained", 800),), updates=400),
     ),
     # Frozen before it was run.

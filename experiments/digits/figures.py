@@ -27,6 +27,7 @@ COLORS = {
     "beta": "#54a24b",
     "rollout": "#e45756",
     "rollout, times alone": "#f4a582",
+    "rollout, along and across": "#67001f",
     "self-consistency": "#8c2d19",
 }
 # What samples are shown of, where a protocol has it.
@@ -91,7 +92,7 @@ def omega_over_time(guides: dict[str, gj.Guidance], times: Any, path: pathlib.Pa
     axis.set_ylim(-0.05 * top, 1.05 * top)
     axis.set_xlabel("time t denoised from (1 noise → 0 data)")
     axis.set_ylabel("ω  (0: conditional model)")
-    axis.set_title("Guidance weight of each method: bold its mean, thin its classes", fontsize=10)
+    axis.set_title("Guidance weights: bold the mean, thin its classes", fontsize=10)
     axis.legend(frameon=False, ncols=2)
     return _save(figure, path)
 
@@ -124,7 +125,7 @@ def draw(cells: Cells, work: pathlib.Path, folder: pathlib.Path) -> dict[str, pa
     protocol = cells.protocol
     (denoiser, _), seed = protocol.sizes.denoisers[0], protocol.seeds[0]
     world = World(protocol, denoiser, seed, work)
-    found = cells.find(f"{denoiser}/{seed}")
+    found = cells.methods(denoiser, seed)
     guides = {m: TUNED[m].guide(**found[m].get("numbers", {})) for m in protocol.tuned}
     guides |= {m: world.learn(m) for m in protocol.learned}
     order = [np.flatnonzero(world.reported["cond"] == c)[:6] for c in range(NUM_CLASSES)]
@@ -139,6 +140,6 @@ def draw(cells: Cells, work: pathlib.Path, folder: pathlib.Path) -> dict[str, pa
         f"{denoiser}: samples from the same noise, labels 0 to 9 across": sample_grids(
             {"real images": real.reshape(-1, 8, 8, 1), **tiles}, folder / "samples.png"
         ),
-        f"{denoiser}: the guidance weight of each method over the steps of the sampler":
+        f"{denoiser}: guidance weights of some methods over the steps of the sampler":
             omega_over_time(curves, times, folder / "omega.png"),
     }  # fmt: skip

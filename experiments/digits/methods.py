@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import guidejax as gj
 from experiments import guides, tuned, tuning
@@ -107,18 +106,14 @@ LEARNED: dict[str, Learned] = {
         gj.cfg, _by_class(outputs={"omega": OMEGA}, sees=("delta", "angle"))
     ),
     "rollout, all true samples": Learned(gj.cfg, NET, "all true samples"),
+    "rollout, along and across, any sign, all true samples": Learned(
+        gj.apg, _by_class(outputs=ANY_SIGN), "all true samples"
+    ),
     "rollout, features made equal": Learned(gj.cfg, NET, "features made equal"),
     "rollout, energy distance": Learned(gj.cfg, NET, "energy distance"),
     "self-consistency": Learned(gj.cfg, NET, "self-consistency"),
     "l2": Learned(gj.cfg, NET, "l2"),
 }
-
-
-@functools.cache  # the same object for every seed, so that they share the compiled step
-def optimizer(steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to 0 and clipped gradients."""
-    schedule = optax.cosine_decay_schedule(1e-2, steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
 class Seen(NamedTuple):
@@ -179,11 +174,18 @@ OBJECTIVES: dict[str, Callable[[Seen], Any]] = {
 
 def evaluations(guide: gj.Guidance, steps: int) -> float:
     """Network evaluations of one sample: one a step, and one more where its class's ω isn't 0."""
-    labels = jnp.arange(NUM_CLASSES)
-    omega = gj.weights.as_weight(guide.omega)
-    values = omega.table(jnp.asarray(gj.uniform_times(steps)), labels, process=networks.PROCESS)
-    guided = np.asarray(values).reshape(steps, -1) != 0
+    grid, omega = gj.uniform_times(steps), gj.weights.as_weight(guide.omega)
+    if omega.sees_state:
+        guided = np.broadcast_to(np.asarray(guide.active(grid, networks.PROCESS)), (steps,))
+    else:
+        guided = _table(omega, steps) != 0
     return steps + float(np.mean(np.sum(guided, axis=0)))
+
+
+def _table(omega: gj.Weight, steps: int) -> np.ndarray:
+    """ω of every step for each class, (steps, classes), or (steps, 1) where it is the same."""
+    grid, labels = jnp.asarray(gj.uniform_times(steps)), jnp.arange(NUM_CLASSES)
+    return np.asarray(omega.table(grid, labels, process=networks.PROCESS)).reshape(steps, -1)
 
 
 def gated(method: str) -> str:
@@ -193,10 +195,8 @@ def gated(method: str) -> str:
 
 def window(guide: gj.Guidance, count: int, steps: int) -> gj.Guidance:
     """A guidance for the `count` steps on end where its ω is largest, and none on the others."""
-    omega = gj.weights.as_weight(guide.omega)
     grid = gj.uniform_times(steps)
-    table = omega.table(jnp.asarray(grid), jnp.arange(NUM_CLASSES), process=networks.PROCESS)
-    curve = np.asarray(table).reshape(steps, -1).mean(axis=1)
+    curve = _table(gj.weights.as_weight(guide.omega), steps).mean(axis=1)
     if count == 0:
         return gj.guidance(gj.cfg, 0.0)
     first = int(np.argmax([curve[i : i + count].sum() for i in range(steps - count + 1)]))

@@ -15,7 +15,7 @@ import numpy as np
 import guidejax as gj
 from experiments.emoji import captions, methods, storage, towers
 from experiments.emoji.train import PROCESS
-from experiments.statistics import sample_rms, saturation
+from experiments.statistics import geometric_mean, sample_rms, saturation
 from guidejax import metrics
 
 # Pictures that a CPU's caches hold at a time: many at once take half as long again.
@@ -77,11 +77,6 @@ def evaluations(guide: gj.Guidance, steps: int) -> int:
     """Network evaluations of one sample: one a step, and one more where ω isn't 0."""
     active = guide.active(gj.uniform_times(steps), PROCESS)
     return steps + int(np.sum(np.broadcast_to(np.asarray(active), (steps,))))
-
-
-def geometric_mean(values: Any) -> float:
-    """exp of the mean logarithm."""
-    return float(np.exp(np.mean(np.log(np.asarray(list(values), np.float64)))))
 
 
 _frechet = jax.jit(metrics.frechet_distance)
@@ -150,42 +145,64 @@ class Arena:
         draws = [np.random.default_rng(i).integers(0, count, count) for i in range(self.resamples)]
         return [geometric_mean(self._frechet(seen, rows).values()) for rows in draws]
 
-    def clip_score(self, tower: towers.Towers, embedding: jax.Array) -> float:
-        """The mean cosine of pictures, as the tower embeds them, and their captions."""
+    def clip_scores(self, tower: towers.Towers, embedding: jax.Array) -> jax.Array:
+        """Cosines of pictures, as the tower embeds them, and their captions, (n,)."""
         said = _text(tower.text, self.cond["tokens"])
-        return float(jnp.mean(jnp.sum(towers.unit(embedding) * towers.unit(said), axis=-1)))
+        return jnp.sum(towers.unit(embedding) * towers.unit(said), axis=-1)
 
     def reward_score(self, x0: jax.Array) -> float:
         """The CLIP score on the reward's own tower."""
-        return self.clip_score(self.reward, _image(self.reward.image, x0)[1])
+        return float(jnp.mean(self.clip_scores(self.reward, _image(self.reward.image, x0)[1])))
 
-    def measure(self, x0: jax.Array) -> dict[str, Any]:
-        """Every figure of the table, but diversity and evaluations."""
+    def measure(self, x0: jax.Array, draws: int = 0) -> dict[str, Any]:
+        """Every figure of the table, but diversity and evaluations.
+
+        With `draws`, under "error" the standard errors of figures over captions: how they vary
+        where captions, each with its sample and its real picture, are drawn anew that many times.
+        """
         looks = {name: _image(tower.image, x0) for name, tower in self.towers.items()}
         seen = {name: features for name, (features, _) in looks.items()}
-        distances = self._frechet(seen)
-        scores = [self.clip_score(self.towers[name], look[1]) for name, look in looks.items()]
-        logits = _image(self.classify, x0)
-        told = {
-            name: float(np.mean(np.argmax(logits[name], -1) == truth))
-            for name, truth in self.attributes.items()
-        }
-        clipped = jnp.clip(x0, -1, 1)
-        return {
+        distances, each = self._frechet(seen), self._of_each(x0, looks)
+        found = {
             **{f"frechet/{name}": value for name, value in distances.items()},
             "frechet": geometric_mean(distances.values()),
             "frechet resampled": self._resampled(seen),
-            "clip score": float(np.mean(scores)),
-            "reward": self.reward_score(x0),
-            **{f"accuracy/{name}": value for name, value in told.items()},
-            "accuracy": float(np.mean(list(told.values()))),
-            "saturation": float(jnp.mean(saturation(clipped))),
-            "norm": float(jnp.mean(sample_rms(x0))),
+            **{name: float(np.mean(values)) for name, values in each.items()},
             "nearest": float(jnp.median(nearest(x0, train_pictures())[0])),
         }
+        return found | ({"error": self._errors(seen, each, draws)} if draws else {})
 
-    def diversity(self, x0: jax.Array, per_caption: int) -> float:
-        """Mean distance of two samples of one caption, in the towers' features.
+    def _of_each(self, x0: jax.Array, looks: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What figures are means of, a number a picture."""
+        scores = [self.clip_scores(self.towers[name], look[1]) for name, look in looks.items()]
+        logits = _image(self.classify, x0)
+        told = {
+            f"accuracy/{name}": np.argmax(logits[name], -1) == truth
+            for name, truth in self.attributes.items()
+        }
+        reward = self.clip_scores(self.reward, _image(self.reward.image, x0)[1])
+        found = {
+            "clip score": np.mean(scores, axis=0), "reward": reward, **told,
+            "accuracy": np.mean(list(told.values()), axis=0),
+            "saturation": saturation(jnp.clip(x0, -1, 1)), "norm": sample_rms(x0),
+        }  # fmt: skip
+        return {name: np.asarray(values, np.float64) for name, values in found.items()}
+
+    def _errors(
+        self, seen: Mapping[str, jax.Array], each: Mapping[str, np.ndarray], draws: int
+    ) -> dict[str, float]:
+        count = len(self.captions)
+        found: dict[str, list[float]] = {name: [] for name in ("frechet", *each)}
+        for draw in range(draws):
+            rows = np.random.default_rng(draw).integers(0, count, count)
+            here = {name: features[rows] for name, features in seen.items()}
+            found["frechet"].append(geometric_mean(self._frechet(here, rows).values()))
+            for name, values in each.items():
+                found[name].append(float(np.mean(values[rows])))
+        return {name: float(np.std(values, ddof=1)) for name, values in found.items()}
+
+    def diversities(self, x0: jax.Array, per_caption: int) -> np.ndarray:
+        """Mean distance of two samples of a caption, in the towers' features: (captions,).
 
         In units of the mean distance of two real pictures; samples of a caption stand together.
         """
@@ -194,5 +211,5 @@ class Arena:
             features = _image(tower.image, x0)[0]
             features = features.reshape(-1, per_caption, features.shape[-1])
             spread = metrics.mean_pairwise_distance(self._real[name])
-            found.append(jnp.mean(jax.vmap(metrics.mean_pairwise_distance)(features)) / spread)
-        return float(np.mean(found))
+            found.append(jax.vmap(metrics.mean_pairwise_distance)(features) / spread)
+        return np.mean(found, axis=0)

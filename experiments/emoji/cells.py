@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import json
 import math
@@ -17,7 +16,7 @@ import safetensors.flax
 from flax import traverse_util
 
 import guidejax as gj
-from experiments import guides, sharing
+from experiments import cells, guides
 from experiments.emoji import captions, methods, towers, train
 from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
@@ -55,16 +54,16 @@ SCHEDULES: dict[str, gj.Weight] = {
 }
 
 
-Say = Callable[[str], None]
+class Cells(cells.Cells):
+    """Every cell of a plan by name."""
 
-
-class Cells:
-    """Every cell of a plan by name; `self[name]` is its result, computed where it isn't known."""
-
-    def __init__(self, plan: Plan, weights: pathlib.Path, folders: list[pathlib.Path], say: Say):
+    def __init__(
+        self, plan: Plan, weights: pathlib.Path, folders: list[pathlib.Path],
+        say: Callable[[str], None],
+    ):  # fmt: skip
         """`folders` are searched for results; new ones go to the first. `say` gets progress."""
-        self.plan, self.weights, self.folders, self.say = plan, weights, folders, say
-        self.functions: dict[str, Callable[[], Any]] = dict(self._cells())
+        self.plan, self.weights = plan, weights
+        super().__init__(self._cells(), folders, say)
         self._made: dict[Any, Any] = {}
 
     @property
@@ -122,54 +121,11 @@ class Cells:
             name = f"schedules/{plan.early[0]}/{schedule}"
             yield name, partial(self._schedule, plan.early[0], schedule)
 
-    def run(self, patterns: tuple[str, ...] = ()) -> None:
-        """Do every cell whose name matches, all by default, that no other process is at."""
-        names = [
-            name
-            for name in self.functions
-            if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        ]
-        if not names:
-            raise SystemExit(
-                f"no cell matches {' '.join(patterns)}; they are {list(self.functions)}."
-            )
-        for wait in (False, True):  # Those of others are looked at once more: one may have ended.
-            for index, name in enumerate(names):
-                if self.find(name) is None:
-                    self._do(name, wait, f"{index + 1} of {len(names)}: {name}")
-
-    def find(self, name: str) -> Any:
-        """The result of a finished cell, or None."""
-        for folder in self.folders:
-            path = folder / f"{name}.json"
-            if path.exists():
-                found = json.loads(path.read_text())
-                if not self._unfinished(found):
-                    return found
-        return None
-
-    def _unfinished(self, found: Any) -> bool:
-        """Whether it is of a search that has settings left to score."""
+    def valid(self, found: Any) -> bool:
+        """Whether a result isn't of a search that has settings left to score."""
         if not isinstance(found, dict) or "trace" not in found:
-            return False
-        return not found.get("rests") and len(found["trace"]) < self.plan.settings
-
-    def __getitem__(self, name: str) -> Any:
-        found = self.find(name)
-        if found is None:
-            self._do(name, True, name)
-            found = self.find(name)
-        return found
-
-    def _do(self, name: str, wait: bool, text: str) -> None:
-        """Compute a cell; with `wait` after whoever is at it already, else leave it to them."""
-
-        def make() -> Any:
-            self.say(text)
-            return self.functions[name]()
-
-        path = self.folders[0] / f"{name}.json"
-        sharing.once(path, make, lambda: self.find(name) is not None, wait)
+            return True
+        return found.get("rests") or len(found["trace"]) >= self.plan.settings
 
     # Networks and pictures
 
@@ -432,17 +388,21 @@ class Cells:
         x0, strength = generate(
             self.key(DIVERSE), self.denoiser(denoiser), guide, arena.cond, self.plan.steps, True
         )
-        found = arena.diversity(x0, self.plan.diverse[1])
-        return {"diversity": found, "strength": float(np.mean(strength))}
+        found = arena.diversities(x0, self.plan.diverse[1])
+        return {"diversity": float(np.mean(found)), "strength": float(np.mean(strength))}
 
     def _sweep(self, denoiser: str, rule: str, omega: float) -> dict[str, Any]:
         """What a rule makes of an ω; from the same noise for all."""
         arena, diverse, network = self.reported("report"), self._diverse(), self.denoiser(denoiser)
         make = _sweep_program(rule, self.plan.steps)
-        row = {"omega": omega, **arena.measure(make(self.key(SWEEP), network, omega, arena.cond))}
+        x0 = make(self.key(SWEEP), network, omega, arena.cond)
+        row = {"omega": omega, **arena.measure(x0, self.plan.draws)}
         del row["frechet resampled"]
         x0 = make(self.key(DIVERSE), network, omega, diverse.cond)
-        return {**row, "diversity": diverse.diversity(x0, self.plan.diverse[1])}
+        apart = diverse.diversities(x0, self.plan.diverse[1])
+        row["diversity"] = float(np.mean(apart))
+        row["error"]["diversity"] = float(np.std(apart, ddof=1) / np.sqrt(apart.size))
+        return row
 
     def swept(self) -> dict[str, list[dict[str, Any]]]:
         """What is finished of the sweep: for each rule a row an ω."""

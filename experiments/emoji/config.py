@@ -49,6 +49,7 @@ class Plan:
         report: Pictures of the report.
         resamples: Of the report's real pictures.
         omegas: Of the sweep, for each rule.
+        draws: Of the captions, for the standard errors of the sweep.
         diverse: Captions, and samples of each, that diversity is measured on.
         anew: Updates of a weight that is learned on the spot, beside the one that is loaded.
         label: What the cells of its report are called.
@@ -68,6 +69,7 @@ class Plan:
     report: int = 461
     resamples: int = 20
     omegas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0, 14.0, 20.0)
+    draws: int = 200
     diverse: tuple[int, int] = (24, 8)
     anew: int = 0
     label: str = "report"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,12 @@ much for each form, once, where a tuned method has one search.
 """
 
 
+def within(row: Mapping[str, Any], name: str, digits: int, unit: float = 1.0) -> str:
+    """A figure of the sweep in a unit, ± its 95% interval over captions."""
+    value, half = row[name] / unit, 1.96 * row["error"][name] / unit
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
 def sweep(cells: Cells) -> str:
     """What each rule does as ω grows."""
     home, real = cells.plan.early[0], report.real(cells)
@@ -142,23 +149,24 @@ def sweep(cells: Cells) -> str:
     for rule, values in found.items():
         for value in values:
             if value["omega"] in (0, 1, 2, 7, 20):
-                rows.append(
-                    [rule, f"{value['omega']:g}", f"{value['frechet']:.2f}",
-                     f"{value['clip score']:.3f}", f"{100 * value['accuracy']:.1f}%",
-                     f"{value['saturation'] / real['saturation']:.2f}",
-                     f"{value['norm'] / real['norm']:.2f}", f"{value['diversity']:.2f}"]
-                )  # fmt: skip
+                rows.append([
+                    rule, f"{value['omega']:g}", within(value, "frechet", 2),
+                    within(value, "clip score", 3), within(value, "accuracy", 1, 0.01) + "%",
+                    within(value, "saturation", 2, real["saturation"]),
+                    within(value, "norm", 2, real["norm"]), within(value, "diversity", 2),
+                ])  # fmt: skip
     head = ["rule", "ω", "Fréchet distance", "CLIP score", "attributes", "saturation / real",
             "norm / real", "diversity"]  # fmt: skip
     return f"""
 ## As ω grows
 
 On the report's captions and towers, denoiser {home}, from the same noise; ADG with its cap of π/3, APG with η = 0 and
-neither cap nor momentum. On two CPU cores. Nothing was chosen on these figures.
+neither cap nor momentum. On two CPU cores. Nothing was chosen on these figures. ± is a 95% interval over captions, each drawn anew with its
+sample and its real picture (diversity: over the captions whose samples it compares): of another network or noise it says nothing.
 
 {_table(head, rows)}
 
-![Each rule as ω grows](emoji/sweep.png)
+![Each rule as ω grows, with 95% intervals](emoji/sweep.png)
 {_claimed(cells)}"""
 
 
@@ -175,10 +183,11 @@ def claims(cells: Cells) -> dict[str, list[Claim]]:
         by_paper["angle"].append(Claim(
             "At ω = 7 ADG keeps saturation within 15% and norm within 10% of the real pictures', at no "
             "lower attribute accuracy than CFG, which doesn't", "asked of the paper's claim",
-            "; ".join(f"{rule.upper()}: saturation {row['saturation'] / real['saturation']:.2f} and "
-                      f"norm {row['norm'] / real['norm']:.2f} of the real pictures', "
-                      f"{row['accuracy']:.1%} of attributes told right, Fréchet distance "
-                      f"{row['frechet']:.2f}" for rule, row in (("cfg", cfg), ("adg", adg))),
+            "; ".join(f"{rule.upper()}: saturation {within(row, 'saturation', 2, real['saturation'])} "
+                      f"and norm {within(row, 'norm', 2, real['norm'])} of the real pictures', "
+                      f"{within(row, 'accuracy', 1, 0.01)}% of attributes told right, Fréchet "
+                      f"distance {within(row, 'frechet', 2)}"
+                      for rule, row in (("cfg", cfg), ("adg", adg))),
             verdict([report.kept(adg, real) and adg["accuracy"] >= cfg["accuracy"]
                      and not report.kept(cfg, real)]), figure,
         ))  # fmt: skip
@@ -186,21 +195,23 @@ def claims(cells: Cells) -> dict[str, list[Claim]]:
     if cfg and adg:
         by_paper["angle"].append(Claim(
             "ADG is robust at high weights, where CFG degrades", "abstract",
-            f"At ω = 20, Fréchet distance {adg['frechet']:.2f} (CFG {cfg['frechet']:.2f}), CLIP score "
-            f"{adg['clip score']:.3f} ({cfg['clip score']:.3f}), attributes {adg['accuracy']:.1%} "
-            f"({cfg['accuracy']:.1%}), norm {adg['norm'] / real['norm']:.2f} "
-            f"({cfg['norm'] / real['norm']:.2f}) of the real pictures'",
+            f"At ω = 20, Fréchet distance {within(adg, 'frechet', 2)} (CFG {within(cfg, 'frechet', 2)}), "
+            f"CLIP score {within(adg, 'clip score', 3)} ({within(cfg, 'clip score', 3)}), attributes "
+            f"{within(adg, 'accuracy', 1, 0.01)}% ({within(cfg, 'accuracy', 1, 0.01)}%), norm "
+            f"{within(adg, 'norm', 2, real['norm'])} ({within(cfg, 'norm', 2, real['norm'])}) of the "
+            "real pictures'",
             verdict([adg[name] < cfg[name] if name == "frechet" else adg[name] > cfg[name]
                      for name in ("frechet", "clip score", "accuracy")]), figure,
         ))  # fmt: skip
     curve = found.get("cfg", [])
     if len(curve) > 2:
         spread = [row["diversity"] for row in curve]
+        said = [within(row, "diversity", 2) for row in curve]
         least = int(np.argmin(spread))
         by_paper["stages"].append(Claim(
             "The more guidance, the less samples of one caption differ", "consequence of §3",
-            f"mean distance of two samples of a caption, real pictures 1: {spread[0]:.2f} at ω = 0, "
-            f"{spread[least]:.2f} at ω = {curve[least]['omega']:g}, {spread[-1]:.2f} at ω = "
+            f"mean distance of two samples of a caption, real pictures 1: {said[0]} at ω = 0, "
+            f"{said[least]} at ω = {curve[least]['omega']:g}, {said[-1]} at ω = "
             f"{curve[-1]['omega']:g}, where pictures break up",
             verdict([spread[least] < spread[0], least == len(curve) - 1]), figure,
         ))  # fmt: skip
@@ -213,7 +224,7 @@ def _claimed(cells: Cells) -> str:
     if not rows:
         return ""
     return f"""
-What the papers claim, on this model; one run each, from the same noise, without an interval:
+What the papers claim, on this model; one run each, from the same noise:
 
 {_table(["claim", "from", "measured", "verdict"], rows)}
 """

@@ -105,7 +105,7 @@ def strength(
 def sweep(
     rows: dict[str, list[dict[str, Any]]], real: dict[str, float], path: pathlib.Path
 ) -> pathlib.Path:
-    """What each rule does as ω grows; real pictures dashed."""
+    """What each rule does as ω grows, with 95% intervals over captions; real pictures dashed."""
     names = {
         "frechet": "Fréchet distance (log)", "clip score": "CLIP score",
         "accuracy": "attributes told right", "saturation": "saturation",
@@ -114,8 +114,9 @@ def sweep(
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), sharex=True)
     for axis, (name, label) in zip(axes.flat, names.items(), strict=True):
         for rule, values in rows.items():
-            axis.plot(
+            axis.errorbar(
                 [row["omega"] for row in values], [row[name] for row in values],
+                yerr=[1.96 * row["error"][name] for row in values], elinewidth=0.8,
                 color=COLORS[rule], marker="o", markersize=3, linewidth=1.6, label=rule,
             )  # fmt: skip
         if name in real:

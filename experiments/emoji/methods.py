@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import guidejax as gj
-from experiments import tuned
+from experiments import optimizers, tuned
 from experiments.emoji import captions, towers
 from experiments.tuned import Tuned
 
@@ -130,13 +129,6 @@ def evaluations_of_an_update(form: Learned, batch: int, steps: int, particles: i
     return batch * steps * 2 * 4
 
 
-@functools.cache
-def optimizer(steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to 0 and clipped gradients."""
-    rate = optax.cosine_decay_schedule(1e-2, steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-
-
 @dataclasses.dataclass(frozen=True)
 class Batches:
     """Endless batches of pictures and their conditions, in an order that `seed` gives."""
@@ -184,7 +176,7 @@ def learn(
         rule=form.rule,
         uncond=towers.NULL,
         objective=objective(form, x0, steps, particles, folder),
-        optimizer=optimizer(updates),
+        optimizer=optimizers.adam(updates),
         steps=updates,
         checkpoint_dir=checkpoint_dir,
         save_every=25,

@@ -14,10 +14,16 @@ import numpy as np
 import guidejax as gj
 from experiments import page as pages
 from experiments.emoji import figures, methods, towers
-from experiments.emoji.arena import geometric_mean, nearest, omegas, train_pictures
+from experiments.emoji.arena import nearest, omegas, train_pictures
 from experiments.emoji.cells import BOTH, PICTURE, Cells
 from experiments.emoji.train import PROCESS
-from experiments.statistics import mean_interval, paired_ratio_interval, sample_rms, saturation
+from experiments.statistics import (
+    geometric_mean,
+    mean_interval,
+    paired_ratio_interval,
+    sample_rms,
+    saturation,
+)
 
 # Of the table, in its order: name, heading, digits.
 COLUMNS = (

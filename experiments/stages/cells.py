@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import guidejax as gj
+from experiments import cells
 from experiments.stages import theory
 from experiments.stages.config import (
     KICKED,
@@ -80,46 +79,31 @@ def shaped(name: str, std: float, steps: int) -> np.ndarray:
     return table(SHAPES[name](std), gj.uniform_times(steps), 1.0)
 
 
-class Cells:
-    """Every cell of a plan by name; `self[name]` is its result, computed where it isn't known."""
+class Cells(cells.Cells):
+    """Every cell of a plan by name."""
 
     def __init__(self, plan: Plan, folder: pathlib.Path | None, known: Mapping | None = None):
         """Results are looked for in `known`, then in `folder`, where new ones go."""
-        self.plan, self.folder, self.known = plan, folder, dict(known or {})
-        self.times = jnp.asarray(gj.uniform_times(plan.steps))
-        self.functions: dict[str, Callable[[], Result]] = {}
-        for seed in range(plan.seeds):
+        self.plan, self.times = plan, jnp.asarray(gj.uniform_times(plan.steps))
+        super().__init__(self._cells(), [] if folder is None else [folder], known=known)
+
+    def _cells(self) -> Iterator[tuple[str, Callable[[], Result]]]:
+        for seed in range(self.plan.seeds):
             for kind in ("single", "shapes", "limit"):
-                self.functions[f"{kind}/{seed}"] = functools.partial(
-                    getattr(self, f"_{kind}"), self.key(kind, seed)
-                )
+                yield f"{kind}/{seed}", functools.partial(self._rounded, kind, seed)
             for kind, names in (
                 ("omegas", SETTINGS), ("switch", UNEVEN), ("schedules", UNEVEN), ("kicks", ("two",))
             ):  # fmt: skip
                 for name in names:
-                    self.functions[f"{kind}/{name}/{seed}"] = functools.partial(
-                        getattr(self, f"_{kind}"), self.key(kind, seed), name
-                    )
+                    work = functools.partial(self._rounded, kind, seed, name)
+                    yield f"{kind}/{name}/{seed}", work
+
+    def _rounded(self, kind: str, seed: int, *setting: str) -> Result:
+        return rounded(getattr(self, f"_{kind}")(self.key(kind, seed), *setting))
 
     def key(self, kind: str, seed: int) -> jax.Array:
         """A key for a kind of cell and a seed."""
         return jax.random.fold_in(jax.random.key(PARTS.index(kind)), seed)
-
-    def __getitem__(self, name: str) -> Result:
-        if name in self.known:
-            return self.known[name]
-        path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is not None and path.exists():
-            self.known[name] = json.loads(path.read_text())
-            return self.known[name]
-        found = rounded(self.functions[name]())
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(found))
-            part.replace(path)
-        self.known[name] = found
-        return found
 
     def results(self, kind: str, setting: str | None = None) -> list[Result]:
         """The results of all seeds."""

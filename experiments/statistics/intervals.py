@@ -17,6 +17,16 @@ class Interval(NamedTuple):
     high: Any
 
 
+def geometric_mean(values: Any) -> float:
+    """exp of the mean logarithm.
+
+    Example:
+        >>> round(geometric_mean([1.0, 4.0]), 6)
+        2.0
+    """
+    return float(np.exp(np.mean(np.log(np.asarray(list(values), np.float64)))))
+
+
 def _values(what: str, values: Any) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if not np.all(np.isfinite(array)):

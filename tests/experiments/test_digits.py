@@ -14,7 +14,7 @@ from experiments.digits import __main__ as digits
 from experiments.digits import cells as cells_of
 from experiments.digits import images, methods, networks, report
 from experiments.digits.config import NUM_CLASSES, PROTOCOLS, Sizes
-from experiments.statistics import mean_interval
+from experiments.statistics import Interval, mean_interval
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 FULL = PROTOCOLS["full"]
@@ -37,7 +37,7 @@ def made_up(folder, seed=0):
                     name: float(np.exp(deal + 0.1 * own + 0.01 * place * rng.normal()))
                     for name in ("frechet", *(f"frechet/{name}" for name in networks.FULL))
                 },
-                **({"least": [4.0, 3.0, 2.0, 2.0]} if method in methods.TUNED else {}),
+                **({"rests": place % 2 == 0} if method in methods.TUNED else {}),
             }
             for place, method in enumerate(cells_of.methods_of(TINY))
         }
@@ -178,7 +178,7 @@ def test_ratios_are_over_folds(tmp_path):
     under = TINY.sizes.denoisers[0][0]
     found = report.ratio(cells, under, "rollout", "interval")
     ours, theirs = (
-        np.array([cells.find(f"{under}/{s}")[m]["figures"]["frechet"] for s in TINY.seeds])
+        np.array([cells.methods(under, s)[m]["figures"]["frechet"] for s in TINY.seeds])
         for m in ("rollout", "interval")
     )
     want = mean_interval(np.log(ours / theirs).reshape(3, 2).mean(axis=1))
@@ -196,17 +196,28 @@ def test_a_claim_holds_where_its_numbers_do(tmp_path):
         for place, method in enumerate(cells_of.methods_of(TINY)):
             noise = 0.001 * np.sin(7 * seed + place)
             ours = method.startswith("rollout")
-            cells.find(f"{under}/{seed}")[method]["figures"]["frechet"] = (
+            cells.methods(under, seed)[method]["figures"]["frechet"] = (
                 0.9 if ours else 1.0
             ) + noise
-            cells.find(f"{well}/{seed}")[method]["figures"]["frechet"] = (
-                1.1 if ours else 1.0
-            ) + noise
+            cells.methods(well, seed)[method]["figures"]["frechet"] = (1.1 if ours else 1.0) + noise
     holds = {(e.denoiser, e.figure): [] for e in report.asked(cells)}
     for each, found in zip(report.asked(cells), report.claims(cells), strict=True):
         holds[each.denoiser, each.figure].append(found["holds"])
     assert holds[under, "frechet"] == [True] * 5
     assert holds[well, "frechet"] == [False]
+
+
+def test_folds_that_share_images_make_wider_intervals():
+    found = report.widened(Interval(1.0, np.exp(-0.2), np.exp(0.3)), 5)
+    # Nadeau and Bengio: √(1/5 + 1/4) where √(1/5) stood.
+    np.testing.assert_allclose(np.log(found), [0, -0.3, 0.45], atol=1e-9)
+
+
+def test_a_protocol_that_can_t_be_summed_up_is_refused():
+    with pytest.raises(ValueError, match="expects interval among its methods"):
+        dataclasses.replace(FULL, tuned=("unguided", "constant"))
+    with pytest.raises(ValueError, match="20 seeds are no multiple of 3"):
+        dataclasses.replace(FULL, each=3)
 
 
 def test_a_part_is_not_summed_up(tmp_path):
@@ -234,10 +245,11 @@ def test_features_made_equal_are_as_far_from_the_unguided_samples():
         assert float(jnp.linalg.norm(ours - true)) == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n, m in methods.LEARNED.items() if m.rule is not gj.cfg])
+@pytest.mark.parametrize("name", methods.LEARNED)
 def test_each_form_begins_as_cfg_at_the_same_omega(name):
     rule, net, _ = methods.LEARNED[name]
     guide = gj.guidance(rule, **net.weights(net.init(jax.random.key(0))))
+    assert methods.evaluations(guide, 4) == 8
     keys = jax.random.split(jax.random.key(1), 3)
     cond, uncond, x = (jax.random.normal(key, (4, 8, 8, 1)) for key in keys)
     got = guide.combine(

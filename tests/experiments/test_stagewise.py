@@ -83,10 +83,10 @@ def test_one_mode_agrees_with_its_closed_forms(cells):
 @pytest.mark.slow
 def test_a_cell_is_done_once(cells):
     first = cells["single/0"]
-    path = cells.folder / "single/0.json"
+    path = cells.folders[0] / "single/0.json"
     assert json.loads(path.read_text()) == first
     path.write_text(json.dumps({"rows": ["kept"]}))
-    assert Cells(TINY, cells.folder)["single/0"] == {"rows": ["kept"]}
+    assert Cells(TINY, cells.folders[0])["single/0"] == {"rows": ["kept"]}
     path.write_text(json.dumps(first))
 
 
