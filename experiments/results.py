@@ -147,8 +147,8 @@ def _emoji() -> Run:
 # that don't, as it says them.
 HEADLINES = {
     "Where the model is well trained, the learned ω stays near 0": "Mixtures: of a well-trained model the learned ω is about 0",
-    "The learned ω lowers it too": "Mixtures: of an under-trained or wrong one it lowers the distance",
-    "The learned ω has the lowest distance of all": "Mixtures: to below the best constant's",
+    "The learned ω lowers it too": "Mixtures: of an under-trained or wrong model it lowers the distance",
+    "The learned ω has the lowest distance of all": "Mixtures: the learned ω has a lower distance than the best constant",
     "one mode is contracted to σ_y^(1 + ω), its mean and norm amplified as computed": "Stages: guidance contracts a mode as the closed form "
     "says",
     "the triangle keeps more diversity within modes than a constant of its mean": "Stages: a triangular schedule keeps more diversity "
@@ -181,9 +181,8 @@ Written by `python -m experiments.results` from results that lie in the reposito
             count[NO_CLAIM]
         } are measured without anybody's claim. What doesn't hold stands here like the rest. Intervals are at 95%; how
 each was measured, and what it doesn't show, is on the page that its line names. *Asked here* marks what this project asked of its own
-methods.
-The papers' texts weren't to be had where this was written: claims are taken from their abstracts, programs and published
-readings.
+methods, *derived here* and *guidejax* statements of ours. The full texts of the papers weren't at hand: claims, and the numbers of their
+theorems and equations, come from abstracts, the authors' programs and other people's published summaries.
 
 ## Where they were tested
 

@@ -4,8 +4,8 @@
     python -m experiments.emoji                  # minutes, from what that has tuned and learned
 
 Searches every usual guidance and learns ω(caption, s, t), both on selection captions, and compares
-them on captions, noise and networks that none of them saw. A run that was stopped goes on from
-where it was.
+them on captions, noise and scoring networks that neither of them saw. A run that was stopped goes
+on from where it was.
 """
 
 from __future__ import annotations

@@ -302,8 +302,11 @@ def _local(cells: Cells) -> Claim:
     at = crossing(cells)
     return Claim(
         "the triangle keeps more diversity within modes than a constant of its mean", "TV-CFG",
-        f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}. It "
-        f"contracts more than a constant wherever σ_y is above {said(at)}",
+        f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}: less. The "
+        f"triangle keeps more of modes narrower than σ_y = {said(at)}, a constant of wider ones"
+        if all(d.high < 0 for d, _ in found)
+        else f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}",
+        # For some widths it is so, for others not, wherever a mode of the data has another width.
         PARTLY if any(d.high < 0 for d, _ in found) else HOLDS,
     )  # fmt: skip
 

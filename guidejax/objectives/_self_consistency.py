@@ -278,7 +278,7 @@ def self_consistency(
     t_density: Literal["nested", "uniform"] = "nested",
     reference: tuple[Tree, Any] | None = None,
 ) -> SelfConsistency:
-    """Self-consistency: a guided step from t to s should look like true noise at s.
+    """Self-consistency: x0 noised to t and guided to s should look like x0 noised to s.
 
     For each example (x0, c), with true particles x^k ~ p_{s|0}(·|x0) and guided ones x̃^j that
     were noised to t, denoised with ω_{c,(s,t)} and stepped to s along the bridge:
