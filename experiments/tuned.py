@@ -65,14 +65,15 @@ def as_constant(name: str = "omega", **rest: float) -> dict[str, Any]:
     return {"after": "constant", "begin": lambda numbers: {name: numbers["omega"], **rest}}
 
 
-def per(count: int, plain: str, **names: str) -> dict[str, Any]:
+def per(count: int, plain: str, shared: tuple[str, ...] = (), **names: str) -> dict[str, Any]:
     """What says that a method is the plain one where each of `count` classes has the same numbers.
 
-    `names` are the plain method's by those of the classes'.
+    `names` are the plain method's by those of the classes'; `shared` are one for all classes.
     """
 
     def begin(numbers: Numbers) -> Numbers:
-        return {f"{own} {c}": numbers[of] for c in range(count) for own, of in names.items()}
+        each = {f"{own} {c}": numbers[of] for c in range(count) for own, of in names.items()}
+        return each | {name: numbers[name] for name in shared}
 
     return {"after": plain, "begin": begin}
 

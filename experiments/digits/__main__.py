@@ -2,6 +2,7 @@
 
     python -m experiments.digits                            # minutes: two seeds, nothing to go by
     python -m experiments.digits --preset full --publish    # docs/digits.md: hours
+    python -m experiments.digits --preset mended --publish  # the mended method, likewise
 
 Trains small class-conditional denoisers and classifiers, searches the usual guidance, some of it
 with numbers for each class, learns ω(c, s, t) on the same images, and compares all of them on
@@ -36,7 +37,7 @@ class Config:
     """Learn ω(c, s, t) on the digits and compare it with tuned guidance."""
 
     preset: Name = "quick"
-    """quick: minutes. choice: where forms were chosen. full: the frozen protocol, hours."""
+    """quick: minutes. choice: where forms were chosen. full, mended: frozen protocols, hours."""
     out: pathlib.Path = pathlib.Path("runs/digits")
     """Where the report, the metrics, a small file for each finished cell and the log go."""
     cells: tuple[str, ...] = ()

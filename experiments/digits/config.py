@@ -92,7 +92,7 @@ class Protocol:
         return self.seeds.index(seed) // self.each
 
 
-Name = Literal["quick", "choice", "full"]
+Name = Literal["quick", "choice", "full", "mended"]
 
 PROTOCOLS: dict[Name, Protocol] = {
     # Two denoisers, searched and learned a little: minutes, pictures, and nothing to go by.
@@ -118,9 +118,17 @@ PROTOCOLS: dict[Name, Protocol] = {
         tuned=("unguided", "constant", "interval", "adg", "apg"), rescored=8, judged=False,
         sizes=Sizes(denoisers=(("under-trained", 800),), updates=400),
     ),
-    # Frozen before it was run.
+    # Frozen before they were run.
     "full": Protocol(
         learned=("rollout", "rollout, times alone", "rollout, along and across"),
         report="full", seeds=tuple(range(100, 120)), each=4, deal=500,
+    ),
+    "mended": Protocol(
+        learned=(
+            "rollout, along and across, any sign, all true samples",
+            "rollout, times alone, along and across, any sign", "rollout", "self-consistency",
+        ),
+        report="mended", seeds=tuple(range(300, 310)), each=2, deal=540,
+        tuned=(*SEARCHED, "apg per class"), rescored=8,
     ),
 }  # fmt: skip

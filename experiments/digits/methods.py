@@ -46,11 +46,16 @@ def _adg_per_class(**numbers: Any) -> gj.Guidance:
     return gj.guidance(gj.adg, gj.Weight(omega, _of_class), max_angle=gj.Weight(cap, _of_class))
 
 
+def _apg_per_class(max_norm: Any, **numbers: Any) -> gj.Guidance:
+    omega, eta = (gj.Weight(_gathered(numbers, name), _of_class) for name in ("omega", "eta"))
+    return gj.guidance(gj.apg, omega, eta=eta, max_norm=max_norm)
+
+
 def _per_class(**space: tuning.Number) -> dict[str, tuning.Number]:
     return {f"{name} {c}": number for c in range(NUM_CLASSES) for name, number in space.items()}
 
 
-PER_CLASS = ("interval per class", "adg per class")
+PER_CLASS = ("interval per class", "adg per class", "apg per class")
 TUNED: dict[str, tuned.Tuned] = tuned.TUNED | {
     "interval per class": tuned.Tuned(
         _per_class(omega=tuned.OMEGA, lo=tuned.LO, hi=tuned.HI), _interval_per_class, tuned.ordered,
@@ -60,6 +65,10 @@ TUNED: dict[str, tuned.Tuned] = tuned.TUNED | {
     "adg per class": tuned.Tuned(
         _per_class(omega=tuned.OMEGA, max_angle=tuned.CAP), _adg_per_class,
         **tuned.per(NUM_CLASSES, "adg", omega="omega", max_angle="max_angle"),
+    ),
+    "apg per class": tuned.Tuned(
+        {**_per_class(omega=tuned.OMEGA, eta=tuned.ETA), "max_norm": tuned.RADIUS}, _apg_per_class,
+        **tuned.per(NUM_CLASSES, "apg", ("max_norm",), omega="omega", eta="eta"),
     ),
 }  # fmt: skip
 # Searched on the very images, noise and networks of the report, which no method may be.

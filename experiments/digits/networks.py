@@ -39,8 +39,15 @@ FULL: dict[str, MLPClassifier | ConvClassifier] = {
     "mlp-elu-2": MLPClassifier(NUM_CLASSES, (112, 56), "elu"),
     "conv-elu-2": ConvClassifier(NUM_CLASSES, (14, 28), 52, "elu"),
 }
-REPORTS = {"choice": CHOICE, "full": FULL}
-CLASSIFIERS = SEEN | CHOICE | FULL
+# ... and of the protocol of the mended method.
+MENDED: dict[str, MLPClassifier | ConvClassifier] = {
+    "mlp-silu-3": MLPClassifier(NUM_CLASSES, (96, 80, 48), "silu"),
+    "conv-elu": ConvClassifier(NUM_CLASSES, (28,), 52, "elu"),
+    "mlp-relu-3": MLPClassifier(NUM_CLASSES, (88, 72, 56), "relu"),
+    "conv-tanh-2": ConvClassifier(NUM_CLASSES, (10, 20), 44, "tanh"),
+}
+REPORTS = {"choice": CHOICE, "full": FULL, "mended": MENDED}
+CLASSIFIERS = SEEN | CHOICE | FULL | MENDED
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "optimizer", "steps", "batch"))

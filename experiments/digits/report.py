@@ -85,6 +85,8 @@ def asked(cells: Cells) -> list[Asked]:
         Asked(gated(ours), "interval", under, 0.95, 1.0),
         Asked(ours, rival, under, 1.0, 1.05, "energy"),
     ]
+    if "self-consistency" in protocol.learned:
+        found.append(Asked("self-consistency", "unguided", under, 1.0, 1.0))
     for well in others:
         rival = best(cells, well, (*plain, *per_class, "unguided"))
         found.append(Asked(ours, rival, well, 1.01, 1.03))
