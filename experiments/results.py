@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from experiments.digits import report as digits
 from experiments.digits.__main__ import RESULTS as DIGITS_RESULTS
 from experiments.digits.cells import Cells
 from experiments.digits.config import PROTOCOLS as DIGITS
+from experiments.digits.config import Name as DigitsName
 from experiments.emoji import docs as emoji
 from experiments.emoji import report as emoji_report
 from experiments.mixtures import page as mixtures_page
@@ -116,14 +118,19 @@ def _mixtures() -> Run:
     )  # fmt: skip
 
 
-def _digits() -> Run:
-    protocol = DIGITS["full"]
-    cells = Cells(protocol, pathlib.Path("nowhere"), DIGITS_RESULTS / "full")
+# The frozen protocols.
+DIGITS_PRESETS: dict[DigitsName, str] = {"full": "", "mended": ", the mended method"}
+
+
+def _digits(preset: DigitsName) -> Run:
+    protocol = DIGITS[preset]
+    cells = Cells(protocol, pathlib.Path("nowhere"), DIGITS_RESULTS / preset)
+    found = digits.claims(cells) if cells.finished else []
     return Run(
-        "1,797 real digits, small denoisers", "digits.md",
-        "python -m experiments.digits --preset full --publish",
+        f"1,797 real digits, small denoisers{DIGITS_PRESETS[preset]}", "digits.md",
+        f"python -m experiments.digits --preset {preset} --publish",
         f"{len(protocol.seeds)}, {protocol.each} on each of {protocol.folds} parts of the images",
-        CPU, {"learn": of_the_bar(digits.claims(cells), "digits/full/ratios.png")} if cells.finished else {},
+        CPU, {"learn": of_the_bar(found, f"digits/{preset}/ratios.png")},
     )  # fmt: skip
 
 
@@ -143,7 +150,7 @@ def _emoji() -> Run:
     )  # fmt: skip
 
 
-# Claims that the README shows beside the digits' first two, of each paper some that hold and some
+# Claims that the README shows beside the digits', of each paper some that hold and some
 # that don't, as it says them.
 HEADLINES = {
     "Where the model is well trained, the learned ω stays near 0": "Mixtures: of a well-trained model the learned ω is about 0",
@@ -158,11 +165,14 @@ HEADLINES = {
     "ADG is robust at high weights, where CFG degrades": "Emoji: ADG is robust at high weights on real pictures",
 }
 
-DIGITS_UNFINISHED = """The digits' protocol, frozen beforehand, hasn't been run to its end, and nothing is summed up before; [digits.md](digits.md#what-came-out)
-says how far it is.
+UNFINISHED = """A protocol that was frozen beforehand hasn't been run to its end, and nothing is summed up before: {}; [digits.md](digits.md)
+says how far each is.
 """
 
-RUNS: tuple[Callable[[], Run], ...] = (_mixtures, _digits, _stages, _angle, _emoji)
+RUNS: tuple[Callable[[], Run], ...] = (
+    _mixtures, *(functools.partial(_digits, preset) for preset in DIGITS_PRESETS), _stages, _angle,
+    _emoji,
+)  # fmt: skip
 
 
 def text() -> str:
@@ -217,6 +227,7 @@ theorems and equations, come from abstracts, the authors' programs and other peo
         ]
         table = markdown_table(["claim", "from", "measured", "verdict", "where"], rows)
         parts.append(f"\n## {title}\n\n{about}\n\n{table}")
+    unfinished = [f"`{run.command}`" for run in runs if not any(run.claims.values())]
     parts.append(
         """
 ## What isn't judged
@@ -225,23 +236,23 @@ Nothing here was run on the papers' own models (SD3.5, ImageNet networks): their
 experiments.evaluate` compares tuned and learned guidance on any of [the public models](models.md) for who has them. The text-to-image
 comparison of tuned and learned weights isn't finished; [emoji.md](emoji.md#what-isnt-done) says what is missing.
 """
-        + ("" if runs[RUNS.index(_digits)].claims else DIGITS_UNFINISHED)
+        + (UNFINISHED.format(", ".join(unfinished)) if unfinished else "")
     )
     return "\n".join(parts)
 
 
 def headlines() -> str:
-    """A line for each of the digits' first two claims, and of `HEADLINES`."""
-    runs = {make: make() for make in RUNS}
+    """A line for the first two claims of each protocol of the digits, and of `HEADLINES`."""
+    runs = [make() for make in RUNS]
     known = {
-        claim.claim: (run, claim)
-        for run in runs.values()
-        for made in run.claims.values()
-        for claim in made
+        claim.claim: (run, claim) for run in runs for made in run.claims.values() for claim in made
     }
-    first = [claim.claim for claim in runs[_digits].claims.get("learn", [])[:2]]
+    first = {
+        claim.claim: f"Digits: {claim.claim}"
+        for run in runs if run.page == "digits.md" for claim in run.claims["learn"][:2]
+    }  # fmt: skip
     rows = []
-    for name, said in {**{name: f"Digits: {name}" for name in first}, **HEADLINES}.items():
+    for name, said in {**first, **HEADLINES}.items():
         run, claim = known[name]
         link = f"[{run.page.removesuffix('.md')}](docs/{run.page}), `{run.command}`"
         rows.append([said, claim.measured, f"**{claim.verdict}**", link])

@@ -74,6 +74,7 @@ def test_omega_zero_is_the_conditional_model_bit_for_bit(rule, space):
     assert not np.allclose(got[1], branches["cond"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["eps", "score"])
 def test_where_alpha_is_zero_a_noise_rule_falls_back_on_the_conditional(space):
     x, branches = _branches()

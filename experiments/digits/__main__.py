@@ -57,10 +57,10 @@ def main(config: Config) -> None:
     work.mkdir(parents=True, exist_ok=True)
     logs.begin(work / "log.txt")
     begun = time.monotonic()
-    LOG.info("guidejax digits, preset %s", config.preset)
     cells = Cells(PROTOCOLS[config.preset], work, RESULTS / config.preset)
     jobs = config.jobs or sharing.default_jobs()
     if jobs > 1:
+        LOG.info("guidejax digits, preset %s, in %d processes", config.preset, jobs)
         sharing.share(
             [sys.executable, "-m", "experiments.digits", "--preset", config.preset, "--out",
              str(config.out), "--jobs", "1", "--cells", *(config.cells or cells.functions)], jobs,
@@ -83,13 +83,14 @@ def main(config: Config) -> None:
 def _publish(preset: Name, cells: Cells, drawn: dict[str, pathlib.Path]) -> None:
     """Keep what is finished in the repository, with the pictures that the page shows of it."""
     cells.publish(RESULTS / preset)
-    if cells.protocol.judged and drawn:
-        shown = DOCS / "digits" / preset
-        shown.mkdir(parents=True, exist_ok=True)
-        for path in drawn.values():
-            shutil.copy(path, shown)
     path = DOCS / "digits.md"
-    path.write_text(report.page(path.read_text(), preset, cells))
+    page = report.page(path.read_text(), preset, cells)
+    for picture in drawn.values():
+        shown = DOCS / "digits" / preset / picture.name
+        if f"({shown.relative_to(DOCS)})" in page:
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, shown)
+    path.write_text(page)
 
 
 if __name__ == "__main__":

@@ -175,10 +175,12 @@ def text(cells: Cells, preset: Name) -> str:
                 f"{each['widened']['low']:.3f} to {each['widened']['high']:.3f}."
                 for each in found
             ),
-            f"![Every method over the tuned interval](digits/{preset}/ratios.png)",
             f"![Digits from the same noise under each guidance](digits/{preset}/samples.png)",
             f"![The weights, over the steps of the sampler](digits/{preset}/omega.png)",
         ]
+    text.append(
+        f"![Every method over the tuned interval, with 95% intervals](digits/{preset}/ratios.png)"
+    )
     for name, _ in cells.protocol.sizes.denoisers:
         text += [
             f"The {name} denoiser; ratios with intervals at 95%. {_searches(cells, name)} “Least "

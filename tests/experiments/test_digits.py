@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import guidejax as gj
+from experiments import results
 from experiments.digits import __main__ as digits
 from experiments.digits import cells as cells_of
-from experiments.digits import images, methods, networks, report
+from experiments.digits import figures, images, methods, networks, report
 from experiments.digits.config import NUM_CLASSES, PROTOCOLS, Sizes
 from experiments.statistics import Interval, mean_interval
 
@@ -22,10 +23,10 @@ JUDGED = [name for name, protocol in PROTOCOLS.items() if protocol.judged]
 TINY = dataclasses.replace(FULL, seeds=tuple(range(100, 106)), each=2)
 
 
-def made_up(folder, seed=0):
+def made_up(folder, protocol=TINY):
     """Cells of numbers that are known: each method a factor, each deal and seed another."""
-    rng = np.random.default_rng(seed)
-    cells = cells_of.Cells(TINY, folder)
+    rng, cells = np.random.default_rng(0), cells_of.Cells(protocol, folder)
+    distances = ("frechet", *(f"frechet/{name}" for name in networks.REPORTS[protocol.report]))
     for name in cells.functions:
         deal, own = rng.normal(size=2)
         found = {
@@ -35,11 +36,11 @@ def made_up(folder, seed=0):
                 )
                 | {
                     name: float(np.exp(deal + 0.1 * own + 0.01 * place * rng.normal()))
-                    for name in ("frechet", *(f"frechet/{name}" for name in networks.FULL))
+                    for name in distances
                 },
                 **({"rests": place % 2 == 0} if method in methods.TUNED else {}),
             }
-            for place, method in enumerate(cells_of.methods_of(TINY))
+            for place, method in enumerate(cells_of.methods_of(protocol))
         }
         path = folder / "cells" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,7 @@ def test_a_fold_is_reported_on_and_serves_nothing_else(tmp_path):
     assert len(reported) == 1797
 
 
+@pytest.mark.slow
 def test_numbers_of_each_class_are_numbers_of_each_sample():
     numbers = {
         f"{name} {c}": value(c)
@@ -189,6 +191,19 @@ def test_ratios_are_over_folds(tmp_path):
     assert all(method in report.text(cells, "full") for method in cells_of.methods_of(TINY))
 
 
+@pytest.mark.parametrize("name", JUDGED)
+def test_what_is_finished_is_among_the_results(name, tmp_path, monkeypatch):
+    cells = made_up(tmp_path, PROTOCOLS[name])
+    monkeypatch.setattr(results, "DIGITS_RESULTS", tmp_path)
+    cells.publish(tmp_path / name)
+    found = results._digits(name).claims["learn"]
+    assert [claim.claim for claim in found] == [each["claim"] for each in report.claims(cells)]
+    assert all("%)" in claim.measured for claim in found)
+    assert cells.protocol.learned[0] in found[0].claim
+    figures.ratios(cells, tmp_path / "ratios.png")
+    assert (tmp_path / "ratios.png").stat().st_size > 10_000
+
+
 def test_a_claim_holds_where_its_numbers_do(tmp_path):
     cells = made_up(tmp_path)
     under, well = (name for name, _ in TINY.sizes.denoisers)
@@ -234,6 +249,7 @@ def test_the_page_is_what_the_results_make(tmp_path):
         assert page == made, f"python -m experiments.digits --preset {name} --publish"
 
 
+@pytest.mark.slow
 def test_features_made_equal_are_as_far_from_the_unguided_samples():
     x0 = jax.random.normal(jax.random.key(0), (200, 8, 8, 1))
     unguided = 1.5 + 2 * jax.random.normal(jax.random.key(1), (200, 8, 8, 1))
@@ -245,6 +261,7 @@ def test_features_made_equal_are_as_far_from_the_unguided_samples():
         assert float(jnp.linalg.norm(ours - true)) == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.LEARNED)
 def test_each_form_begins_as_cfg_at_the_same_omega(name):
     rule, net, _ = methods.LEARNED[name]

@@ -64,6 +64,7 @@ def test_no_tower_of_the_report_is_one_that_may_be_seen():
     assert len(towers.PAIRS) == len({(pair.image, pair.text) for pair in towers.PAIRS.values()})
 
 
+@pytest.mark.slow
 def test_conditions_are_the_words_and_nothing_where_there_are_none():
     cond = towers.prompts(["red heart", ""])
     assert cond["words"].shape == (2, captions.LENGTH, 64)

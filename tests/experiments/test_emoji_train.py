@@ -14,6 +14,7 @@ from experiments.emoji import captions, storage, towers, train
 TINY = train.Config(steps=60, every=20, batch=4, width=24, depth=1)
 
 
+@pytest.mark.slow
 def test_tokens_are_the_words_that_train_has():
     said = captions.tokens(["woman golfing: dark skin tone", "xyzzy", ""])
     number = captions.vocabulary()

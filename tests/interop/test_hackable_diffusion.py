@@ -62,6 +62,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [FLOW, COSINE], ids=["flow", "cosine"])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_loop_reads_any_prediction_of_the_dict(rule, process):

@@ -42,6 +42,7 @@ PARAMS = {"gain": jnp.float32(0.5)}
 ADDED = {"text_embeds": draw(3, 2, 8), "time_ids": jnp.ones((2, 6))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("xl", [False, True])
 def test_a_unet_s_own_loop_is_sample(xl):
     """generate.py: the doubled batch, the unconditional half first, DDIM in NumPy's indices."""

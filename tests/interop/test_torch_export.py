@@ -18,6 +18,7 @@ TIMES = gj.uniform_times(4)
 FLOW, TABLE = gj.processes.rectified_flow(), gj.processes.scaled_linear()
 
 
+@pytest.mark.slow
 def test_a_list_is_omega_plus_1_on_the_grid(tmp_path):
     omega = learned()
     guide = gj.guidance(gj.cfg, omega=omega)

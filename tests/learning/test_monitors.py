@@ -69,6 +69,7 @@ def test_tensorboard(tmp_path, reports):
     assert (12, "seconds/input") in found
 
 
+@pytest.mark.slow
 def test_curves(tmp_path, reports):
     path = tmp_path / "new" / "omega.png"
     draw = monitors.curves(path, NET, gj.uniform_times(8), PROCESS, jnp.arange(2), seconds=1e9)

@@ -37,6 +37,7 @@ def x():
     return jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
 
 
+@pytest.mark.slow
 def test_sit_has_data_at_its_time_1(x):
     net, params = small("sit")
     classes, t = jnp.array([0, 3]), 0.3
@@ -107,6 +108,7 @@ def test_guidance_of_three_channels_is_the_originals(x):
     np.testing.assert_allclose(field.eps(x, t), theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_and_is_near(x):
     net, params = small()
     half = {key: leaf.astype(jnp.bfloat16) for key, leaf in params.items()}

@@ -73,6 +73,7 @@ def test_pooled_compares_the_batch_as_a_whole():
     assert np.abs(each - whole).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"pooled": 0.4}, {"pooled": 0.4, "reference": True}])
 def test_means_say_what_pairs_do(options):
     """At β = 2 no pairs are made: each sample's loss and slope are those of β just below."""

@@ -160,6 +160,7 @@ def check_finite(shape, dtype, given):
             assert same[np.asarray(omega) == 0].all(), case
 
 
+@pytest.mark.slow
 @programs
 def test_finite_from_finite_and_cond_at_zero(request, shape, dtype):
     @settings(EACH, max_examples=12 if dtype == "float32" and len(shape) == 1 else 60)
