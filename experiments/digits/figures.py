@@ -28,6 +28,8 @@ COLORS = {
     "rollout": "#e45756",
     "rollout, times alone": "#f4a582",
     "rollout, along and across": "#67001f",
+    "rollout, along and across, any sign, all true samples": "#67001f",
+    "rollout, times alone, along and across, any sign": "#f4a582",
     "self-consistency": "#8c2d19",
 }
 # What samples are shown of, where a protocol has it.
