@@ -103,14 +103,13 @@ class World:
         return gj.guidance(rule, **net.weights(phi))
 
     def _objective(self, name: str) -> Any:
+        sizes = self._protocol.sizes
         # Of the searches' noise, as what is learned from isn't reported on.
-        unguided = arenas.generate(
-            self._keys["select"], self.denoise, TUNED["unguided"].guide(),
-            self._protocol.sizes.tune_samples, self._steps,
+        unguided = functools.partial(
+            arenas.generate, self._keys["select"], self.denoise, TUNED["unguided"].guide(),
+            sizes.tune_samples, self._steps,
         )  # fmt: skip
-        seen = methods.seen(
-            self._protocol.sizes, self._classifiers, self.learned_on["x0"], unguided
-        )
+        seen = methods.seen(sizes, self._classifiers, self.learned_on["x0"], unguided)
         return methods.OBJECTIVES[name](seen)
 
     def sample(self, guide: gj.Guidance) -> jax.Array:

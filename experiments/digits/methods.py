@@ -126,15 +126,15 @@ LEARNED: dict[str, Learned] = {
 
 
 class Seen(NamedTuple):
-    """What an objective may be made of: sizes, feature spaces, true and unguided samples."""
+    """What an objective may be made of: sizes, feature spaces, true samples, unguided ones."""
 
     sizes: Sizes
     features: list[Callable[[Any], Any]]
     x0: jax.Array
-    unguided: jax.Array
+    unguided: Callable[[], jax.Array]
 
 
-def seen(sizes: Sizes, params: dict[str, Any], x0: Any, unguided: jax.Array) -> Seen:
+def seen(sizes: Sizes, params: dict[str, Any], x0: Any, unguided: Callable[[], jax.Array]) -> Seen:
     """Pixels, and the networks that learning may see."""
     looks = [networks.feature(name, params[name]) for name in networks.SEEN]
     return Seen(sizes, [gj.objectives.pixels, *looks], jnp.asarray(x0), unguided)
@@ -154,10 +154,10 @@ def _scaled(scale: Any, feature: Any, x0: Any) -> jax.Array:
 
 def _made_equal(seen: Seen) -> gj.objectives.Rollout:
     """Moments, over the unguided model's distance in each feature space."""
-    features = []
+    features, unguided = [], seen.unguided()
     for feature in seen.features:
         moments = gj.objectives.frechet_moments(feature, seen.x0)
-        ours, true = (jnp.mean(moments(x), axis=0) for x in (seen.unguided, seen.x0))
+        ours, true = (jnp.mean(moments(x), axis=0) for x in (unguided, seen.x0))
         scale = 1 / jnp.linalg.norm(ours - true)
         features.append(jax.tree_util.Partial(_scaled, scale, moments))
     return rollout(seen, features)

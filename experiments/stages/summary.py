@@ -300,13 +300,11 @@ def _all(found: list[tuple[Interval, str]], good: Callable[[Interval], Any]) -> 
 def _local(cells: Cells) -> Claim:
     found = [_compare(cells, n, "width", "triangular", "constant") for n in UNEVEN]
     at = crossing(cells)
+    less = ": less" if all(d.high < 0 for d, _ in found) else ""
     return Claim(
         "the triangle keeps more diversity within modes than a constant of its mean", "TV-CFG",
-        f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}: less. The "
-        f"triangle keeps more of modes narrower than σ_y = {said(at)}, a constant of wider ones"
-        if all(d.high < 0 for d, _ in found)
-        else f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}",
-        # For some widths it is so, for others not, wherever a mode of the data has another width.
+        f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}{less}. The "
+        f"triangle keeps more of modes narrower than σ_y = {said(at)}, a constant of wider ones",
         PARTLY if any(d.high < 0 for d, _ in found) else HOLDS,
     )  # fmt: skip
 
