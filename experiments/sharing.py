@@ -16,10 +16,14 @@ import jax
 CORES = "GUIDEJAX_EXPERIMENT_CORES"
 
 
-def settle() -> None:
-    """Stay on the cores that `share` gave; to be called before JAX counts them."""
+def settle() -> bool:
+    """Stay on the cores that `share` gave; to be called before JAX counts them.
+
+    Returns whether it did: this process shares the work of another, which writes the report.
+    """
     if CORES in os.environ:
         os.sched_setaffinity(0, map(int, os.environ[CORES].split()))
+    return CORES in os.environ
 
 
 def default_jobs() -> int:

@@ -52,20 +52,22 @@ def main(config: Config) -> None:
     """Do what is left, and write the report."""
     if config.publish and config.preset == "quick":
         raise SystemExit("docs/digits.md has no part of the quick preset: give --preset full.")
-    sharing.settle()
+    helping = sharing.settle()
     work = config.out / config.preset
     work.mkdir(parents=True, exist_ok=True)
     logs.begin(work / "log.txt")
     begun = time.monotonic()
     cells = Cells(PROTOCOLS[config.preset], work, RESULTS / config.preset)
     jobs = config.jobs or sharing.default_jobs()
-    if jobs > 1:
+    if jobs > 1 and not helping:
         LOG.info("guidejax digits, preset %s, in %d processes", config.preset, jobs)
         sharing.share(
             [sys.executable, "-m", "experiments.digits", "--preset", config.preset, "--out",
-             str(config.out), "--jobs", "1", "--cells", *(config.cells or cells.functions)], jobs,
+             str(config.out), *(("--cells", *config.cells) if config.cells else ())], jobs,
         )  # fmt: skip
     cells.run(config.cells)
+    if helping:
+        return
     finished = cells.finished and not (config.cells and not config.publish)
     drawn = figures.draw(cells, work, work / "figures") if finished else {}
     if config.publish:

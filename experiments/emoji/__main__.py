@@ -39,7 +39,7 @@ LOG = logging.getLogger("experiments.emoji")
 
 def main(config: Config) -> None:
     """Do what is left of the experiment."""
-    sharing.settle()
+    helping = sharing.settle()
     config.out.mkdir(parents=True, exist_ok=True)
     logs.begin(config.out / "log.txt")
     LOG.info("guidejax emoji, preset %s, on %s", config.preset, jax.devices())
@@ -50,15 +50,14 @@ def main(config: Config) -> None:
     if config.preset == "quick":
         _refuse_hours(cells)
     jobs = config.jobs or (1 if config.preset == "quick" else sharing.default_jobs())
-    if jobs > 1:
+    if jobs > 1 and not helping:
         sharing.share([
             sys.executable, "-m", "experiments.emoji", "--preset", config.preset, "--out",
-            str(config.out), "--weights", str(config.weights), "--jobs", "1",
-            # A pattern for all: without any, a process would write the report as well.
-            "--cells", *(config.cells or ("*",)),
+            str(config.out), "--weights", str(config.weights),
+            *(("--cells", *config.cells) if config.cells else ()),
         ], jobs)  # fmt: skip
     cells.run(config.cells)
-    if config.cells:
+    if config.cells or helping:
         return
     results = report.write(cells, config.out, config.preset, NOTES[config.preset])
     for claim in results["claims"]:

@@ -7,6 +7,7 @@ python -m experiments.mixtures --publish       # and write the page and what it 
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import shutil
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments import sharing
+from experiments.cells import Cells
 from experiments.mixtures import cells
 from experiments.mixtures.config import (
     MODELS,
@@ -34,22 +37,6 @@ from experiments.mixtures.config import (
 )
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-
-
-def measured(
-    cell: Cell, preset: Preset, folder: pathlib.Path, tell: Callable[[str], Any]
-) -> dict[str, Any]:
-    """A cell's numbers: from its file, or measured and written there whole."""
-    path = folder / f"{cell.name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    tell(cell.name)
-    found = cells.run(cell, preset)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found))
-    part.replace(path)
-    return found
 
 
 def chosen_rates(
@@ -98,13 +85,12 @@ def measure(
 ) -> dict[str, Any]:
     """All cells of a preset, and what was chosen on those of tuning."""
     preset = PRESETS[config.preset]
-    folder = config.out / "cells" / config.preset
-    found: dict[str, dict[str, Any]] = {}
+    made = Cells((), [config.out / "cells" / config.preset], tell)
+    found = made.known
 
-    def do(cells: list[Cell]) -> None:
-        for cell in cells:
-            if cell.name not in found:
-                found[cell.name] = measured(cell, preset, folder, tell)
+    def do(wanted: list[Cell]) -> None:
+        made.functions |= {cell.name: functools.partial(cells.run, cell, preset) for cell in wanted}
+        made.run()
 
     tried: dict[str, tuple[float, ...]] = dict.fromkeys(OBJECTIVES, RATES)
     while True:
@@ -117,7 +103,8 @@ def measure(
     do(report(preset, rates))
     omegas = chosen_omegas(tuple(MODELS), preset, found)
     return {
-        "preset": config.preset, "tried": tried, "rates": rates, "omegas": omegas, "cells": found,
+        "preset": config.preset, "tried": tried, "rates": rates, "omegas": omegas,
+        "cells": {name: found[name] for name in made.functions},
     }  # fmt: skip
 
 
@@ -125,7 +112,15 @@ def main(config: Config) -> None:
     """Measure what is missing, draw, and write the page."""
     from experiments.mixtures import figures, page
 
+    helping, jobs = sharing.settle(), config.jobs or sharing.default_jobs()
+    if jobs > 1 and not helping:
+        sharing.share([
+            sys.executable, "-m", "experiments.mixtures", "--preset", config.preset, "--out",
+            str(config.out),
+        ], jobs)  # fmt: skip
     results = measure(config)
+    if helping:
+        return
     config.out.mkdir(parents=True, exist_ok=True)
     path = config.out / f"results-{config.preset}.json"
     path.write_text(json.dumps(results, indent=0))

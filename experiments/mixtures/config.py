@@ -93,6 +93,8 @@ class Config:
     """tiny: to see that it runs. quick: minutes on two cores. full: hours, for more of all."""
     out: pathlib.Path = pathlib.Path("runs/mixtures")
     """Where cells, results.json and the pictures go; a run that was stopped goes on from there."""
+    jobs: int | None = None
+    """Processes that share the cells; one a core by default on CPUs."""
     publish: bool = False
     """Write docs/mixtures.md, its pictures and the results it is made of too."""
     docs: pathlib.Path = pathlib.Path("docs")
