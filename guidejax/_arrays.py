@@ -239,6 +239,11 @@ def concretely() -> Iterator[None]:
         yield
 
 
+def broadcasts_to(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of as many axes broadcasts to the shape `to`."""
+    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
+
+
 def same_structure(a: Tree, b: Tree) -> bool:
     """Whether two pytrees have the same containers and leaves in the same places."""
     return jax.tree.structure(a) == jax.tree.structure(b)  # type: ignore[operator]  # untyped stub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from guidejax._arrays import (
     shard_like,
     tree_map,
 )
-from guidejax.processes.base import PREDICTIONS, Process, check_process, to_x0
+from guidejax.processes.base import PREDICTIONS, Process, check_process, check_time, to_x0
+from guidejax.processes.continuous import Shifted
 
 # What a network may be told of the time, beside any function of t.
 TOLD = ("t", "index", "sigma", "log_snr")
@@ -51,8 +53,9 @@ class Denoiser:
     time: str | Callable[[Array], Array] = dataclasses.field(default="t", metadata={"static": True})
 
     def __call__(self, x: Tree, t: Any, cond: Any = None) -> Tree:
-        """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,)."""
+        """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,) in [0, 1]."""
         check_floating("x", x)
+        check_time("t", t)
         t = jnp.asarray(t, jnp.result_type(float))
         own, inner, seen = self.process, t, x
         if self.trained_on is not None:
@@ -136,11 +139,14 @@ class Denoiser:
 
     def blind_at(self, t: Any) -> bool:
         """Whether the prediction is known to say nothing of x0 at t, where α(t) = 0."""
-        predicts = self.noisiest.prediction  # α is 0 at t = 1 alone.
-        if predicts not in ("eps", "score") or not is_concrete(t, self.process):
+        asked = self.noisiest  # α is 0 at t = 1 alone.
+        own = asked.process if asked.trained_on is None else asked.trained_on
+        if asked.prediction not in ("eps", "score") or not is_concrete(t, self.process, own):
             return False
         with concretely():
-            return bool(np.any(np.asarray(self.process.alpha(jnp.asarray(t))) <= 0))
+            t = jnp.asarray(t)
+            inner = t if asked.trained_on is None else _move(own, asked.process, t)[0]
+            return bool(np.any(np.asarray(own.alpha(inner)) <= 0))
 
 
 def _move(own: Process, other: Process, t: Array) -> tuple[Array, Array]:
@@ -299,6 +305,14 @@ def denoiser(
     if time not in TOLD and not callable(time):
         raise ValueError(
             f"unknown time={time!r}; expected one of {', '.join(TOLD)}, or a function of t."
+        )
+    if isinstance(process, Shifted) and time == "t":
+        warnings.warn(
+            "the network is told the shifted process's own t. One that was trained on the process "
+            "without the shift is wrapped there and moved, gj.denoiser(network, process)"
+            ".on(gj.processes.shifted(process, shift)); time=lambda t: t says that this t is "
+            "meant.",
+            stacklevel=2,
         )
     if time == "index" and not hasattr(process, "index"):
         raise ValueError(

@@ -13,8 +13,13 @@ import numpy as np
 from guidejax._arrays import Array, Tree, batch_size, is_concrete, tree_map
 from guidejax._branches import predict
 from guidejax._denoisers import Denoiser, check_denoiser
-from guidejax._guidance import Guidance, as_time, following
-from guidejax._inputs import as_guidance, check_batched, every_weight, find_branches
+from guidejax._guidance import Guidance, as_time, check_precision, every_weight, following
+from guidejax._inputs import (
+    as_guidance,
+    check_batched,
+    check_conditions,
+    find_branches,
+)
 from guidejax._scan import for_any
 from guidejax.processes.base import from_x0
 from guidejax.solvers.base import slope
@@ -38,6 +43,8 @@ class GuidedField:
 
     def x0(self, x: Tree, t: Any) -> Tree:
         """The guided x̂0(x, t). Where ω is 0, at run time too, the conditional pass is all."""
+        if self.times is not None:
+            check_precision(t)
         t = as_time("t", t)
         process = self.denoise.process
         s = None if self.times is None else following(self.times, t)
@@ -78,7 +85,10 @@ class GuidedField:
         return self._as("v", x, t)
 
     def velocity(self, x: Tree, t: Any) -> Tree:
-        """ε̂ − x̂0, what flow-matching networks predict; dx/dt on rectified flow alone."""
+        """ε̂ − x̂0, what flow-matching networks predict; needs σ(t) > 0.
+
+        dx/dt on rectified flow alone: an ODE solver takes `drift`.
+        """
         return self._as("velocity", x, t)
 
     def score(self, x: Tree, t: Any) -> Tree:
@@ -127,7 +137,7 @@ def guided(
 
     Raises:
         ValueError: If the guidance carries state from step to step, which a field can't, a branch
-            is missing, the condition is not what a weight was made for, or the times are no grid.
+            is missing, or given and no rule's, the condition is not what a weight was made for, or the times are no grid.
 
     Example:
         >>> import guidejax as gj
@@ -154,7 +164,9 @@ def guided(
     if times is not None:
         times = _as_grid(times)
     names = guide.branches[1:]
-    others = find_branches(names, denoise, cond, uncond, conditions or {}, who="guided")
+    conditions = {} if conditions is None else conditions
+    check_conditions(conditions, guide)
+    others = find_branches(names, denoise, cond, uncond, conditions, who="guided")
     return GuidedField(denoise, guide, cond, dict(others), times)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ import numpy as np
 from guidejax._arrays import (
     Array,
     Tree,
+    batch_size,
+    broadcasts_to,
     check_not_nan,
     combine,
     concretely,
@@ -25,8 +27,10 @@ from guidejax._arrays import (
 )
 from guidejax.processes.base import (
     PREDICTIONS,
+    ROUNDING,
     Process,
     check_process,
+    check_time,
     convert,
     from_x0,
     to_x0,
@@ -34,7 +38,7 @@ from guidejax.processes.base import (
 )
 from guidejax.rules.base import CONTEXT, SPACES, Bound, Rule, make_rule
 from guidejax.rules.linear import cfg
-from guidejax.weights.base import ROUNDING, Step, Weight, as_weight
+from guidejax.weights.base import Step, Weight, as_weight
 
 
 def _is_weight(value: Any) -> bool:
@@ -178,6 +182,25 @@ class Guidance:
         _, treedef = jax.tree.flatten((self.omega, self.numbers), is_leaf=_is_weight)
         return jax.tree.unflatten(treedef, row)
 
+    def check_row(self, row: tuple[Any, ...], x: Tree) -> None:
+        """Raise `ValueError` unless each value is one for the batch, one a sample, or an array.
+
+        Args:
+            row: Values by weight, or what has their shapes; () for those that see the state.
+            x: A state that they are for; an array must broadcast against it.
+        """
+        batch, shapes = batch_size(x), [leaf.shape for leaf in jax.tree.leaves(x)]
+        for (name, _), value in zip(self.weights, row, strict=True):
+            if isinstance(value, tuple):
+                continue
+            shape = value.shape
+            whole = len(shape) > 1 and any(broadcasts_to(shape, leaf) for leaf in shapes)
+            if shape not in ((), (batch,)) and not whole:
+                raise ValueError(
+                    f"{name} has shape {shape} at a step; expected a scalar, ({batch},), one a "
+                    "sample, or an array that broadcasts against the state with its batch axis."
+                )
+
     def init(self, x: Tree) -> Tree:
         """State at the start of a run: per leaf of `x`, per rule; () where a rule has none."""
         return [
@@ -288,17 +311,21 @@ class Guidance:
             )
         if process is not None:
             check_process(process)
+        if times is not None:
+            check_precision(t)
+            times = as_time("times", times)
         t = as_time("t", t)
         s = following(times, t) if s is None and times is not None and t is not None else s
         s = as_time("s", s)
         self._check_branches(predictions, s, t, process, times)
         predictions = {name: tree_map(jnp.asarray, p) for name, p in predictions.items()}
         step = Step(s, t, condition, process, times, x)
+        row = self._checked_row(step, predictions["cond"])
         before = self.init(predictions["cond"]) if state is None else state
         if self._works_on(prediction, step) or prediction == "x0":
-            result, after = self.apply(before, predictions, step, space=prediction)
+            result, after = self.apply(before, predictions, step, row, space=prediction)
         else:
-            result, after = self._by_x0(before, predictions, step, prediction)
+            result, after = self._by_x0(before, predictions, step, row, prediction)
         return result if state is None else (result, after)
 
     def _works_on(self, prediction: str, step: Step) -> bool:
@@ -317,30 +344,45 @@ class Guidance:
                 )
         return False
 
-    def _by_x0(self, state, predictions, step, prediction):
+    def _checked_row(self, step: Step, like: Tree) -> tuple[Any, ...]:
+        for weight in every_weight(self):
+            if hasattr(weight.fn, "check"):
+                weight.fn.check(step.cond)
+        row = self.row(step)
+        self.check_row(row, like)
+        return row
+
+    def _by_x0(self, state, predictions, step, row, prediction):
         """`apply` to x̂0 of predictions of another kind, and back.
 
-        Only what guidance changed is converted back: where it changes nothing, and at α = 0, where
-        ε says nothing of x0, the conditional prediction comes back as it is.
+        Only what guidance changed is converted back: where it changes nothing, at α = 0, where ε
+        says nothing of x0, and at σ = 0, where x_t is x0 whatever it is, the conditional prediction
+        comes back as it is.
         """
         x, t, process = tree_map(upcast, step.x), step.t, step.process
         clean = {
             name: to_x0(tree_map(upcast, p), x, t, process, prediction)
             for name, p in predictions.items()
         }
-        guided, after = self.apply(state, clean, step)
+        guided, after = self.apply(state, clean, step, row)
         shift = tree_map(jnp.subtract, guided, clean["cond"])
-        shift = from_x0(shift, tree_map(jnp.zeros_like, shift), t, process, prediction)
+        shift = from_x0(
+            shift, tree_map(jnp.zeros_like, shift), t, process, prediction, noiseless="zero"
+        )
         add = lambda p, d: (upcast(p) + d).astype(p.dtype)  # noqa: E731
         return tree_map(add, predictions["cond"], shift), after
 
-    def _check_branches(self, predictions, s, t, process, times):
-        unknown = sorted(set(predictions) - set(self.branches))
+    def check_known(self, names: Iterable[str]) -> None:
+        """Raise `ValueError` where a name isn't that of a branch."""
+        unknown = sorted(set(names) - set(self.branches))
         if unknown:
             raise ValueError(
                 f"the guidance has no branch {', '.join(unknown)}; it combines "
                 f"{', '.join(self.branches)}."
             )
+
+    def _check_branches(self, predictions, s, t, process, times):
+        self.check_known(predictions)
         lets_go = {n for link in self.links if link.rule.wants for n in link.rule.branches}
         for name in self.branches:
             if name in predictions or name in lets_go - {"cond"}:
@@ -402,7 +444,8 @@ class Guidance:
             if link.rule.exact_at_zero and "omega" in link.rule.takes:
                 # A step without guidance leaves the state alone, made or left out.
                 new = tree_map(lambda a, b: jnp.where(expand(omega != 0, a), a, b), new, carried)
-            after.append(new)
+            # A number in float64 doesn't make a state of that: a loop carries one dtype.
+            after.append(tree_map(lambda a, b: a.astype(jnp.result_type(b)), new, carried))
         return guided.astype(dtype), tuple(after)
 
 
@@ -428,7 +471,7 @@ def _apply_link(link, values, state, predictions, omega, x, step, space):
         branches = {
             name: None
             if value is None
-            else convert(value, x, step.t, step.process, space, link.space)
+            else convert(value, x, step.t, step.process, space, link.space, noiseless="zero")
             for name, value in predictions.items()
             if name in rule.takes or name == start
         }
@@ -454,6 +497,24 @@ def _apply_link(link, values, state, predictions, omega, x, step, space):
     return combine((1, factor), predictions[start], shift), state
 
 
+def every_weight(guide: Guidance) -> list[Weight]:
+    """Every weight of the guidance, those inside products and sums too."""
+    found: list[Weight] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, Weight):
+            found.append(node)
+            visit(node.params)
+        elif isinstance(node, (tuple, list)):
+            for child in node:
+                visit(child)
+        elif isinstance(node, dict):
+            visit(list(node.values()))
+
+    visit([guide.omega, *guide.numbers])
+    return found
+
+
 def following(times: Any, t: Any) -> Array:
     """The grid's next time after t, in the direction that the grid runs; its last at its end."""
     lib = np if is_concrete(times, t) else jnp
@@ -465,16 +526,24 @@ def following(times: Any, t: Any) -> Array:
     return lib.where(lib.isfinite(nearest), nearest, grid[-1])
 
 
+def check_precision(t: Any) -> None:
+    """Raise `ValueError` where t has too few digits to be found on a grid."""
+    dtype = getattr(t, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"t is {dtype}, which doesn't hold a time of the grid: steps would be taken for their "
+            "neighbours. Give t in float32; x may be of any dtype."
+        )
+
+
 def as_time(name: str, t: Any) -> Any:
     """`t` as an array, NumPy where it is known now; None stays None."""
     if t is None:
         return None
     # Under jit JAX would trace what is known, and no branch could be left out.
+    check_time(name, t)
     known = is_concrete(t) and getattr(t, "is_fully_addressable", True)
-    t = (np if known else jnp).asarray(t, jnp.result_type(float))
-    if known and not np.all((t >= -ROUNDING) & (t <= 1 + ROUNDING)):
-        raise ValueError(f"{name} must lie in [0, 1], 1 being noise; got {t}.")
-    return t
+    return (np if known else jnp).asarray(t, jnp.result_type(float))
 
 
 def chain(*rules: Any) -> tuple[Bound, ...]:
@@ -517,9 +586,13 @@ def _bind(rule: Any, numbers: Mapping[str, Any], space: str | None = None) -> Bo
     return rule.bind(**numbers)
 
 
+# A 0 of its own, so that whoever gives no ω is told from who gives 0.
+_NO_OMEGA: Any = float("0")
+
+
 def guidance(
     rule: Rule | Bound | tuple[Bound, ...] | Callable[..., Any] = cfg,
-    omega: Any = 0.0,
+    omega: Any = _NO_OMEGA,
     *,
     space: str | None = None,
     mask: Any = None,
@@ -545,7 +618,9 @@ def guidance(
         A `Guidance`, a pytree of which every number is a traced leaf.
 
     Raises:
-        ValueError: If the space or a number's name is unknown, or a number is NaN.
+        ValueError: If the space or a number's name is unknown, a number is NaN, ω is given to
+            rules that take none, or the rule's numbers are given and ω, at 0 of which they say
+            nothing, is not.
 
     Example:
         >>> from guidejax.rules import adg
@@ -574,7 +649,31 @@ def guidance(
             if not (name in options or callable(value)):
                 check_not_nan(f"{each.rule.name}'s {name}", value)
         traced.append({n: _weights(v) for n, v in each.numbers.items() if n not in options})
-    return Guidance(_weights(omega), tuple(traced), mask, tuple(links))
+    _check_omega([each.rule for each in bound], omega, numbers)
+    omega = as_weight(omega) if isinstance(omega, tuple) else _weights(omega)
+    return Guidance(omega, tuple(traced), mask, tuple(links))
+
+
+def _check_omega(rules: list[Rule], omega: Any, numbers: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where rules would leave the conditional model as it is, unasked."""
+    taking = [rule for rule in rules if "omega" in rule.takes]
+    off = isinstance(omega, (int, float)) and omega == 0
+    if not (off or taking):
+        refining = all(rule.refines for rule in rules)
+        names = ", ".join(f"gj.rules.{rule.name}" for rule in rules)
+        raise ValueError(
+            f"{', '.join(rule.name for rule in rules)} takes no omega"
+            + (
+                f"; it refines what another rule combines: gj.chain(gj.cfg, {names})."
+                if refining
+                else ", only the numbers that it names."
+            )
+        )
+    if omega is _NO_OMEGA and numbers and taking and all(rule.exact_at_zero for rule in taking):
+        raise ValueError(
+            f"{taking[0].name} is given {', '.join(numbers)} and no omega, which is 0 then: the "
+            "conditional model, whatever they are. Give omega=... too; 0 where it is to be off."
+        )
 
 
 def unguided() -> Guidance:

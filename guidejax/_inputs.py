@@ -14,6 +14,7 @@ from guidejax._arrays import (
     Times,
     Tree,
     batch_size,
+    broadcasts_to,
     check_not_nan,
     concretely,
     is_concrete,
@@ -23,11 +24,10 @@ from guidejax._arrays import (
 )
 from guidejax._branches import Branches
 from guidejax._denoisers import Denoiser, check_denoiser, check_floating, same_process
-from guidejax._guidance import Guidance, unguided
+from guidejax._guidance import Guidance, every_weight, unguided
 from guidejax.processes.base import Process
 from guidejax.solvers._ddim import ddim
 from guidejax.solvers.base import Solver
-from guidejax.weights.base import Weight
 
 # Branches that only a network of their own can make differ from the conditional one.
 OWN_NETWORK = ("weak", "perturbed", "gradient")
@@ -70,7 +70,7 @@ def check(
     if times.ndim == 2 and times.shape[1] != batch:
         raise ValueError(f"times of shape {times.shape} don't fit a batch of {batch}.")
     if is_concrete(times):
-        _check_times(np.asarray(times), denoise, solver)
+        _check_times(np.asarray(times), noise, denoise, solver)
     _check_rows("cond", cond, batch, "noise")
     for name, weight in guide.weights:
         check_not_nan(name, weight.params)
@@ -81,7 +81,7 @@ def check(
     _warn_of_new_functions(denoise, guide)
 
 
-def _check_times(grid: np.ndarray, denoise: Denoiser, solver: Solver) -> None:
+def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solver) -> None:
     process = denoise.process
     if not np.all(np.isfinite(grid)) or grid.max() > 1 or grid.min() < 0:
         raise ValueError(f"times must lie in [0, 1], 1 being noise; got {grid}.")
@@ -113,6 +113,24 @@ def _check_times(grid: np.ndarray, denoise: Denoiser, solver: Solver) -> None:
             f"at t = {grid[lost].max():g} σ underflows to 0 in {sigma.dtype} on "
             f"{type(process).__name__}; end at 0 itself, or take gj.karras_times."
         )
+    _warn_of_too_little_noise(float(np.min(sigma[0])), noise, process)
+
+
+def _warn_of_too_little_noise(sigma: float, noise: Tree, process: Process) -> None:
+    """Say where a process that ends far from unit variance, as EDM's, begins at unit noise."""
+    if sigma < 4:
+        return
+    for leaf in jax.tree.leaves(noise):
+        if not (is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True)):
+            continue
+        size = float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float32)))))
+        if size < sigma / 4:
+            warnings.warn(
+                f"noise has a root mean square of {size:.3g}, and σ is {sigma:.3g} at times[0] on "
+                f"{type(process).__name__}: x there is σ ε, as gj.processes.initial_noise(key, "
+                "process, shape) gives.",
+                stacklevel=5,
+            )
 
 
 def _check_rows(name: str, cond: Any, batch: int, like: str) -> None:
@@ -145,56 +163,11 @@ def _check_mask(guide: Guidance, noise: Tree) -> None:
     for one, leaf in zip(masks, leaves, strict=True):
         shape = np.shape(one)
         padded = (1,) * (leaf.ndim - len(shape)) + shape
-        if one is not None and not _broadcasts(padded, leaf.shape):
+        if one is not None and not broadcasts_to(padded, leaf.shape):
             raise ValueError(
                 f"the mask has shape {np.shape(one)}, which doesn't broadcast to the state's "
                 f"{leaf.shape}."
             )
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Whether an array of as many axes broadcasts to the shape `to`."""
-    return len(shape) == len(to) and all(a in (1, b) for a, b in zip(shape, to, strict=True))
-
-
-def check_values(guide: Guidance, row: tuple[Any, ...], noise: Tree) -> None:
-    """A number of the guidance is one for the batch, one a sample, or broadcasts to a sample.
-
-    Args:
-        guide: The guidance.
-        row: Its values, each (evaluations, ...).
-        noise: The state.
-    """
-    batch = batch_size(noise)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(noise)]
-    for (name, _), value in zip(guide.weights, row, strict=True):
-        if isinstance(value, tuple):
-            continue
-        shape = value.shape[1:]
-        whole = len(shape) > 1 and any(_broadcasts(shape, leaf) for leaf in shapes)
-        if shape not in ((), (batch,)) and not whole:
-            raise ValueError(
-                f"{name} has shape {shape} at a step; expected a scalar, ({batch},), the batch of "
-                "`noise`, or an array that broadcasts against the state with its batch axis."
-            )
-
-
-def every_weight(guide: Guidance) -> list[Weight]:
-    """Every weight of the guidance, those inside products and sums too."""
-    found: list[Weight] = []
-
-    def visit(node: Any) -> None:
-        if isinstance(node, Weight):
-            found.append(node)
-            visit(node.params)
-        elif isinstance(node, (tuple, list)):
-            for child in node:
-                visit(child)
-        elif isinstance(node, dict):
-            visit(list(node.values()))
-
-    visit([guide.omega, *guide.numbers])
-    return found
 
 
 # For each place in the source that makes functions, the last one seen and how many were.
@@ -223,6 +196,17 @@ def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
         _SEEN[code] = (function, count)
 
 
+def check_conditions(given: Any, guide: Guidance, others: Iterable[str] = ()) -> None:
+    """Raise `ValueError` where a condition is of a branch that nothing asks for.
+
+    A null condition that isn't asked for does no harm, and whoever gives no rule wants no branch.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"conditions must be a mapping by branch, got {type(given).__name__}.")
+    if guide.links:
+        guide.check_known(set(given) - {"uncond", *others})
+
+
 def find_branches(
     names: Iterable[str],
     denoise: Denoiser,
@@ -232,8 +216,6 @@ def find_branches(
     who: str = "sample",
 ) -> Branches:
     """The condition of each named branch, and its network where that isn't the main one."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f"conditions must be a mapping by branch, got {type(given).__name__}.")
     check_batched("cond", cond)
     found: dict[str, tuple[Denoiser | None, Any]] = {}
     known = {**({} if uncond is None else {"uncond": uncond}), **given}
@@ -283,6 +265,28 @@ def as_branch(name: str, value: Any, cond: Any, process: Process) -> tuple[Denoi
     return network, value
 
 
+def as_dtype_of(cond: Any, value: Any, name: str) -> Any:
+    """A branch's array in the dtype of `cond`: a null label 1000 is float where embeddings are.
+
+    Raises:
+        ValueError: If its numbers, where they are known, don't fit: 1000 among labels of 8 bits.
+    """
+    integers = jnp.issubdtype(value.dtype, jnp.integer)
+    if not (integers or jnp.issubdtype(cond.dtype, jnp.floating)):
+        return value
+    known = is_concrete(value) and getattr(value, "is_fully_addressable", True)
+    if integers and jnp.issubdtype(cond.dtype, jnp.integer) and known and value.size:
+        numbers = np.asarray(value)
+        least, most = int(numbers.min()), int(numbers.max())
+        fits = jnp.iinfo(cond.dtype)
+        if least < fits.min or most > fits.max:
+            raise ValueError(
+                f"{name} holds {most if most > fits.max else least}, and cond is {cond.dtype}, "
+                "which has no such number; give cond as int32."
+            )
+    return value.astype(cond.dtype)
+
+
 def like_cond(value: Any, cond: Any, name: str) -> Any:
     """A branch's condition in the shape of `cond`: a null label or embedding is broadcast.
 
@@ -292,9 +296,8 @@ def like_cond(value: Any, cond: Any, name: str) -> Any:
         return value
 
     def one(value, cond):
-        value = jnp.asarray(value)
-        if jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(cond.dtype, jnp.floating):
-            value = value.astype(cond.dtype)
+        value = value if isinstance(value, jax.Array) else np.asarray(value)
+        value = as_dtype_of(cond, value, name)
         try:
             return shard_like(jnp.broadcast_to(value, cond.shape), cond)
         except ValueError:

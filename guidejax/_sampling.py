@@ -15,7 +15,13 @@ from guidejax._arrays import Array, Times, Tree, batch_size, is_concrete, tree_m
 from guidejax._branches import BranchMode, check_mode, predict
 from guidejax._denoisers import Denoiser, check_denoiser
 from guidejax._guidance import Guidance
-from guidejax._inputs import as_guidance, as_solver, check, check_values, find_branches
+from guidejax._inputs import (
+    as_guidance,
+    as_solver,
+    check,
+    check_conditions,
+    find_branches,
+)
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
 from guidejax._random import as_keys, drawn_once, fold_in
@@ -117,8 +123,8 @@ def sample(
         `Trail`.
 
     Raises:
-        ValueError: If the times don't fall, shapes or labels don't fit, a branch is missing, an
-            option is unknown, or a number is NaN; before anything compiles.
+        ValueError: If the times don't fall, shapes or labels don't fit, a branch is missing, or
+            given and no rule's, an option is unknown, or a number is NaN; before anything compiles.
 
     Example:
         >>> import guidejax as gj
@@ -167,7 +173,9 @@ def sample(
     parts = segments(active, count)
     used = {name for part in parts for name in (*part.needed.sure, *part.needed.maybe)}
     names = tuple(name for name in active if name in used)
-    others = find_branches(names, denoise, cond, uncond, conditions or {})
+    conditions = {} if conditions is None else conditions
+    check_conditions(conditions, guide, solver.branches)
+    others = find_branches(names, denoise, cond, uncond, conditions)
     branches = check_mode(branches, others, noise)
     plan = _Plan(
         _Static(where), len(usual), len(final) or None, parts,
@@ -183,7 +191,8 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *,
     where = Evaluations(*plan.where)
     ends, begins = at
     rows = jax.vmap(lambda s, t: guide.row(Step(s, t, cond, process, times)))(ends, begins)
-    check_values(guide, rows, noise)
+    at_one = tree_map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), rows)
+    guide.check_row(at_one, noise)
 
     def evaluate(names, x, t, at, state):
         """Evaluate these branches and "cond" at (x, t), and guide."""

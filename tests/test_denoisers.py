@@ -113,6 +113,16 @@ def test_the_dtype_is_the_state_s(prediction):
     assert denoise(X.astype(jnp.bfloat16), T).dtype == jnp.bfloat16
 
 
+def test_a_noise_network_that_never_saw_pure_noise_starts_at_it_elsewhere():
+    """On rectified flow it is asked at the noisiest of its own times, where its α isn't 0."""
+    trained = gj.processes.scaled_linear()
+    denoise = gj.denoiser(_plain, trained, "eps").on(gj.processes.rectified_flow())
+    assert not denoise.blind_at(1.0)
+    assert gj.denoiser(_plain, gj.processes.rectified_flow(), "eps").blind_at(1.0)
+    x = gj.sample(jax.random.key(0), denoise, X, times=gj.uniform_times(3), cond=jnp.ones(2))
+    assert np.all(np.isfinite(x))
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [

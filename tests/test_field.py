@@ -114,6 +114,17 @@ def test_a_mixture_under_a_rule_that_is_not_linear():
     np.testing.assert_allclose(field.x0(x, t), gj.adg(c, u, 2.0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "rule", [gj.cfg, gj.adg, gj.apg, gj.rules.cfg_zero, gj.rules.tcfg, gj.chain(gj.cfg, gj.rescale)]
+)
+def test_the_drift_at_the_end_of_the_flow(rule):
+    """dx/dt = α̇ x̂0 at t = 0, with ε̂ = 0, whichever space the rule works in."""
+    field, x = field_of(FLOW, gj.guidance(rule, omega=OMEGA), mean=0.8), states()
+    drift = field.drift(x, 0.0)
+    assert np.all(np.isfinite(drift))
+    np.testing.assert_allclose(drift, -field.x0(x, 0.0), rtol=1e-6)
+
+
 def test_without_guidance_it_is_the_conditional_model():
     x = states()
     field = gj.guided(exact(FLOW, 1.0), cond=jnp.zeros(3, jnp.int32))

@@ -110,7 +110,73 @@ WRONG = {
         lambda: gj.schedules.save_table("omega.json", lambda s, t, cond: cond["a"] + t, TIMES),
         "conditions",
     ),
-}
+    "a negative prompt that the rule doesn't have": (
+        lambda: _sample(conditions={"negative": LABELS + 4}),
+        "no branch negative; it combines cond, uncond",
+    ),
+    "the same of a field": (
+        lambda: _field(conditions={"negative": LABELS + 4}), "no branch negative",
+    ),
+    "omega of a rule that refines": (
+        lambda: gj.guidance(gj.rescale, omega=6.5, phi=0.7),
+        r"gj.chain\(gj.cfg, gj.rules.rescale\)",
+    ),
+    "numbers without an omega": (lambda: gj.guidance(gj.adg, max_angle=1.0), "no omega"),
+    "a network without an omega": (
+        lambda: gj.fit_omega(
+            KEY, gj.OmegaNet(outputs=("eta",)), NEVER, [], rule=gj.apg, uncond=9, steps=1,
+            objective=gj.self_consistency(), optimizer=optax.adam(1e-2),
+        ),
+        "no omega",
+    ),
+    "as many numbers as channels": (
+        lambda: _combine(omega=jnp.arange(2.0)), r"omega has shape \(2,\) at a step",
+    ),
+    "the same by hand": (lambda: gj.cfg(ONE, ONE, jnp.arange(2.0)), "2 numbers as omega"),
+    "the same of a field, of one sample": (
+        lambda: gj.guided(
+            DENOISE, gj.guidance(gj.cfg, jnp.arange(2.0)), cond=LABELS[:1], uncond=9
+        ).x0(ONE, 0.5),
+        "2 numbers as omega",
+    ),
+    "a label that a learned omega doesn't know": (
+        lambda: _combine(
+            omega=NET.weight(NET.init(KEY)), condition=jnp.array([99]), t=0.5, s=0.4, process=RF
+        ),
+        "99",
+    ),
+    "a time of too few digits": (
+        lambda: _combine(t=jnp.bfloat16(0.8), times=gj.uniform_times(10)), "t is bfloat16",
+    ),
+    "the same, of a field": (
+        lambda: gj.guided(DENOISE, CFG, cond=LABELS, uncond=9, times=TIMES).x0(
+            NOISE, jnp.bfloat16(0.8)
+        ),
+        "t is bfloat16",
+    ),
+    "an index for a time": (lambda: NEVER(NOISE, 500, LABELS), r"must lie in \[0, 1\]"),
+    "a null label that 8 bits don't hold": (
+        lambda: _sample(cond=LABELS.astype(jnp.uint8), uncond=1000), "uncond holds 1000",
+    ),
+    "a scale within a window": (
+        lambda: gj.from_scale(gj.interval(7.5, 0.2, 0.8)), r"interval\(gj.from_scale",
+    ),
+    "a number for a range": (lambda: gj.OmegaNet(outputs={"eta": 0.1}), "expected a range"),
+    "ends for a range": (lambda: gj.OmegaNet(outputs={"omega": (0.0, 5.0)}), "expected a range"),
+    "a reference that nothing is compared with": (
+        lambda: gj.rollout(reference=NOISE), "pooled > 0",
+    ),
+    "groups of several conditions": (
+        lambda: _fit(objective=gj.rollout(particles=2)), "rows 0 to 1 are of several conditions",
+    ),
+}  # fmt: skip
+ONE = jnp.ones((1, 2))
+
+
+def _combine(omega=1.0, **options):
+    return gj.guidance(gj.cfg, omega).combine({"cond": ONE, "uncond": 0 * ONE}, **options)
+
+
 NET = gj.OmegaNet(num_classes=3, hidden=4, depth=1)
 
 
@@ -122,6 +188,57 @@ def test_wrong(name):
 
 
 # What works.
+
+
+def test_a_tuple_of_omegas_is_one_a_sample():
+    c, u = NOISE + LABELS[:, None], -NOISE
+    each, listed = (1.0, 2.0, 0.0, 3.0), np.array([1.0, 2.0, 0.0, 3.0])
+    np.testing.assert_array_equal(gj.cfg(c, u, each), gj.cfg(c, u, listed))
+    combined = gj.guidance(gj.cfg, each).combine({"cond": c, "uncond": u})
+    np.testing.assert_array_equal(combined, gj.cfg(c, u, listed))
+    sampled = [_sample(DENOISE, guidance=gj.guidance(gj.cfg, omega)) for omega in (each, listed)]
+    np.testing.assert_array_equal(*sampled)
+
+
+def test_an_array_times_a_weight_is_a_weight():
+    weight = np.array([1.0, 2.0]) * gj.weights.constant(3.0)
+    np.testing.assert_array_equal(weight(0.0, 0.5), [3.0, 6.0])
+
+
+def test_conditions_that_nobody_guides_by_do_no_harm():
+    alone = _sample(DENOISE, guidance=None, uncond=None)
+    given = _sample(DENOISE, guidance=None, conditions={"negative": LABELS})
+    np.testing.assert_array_equal(given, alone)
+    np.testing.assert_array_equal(
+        _sample(DENOISE, conditions={"uncond": 9}, uncond=None), _sample(DENOISE)
+    )
+
+
+def test_groups_are_free_where_the_batch_is_compared_as_a_whole():
+    phi = _fit(denoise=DENOISE, objective=gj.rollout(particles=2, pooled=1.0, steps=2))
+    assert np.isfinite(phi)
+    same = np.array([0, 0, 3, 3])
+    gj.rollout(particles=2).check_conditions({"label": same, "text": np.ones((4, 3))}, "batch 0")
+
+
+def test_unit_noise_on_edm_is_told():
+    denoise = gj.denoiser(_network, EDM)
+    with pytest.warns(UserWarning, match="initial_noise"):
+        _sample(denoise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _sample(denoise, noise=gj.processes.initial_noise(KEY, EDM, (4, 2)))
+        _sample(denoise, times=gj.uniform_times(4, start=0.3))  # From where σ is small.
+
+
+def test_a_shifted_process_is_not_what_a_network_was_trained_on():
+    shifted = gj.processes.shifted(RF, 3.0)
+    with pytest.warns(UserWarning, match=r"\.on\(gj.processes.shifted"):
+        gj.denoiser(_network, shifted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gj.denoiser(_network, RF).on(shifted)
+        gj.denoiser(_network, shifted, time=lambda t: t)
 
 
 def test_an_interval_with_an_open_end():

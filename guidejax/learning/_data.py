@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from guidejax._arrays import batch_size, check_finite, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
-from guidejax._inputs import as_branch
+from guidejax._inputs import as_branch, as_dtype_of
 from guidejax.learning.evaluations import as_evaluations
 from guidejax.objectives.base import Batch
 
@@ -43,12 +43,7 @@ class Conditions:
                 networks[name] = network
             if condition is not None:
                 given[name] = condition
-        unknown = sorted(set(conditions) - set(guide.branches))
-        if unknown:
-            raise ValueError(
-                f"the guidance has no branch {', '.join(unknown)}; it combines "
-                f"{', '.join(guide.branches)}."
-            )
+        guide.check_known(conditions)
         return cls(guide.branches[1:], networks, given)
 
     def batch(self, batch: Any, checks: list[Any], where: str) -> Batch:
@@ -99,9 +94,8 @@ def _like(value: Any, cond: Any, name: str, where: str) -> Any:
         return value
 
     def one(value, cond):
-        value, cond = np.asarray(value), np.asarray(cond)
-        if jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(cond.dtype, jnp.floating):
-            value = value.astype(cond.dtype)
+        cond = np.asarray(cond)
+        value = as_dtype_of(cond, np.asarray(value), f"{where}: {name}")
         try:
             return np.broadcast_to(value, cond.shape)
         except ValueError:

@@ -21,9 +21,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from guidejax._arrays import Array, batch_size, tree_map
 from guidejax._denoisers import Denoiser, check_denoiser
-from guidejax._guidance import Guidance
+from guidejax._guidance import Guidance, every_weight
 from guidejax._guidance import guidance as make_guidance
-from guidejax._inputs import every_weight
 from guidejax._random import as_keys
 from guidejax.learning import _identity, _log
 from guidejax.learning._data import Conditions, Feed, shared, stack
@@ -220,6 +219,8 @@ def fit(
     example = _guidance_of(guide, phi)
     branches = Conditions.of(example, denoise, uncond, conditions or {})
     checks = [w.fn.check for w in every_weight(example) if hasattr(w.fn, "check")]
+    if hasattr(objective, "check_conditions"):
+        checks.append(objective.check_conditions)
     frozen = (denoise, branches.networks)
     axes = _batch_axes(mesh, batch_axes, frozen)
     program = Program(

@@ -68,6 +68,22 @@ class Rollout:
         """Raise `ValueError` where the denoiser says nothing of x0 at the first time."""
         check_start(self.times[0], denoise)
 
+    def check_conditions(self, cond: Any, where: str) -> None:
+        """Raise `ValueError` where a group holds several conditions, each rows of `cond`."""
+        size, m = batch_size(cond) if jax.tree.leaves(cond) else 0, self.particles
+        if self.pooled == 1 or size % m:  # A process may hold a part of a group.
+            return
+        for leaf in map(np.asarray, jax.tree.leaves(cond)):
+            first = np.repeat(leaf[::m], m, axis=0)
+            mixed = np.flatnonzero((leaf != first).reshape(size, -1).any(axis=1))
+            if mixed.size:
+                start = int(mixed[0]) // m * m
+                raise ValueError(
+                    f"{where}: rows {start} to {start + m - 1} are of several conditions; rollout "
+                    f"compares groups of particles={m} examples of one, as gj.data.grouped gives. "
+                    "pooled=1 compares the batch as a whole, whatever its conditions."
+                )
+
     def __call__(
         self,
         keys: Array,
@@ -280,8 +296,9 @@ def rollout(
             batch's, which are so much fewer; more of them cost no evaluation. None: the batch's.
 
     Raises:
-        ValueError: If a number is out of its range; at the first call, if the batch is no multiple
-            of `particles`.
+        ValueError: If a number is out of its range, or there is a reference that nothing is
+            compared with; in `fit`, if a batch is no multiple of `particles`, or a group is of
+            several conditions.
 
     Example:
         >>> len(rollout(particles=8).times)
@@ -307,6 +324,11 @@ def rollout(
         )
     if reference is not None and batch_size(reference) < 2:
         raise ValueError("rollout expects at least 2 samples of reference.")
+    if reference is not None and not pooled:
+        raise ValueError(
+            "rollout expects pooled > 0 with a reference, which the pooled term compares with; "
+            "1 is that term alone."
+        )
     spaces = tuple(as_pytree(feature) for feature in features)
     known = None
     if reference is not None:

@@ -147,7 +147,9 @@ class SelfConsistency:
         check_evaluations(kept, guidance.branches, m)
         cond, t = repeat((batch.cond, kept.t), k)
         row = guidance.row(Step(s, t, cond, process))  # ω once an end, not a particle
-        cond, s, t, row = repeat((cond, s, t, row), m)
+        cond, s, t = repeat((cond, s, t), m)
+        # Of (1, 1, 1, channels) there is one for all.
+        row = tree_map(lambda a: a if a.ndim > 1 and a.shape[0] == 1 else repeat(a, m), row)
         x, found = tree_map(lambda a: _for_each_end(a, k), (kept.x, kept.predictions))
         step = Step(s, t, cond, process, x=x)
         guided, _ = guidance.apply(guidance.init(x), found, step, row)  # 5

@@ -19,6 +19,7 @@ from guidejax._arrays import (
     combine,
     concretely,
     expand,
+    is_concrete,
     safe_sqrt,
     tree_map,
     upcast,
@@ -168,6 +169,22 @@ def check(process: Process) -> None:
         raise ValueError(f"{who}.inverse_log_snr(log_snr({t[bad]:g})) is {back[bad]:g}.")
 
 
+# Two times that differ by less are the same time, computed in different ways.
+ROUNDING = 1e-6
+
+
+def check_time(name: str, t: Any) -> None:
+    """Raise `ValueError` where a time that is known now isn't in [0, 1]."""
+    if not is_concrete(t) or not getattr(t, "is_fully_addressable", True):
+        return
+    value = np.asarray(t, np.float32)
+    if not np.all((value >= -ROUNDING) & (value <= 1 + ROUNDING)):
+        raise ValueError(
+            f"{name} must lie in [0, 1], 1 being noise; got {t}. What a network is told in its "
+            "place, such as an index, is `time` of gj.denoiser."
+        )
+
+
 def initial_noise(key: Array, process: Process, shape: Any, t: float = 1.0) -> Array:
     """What `sample` starts from: σ(t) ε, ε ~ N(0, I), float32.
 
@@ -258,8 +275,17 @@ def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> 
     return tree_map(one, x, value)
 
 
-def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> Tree:
+def from_x0(
+    x0: Tree,
+    x: Tree,
+    t: Array,
+    process: Process,
+    prediction: str,
+    noiseless: Literal["undefined", "zero"] = "undefined",
+) -> Tree:
     """The inverse of `to_x0`: what a network of that kind would have output; needs σ(t) > 0.
+
+    Where σ = 0 there is no noise to speak of, and the result isn't finite; "zero" takes ε̂ = 0.
 
     Example:
         >>> from guidejax.processes import rectified_flow
@@ -280,19 +306,28 @@ def from_x0(x0: Tree, x: Tree, t: Array, process: Process, prediction: str) -> T
         alpha, sigma = (
             expand(c, x_).astype(x_.dtype) for c in (process.alpha(t), process.sigma(t))
         )
-        eps = (x_ - alpha * x0) / sigma
+        size = jnp.where(sigma == 0, jnp.inf, sigma) if noiseless == "zero" else sigma
+        eps = (x_ - alpha * x0) / size
         if prediction == "v":
             eps = alpha * eps - sigma * x0
         elif prediction == "velocity":
             eps = eps - x0
         elif prediction == "score":
-            eps = -eps / sigma
+            eps = -eps / size
         return eps.astype(x.dtype)
 
     return tree_map(one, x, x0)
 
 
-def convert(value: Tree, x: Tree, t: Array, process: Process, source: str, target: str) -> Tree:
+def convert(
+    value: Tree,
+    x: Tree,
+    t: Array,
+    process: Process,
+    source: str,
+    target: str,
+    noiseless: Literal["undefined", "zero"] = "undefined",
+) -> Tree:
     """A prediction of one kind, `source`, as another, `target`.
 
     "velocity" is ε − x0 on every process. It is dx/dt on rectified flow alone: for an ODE solver
@@ -306,7 +341,7 @@ def convert(value: Tree, x: Tree, t: Array, process: Process, source: str, targe
     """
     if source == target:
         return value
-    return from_x0(to_x0(value, x, t, process, source), x, t, process, target)
+    return from_x0(to_x0(value, x, t, process, source), x, t, process, target, noiseless)
 
 
 def x0_per_unit(process: Process, t: Array, space: str) -> Array:

@@ -158,7 +158,7 @@ def edm(sigma_max: float = 80.0, rho: float = 7.0) -> Process:
     return EDM(sigma_max, rho)
 
 
-class _Shifted(Process):
+class Shifted(Process):
     """`process` at the time τ(t) = k t / (1 + (k − 1) t)."""
 
     process: Process
@@ -185,7 +185,7 @@ class _Shifted(Process):
         return jnp.where(inner > 1, inner, here / (self.shift - (self.shift - 1) * here))
 
 
-class _ShiftedTable(_Shifted):
+class ShiftedTable(Shifted):
     """The same of a process with a table."""
 
     def index(self, t):
@@ -218,4 +218,4 @@ def shifted(process: Process, shift: float) -> Process:
     check_process(process)
     if is_concrete(shift) and not float(shift) > 0:
         raise ValueError(f"expected a positive shift, got {shift}.")
-    return (_ShiftedTable if hasattr(process, "index") else _Shifted)(process, shift)
+    return (ShiftedTable if hasattr(process, "index") else Shifted)(process, shift)

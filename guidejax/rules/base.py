@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from guidejax._arrays import Array, accumulator, square_norm
 
@@ -126,6 +127,7 @@ class Rule:
 
         Raises:
             TypeError: If an argument is missing, given twice, unknown, or one too many.
+            ValueError: If ω is of another batch than the predictions.
         """
         given = dict(zip(self.takes, args, strict=False))
         if len(args) > len(self.takes) or given.keys() & kwargs.keys():
@@ -145,6 +147,8 @@ class Rule:
                 f"for guidance or a chain, {self.name}.bind(...)."
             )
         given = self.defaults | given
+        if {"cond", "omega"} <= given.keys():
+            _check_batch(self.name, np.shape(given["cond"]), np.shape(given["omega"]))
         return self.fn(**{self.renamed.get(name, name): value for name, value in given.items()})
 
     def bind(self, **numbers: Any) -> Bound:
@@ -189,6 +193,15 @@ class Rule:
 
     def __repr__(self) -> str:
         return f"<rule {self.name}, space {self.space}>"
+
+
+def _check_batch(name: str, cond: tuple[int, ...], omega: tuple[int, ...]) -> None:
+    # Else a batch of 1 would broadcast, to as many samples as there are numbers.
+    if len(omega) == 1 and len(cond) and omega[0] not in (1, cond[0]):
+        raise ValueError(
+            f"{name} is given {omega[0]} numbers as omega for a batch of {cond[0]}: one a sample "
+            f"is ({cond[0]},), one a channel has as many axes as the predictions."
+        )
 
 
 @functools.cache

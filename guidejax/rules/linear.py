@@ -17,18 +17,16 @@ _LIU = "Liu et al., arXiv 2206.01714"
 _LTX = "HaCohen et al., arXiv 2601.03233"
 
 
-def _extrapolate(
-    base: Array, *terms: tuple[tuple[Array | float, ...] | Array | float, Array, Array]
-) -> Array:
+def _extrapolate(base: Array, *terms: Any) -> Array:
     """`base` + Σ weight · (towards − away) over `terms`, in the dtype of `base`.
 
-    A weight is a number or the factors of one, each a scalar, (batch,) or an array of as many
-    axes as the predictions.
+    A term is (weight, towards, away), or (factor, factor, towards, away) where the weight is a
+    product: numbers are scalars, (batch,) or arrays of as many axes as the predictions.
     """
     total = upcast(base)
-    for weight, towards, away in terms:
+    for *factors, towards, away in terms:
         shift = upcast(towards) - upcast(away)
-        for factor in reversed(weight if isinstance(weight, tuple) else (weight,)):
+        for factor in reversed(factors):
             shift = expand(factor, shift).astype(shift.dtype) * shift
         total = total + shift
     return restore(total, base)
@@ -111,7 +109,7 @@ def mixed_autoguidance(
         >>> mixed_autoguidance(c, u, k, 2.0).tolist()
         [[5.0]]
     """
-    return _extrapolate(cond, ((omega, 1 - mix), cond, uncond), ((omega, mix), cond, weak))
+    return _extrapolate(cond, (omega, 1 - mix, cond, uncond), (omega, mix, cond, weak))
 
 
 @rule(space="any", paper="folklore")
@@ -167,7 +165,7 @@ def timed_negative(
         >>> [timed_negative(c, m, u, 2.0, share=g).item() for g in (0.0, 0.5, 1.0)]
         [6.0, 5.0, 4.0]
     """
-    return _extrapolate(cond, (omega, cond, uncond), ((omega, share), uncond, negative))
+    return _extrapolate(cond, (omega, cond, uncond), (omega, share, uncond, negative))
 
 
 @rule(
@@ -203,7 +201,7 @@ def compose_and(
         >>> compose_and(c, o, u, 1.0).tolist()
         [[7.0]]
     """
-    return _extrapolate(cond, (omega, cond, uncond), ((other_weight, 1 + omega), other, uncond))
+    return _extrapolate(cond, (omega, cond, uncond), (other_weight, 1 + omega, other, uncond))
 
 
 @rule(
@@ -244,8 +242,8 @@ def compose_not(
         >>> compose_not(c, m, u, 1.0).tolist()
         [[-1.0]]
     """
-    away = (negative_weight, 1 + omega)
-    return _extrapolate(cond, (omega, cond, uncond), (away, uncond, negative))
+    away = (negative_weight, 1 + omega, uncond, negative)
+    return _extrapolate(cond, (omega, cond, uncond), away)
 
 
 @rule(
@@ -423,7 +421,7 @@ def _compose(and_: tuple[str, ...], not_: tuple[str, ...]) -> Rule:
         terms: list[Any] = [(omega, cond, uncond)]
         for name, weight in weights.items():
             towards, away = (given[name], uncond) if name in and_ else (uncond, given[name])
-            terms.append(((given[weight], 1 + omega), towards, away))
+            terms.append((given[weight], 1 + omega, towards, away))
         return _extrapolate(cond, *terms)
 
     return make_rule(

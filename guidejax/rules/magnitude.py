@@ -95,8 +95,8 @@ def beta_cfg(cond: Array, uncond: Array, omega: Array, *, gamma: Array | float =
     """β-CFG's normalised difference: u + (ω + 1)(c − u)/‖c − u‖^γ (Malarz et al. 2502.10574).
 
     The paper's other half, a Beta density over the run, is a schedule of ω + 1: its 0 at the ends
-    is u there, ω = −1. With γ > 0 the step is ω + 1 long, not proportional to c − u, and ω = 0 is
-    not the conditional model.
+    is u there, ω = −1. The step is (ω + 1) ‖c − u‖^(1 − γ) long, at γ = 1 ω + 1 whatever c − u is,
+    and ω = 0 is not the conditional model.
 
     Args:
         cond: Conditional prediction c, (batch, ...), as ε.

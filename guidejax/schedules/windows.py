@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array
+from guidejax.processes.base import ROUNDING
 from guidejax.schedules.base import check_unit, curve, progress, require, scaled, schedule
-from guidejax.weights.base import ROUNDING, Step, Weight, as_weight
+from guidejax.weights.base import Step, Weight, as_weight
 
 UNITS = ("t", "log_snr", "sigma", "step")
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Array, Times, concretely, is_concrete
-from guidejax.processes import Process
+from guidejax.processes.base import ROUNDING, Process
 
 
 @jax.tree_util.register_dataclass
@@ -84,6 +84,8 @@ class Weight:
             raise ValueError("a weight that sees x_t or the predictions has no table of its own.")
         row = lambda s, t: self(s, t, cond, process=process, times=times)  # noqa: E731
         return jax.vmap(row)(times[1:], times[:-1])
+
+    __array_ufunc__ = None  # NumPy leaves `array * weight` to the weight.
 
     def __add__(self, other):
         return _combine("add", self, other)
@@ -185,9 +187,6 @@ class Step:
             return jnp.exp(-self.log_snr / 2)
         raise ValueError(f"unknown unit {unit!r}; expected t, log_snr, sigma or step.")
 
-
-# Two times that differ by less are the same time, computed in different ways.
-ROUNDING = 1e-6
 
 _OPERATIONS: dict[str, Callable[[Any, Any], Array]] = {
     "add": jnp.add,
@@ -301,16 +300,32 @@ def constant(value: Any) -> Weight:
             ) from None
         if np.any(np.isnan(numbers)):
             raise ValueError("a weight is NaN; expected a number, 0 being the conditional model.")
+    if isinstance(value, (list, tuple)):  # One array: a pytree of numbers has no shape.
+        lib = np if is_concrete(value) else jnp
+        value = lib.asarray(value, jnp.result_type(float))
     return Weight(value, _constant, _constant_support)
 
 
 def from_scale(scale: Any) -> Any:
     """ω of the common guidance scale w, where 1 is the conditional model: ω = w − 1.
 
+    Args:
+        scale: w, a number, an array, or a `Weight` of scales at every step.
+
+    Raises:
+        ValueError: If it is a `Weight` that is 0 outside of a window. A scale of 0 is the
+            unconditional model there; guided inside alone is `interval(from_scale(7.5), 0.2, 0.8)`.
+
     Example:
         >>> from_scale(7.5)
         6.5
     """
+    # A sum may be of windows that cover the run.
+    if isinstance(scale, Weight) and scale.support not in (None, _constant_support, _either):
+        raise ValueError(
+            "from_scale of a weight that is 0 on some steps is the unconditional model there, "
+            "ω = −1; take it inside: gj.interval(gj.from_scale(7.5), lo=..., hi=...)."
+        )
     return scale - 1
 
 

@@ -191,7 +191,13 @@ class OmegaNet:
             outputs = {each if isinstance(each, str) else each[0]: each for each in outputs}
         ranges = {}
         for name, given in outputs.items():
-            given = given[1] if isinstance(given, tuple) else given
+            if isinstance(given, tuple) and len(given) == 2 and given[0] == name:
+                given = given[1]  # Of another network's `outputs`.
+            if not (given is None or given == name or isinstance(given, Range)):
+                raise ValueError(
+                    f"OmegaNet's output {name!r} is given {given!r}; expected a range, "
+                    "gj.weights.Range(init, lo, hi), or None for its usual one."
+                )
             if not isinstance(given, Range):
                 if name not in RANGES:
                     raise ValueError(

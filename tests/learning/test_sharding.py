@@ -135,8 +135,9 @@ def test_a_group_that_would_be_split(mesh):
     with pytest.raises(ValueError, match=r"groups of 3 .* batch of 16, which is no multiple"):
         fit(batches(2, N), mesh=mesh, objective=objectives.rollout(particles=3))
     some = objectives.rollout(particles=4, differentiate=1)
+    grouped = [batch | {"cond": np.arange(N, dtype=np.int32) // 4 % 2} for batch in batches(2, N)]
     with pytest.raises(ValueError, match=r"groups of 4 .* batch of 2"):
-        fit(batches(2, N), mesh=mesh, objective=some)
+        fit(grouped, mesh=mesh, objective=some)
 
 
 # Samples that are compared, on several devices.

@@ -199,6 +199,18 @@ def test_omega_with_a_condition_and_without(net, cond):
 
 
 @pytest.mark.slow
+def test_an_omega_of_each_channel():
+    """(1, 1, channels), one for all samples: the loss is that of the same ω for each of them."""
+    objective = objectives.self_consistency(particles=2)
+    level = lambda x, t, c: 0.5 * x
+    omega = jnp.linspace(0.0, 2.0, BATCH.x0.shape[-1]).reshape(*[1] * (BATCH.x0.ndim - 1), -1)
+    loss = lambda omega: objective(
+        KEYS, gj.guidance(gj.cfg, omega=omega), gj.denoiser(level, PROCESS), BATCH
+    )
+    each = jnp.broadcast_to(omega, (N, *omega.shape[1:]))
+    np.testing.assert_allclose(loss(omega), loss(each), rtol=1e-6)
+
+
 def test_times_of_algorithm_1():
     objective = objectives.self_consistency(min_gap=0.1, s_min=0.05, t_max=0.95)
     n = 20_000

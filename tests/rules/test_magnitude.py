@@ -85,7 +85,7 @@ def test_power_law_is_finite_in_the_scores_of_a_whole_run():
     """σ = 10⁻¹⁵ at the end of EDM's grid in equal steps: a score of 10³⁰ to the power 1.9."""
     denoise = gj.denoiser(lambda x, t, cond: 0 * x + cond[:, None], gj.processes.edm())
     x = gj.sample(
-        jax.random.key(0), denoise, jnp.ones((1, 4)), cond=jnp.ones(1), uncond=jnp.zeros(1),
+        jax.random.key(0), denoise, jnp.full((1, 4), 80.0), cond=jnp.ones(1), uncond=jnp.zeros(1),
         guidance=gj.guidance(power_law, 0.1), times=gj.uniform_times(256),
     )  # fmt: skip
     assert np.all(np.isfinite(x))
