@@ -137,7 +137,8 @@ def guided(
 
     Raises:
         ValueError: If the guidance carries state from step to step, which a field can't, a branch
-            is missing, or given and no rule's, the condition is not what a weight was made for, or the times are no grid.
+            is missing, or given and no rule's, the condition is not what a weight was made for, or
+            the times are no grid.
 
     Example:
         >>> import guidejax as gj

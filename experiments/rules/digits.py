@@ -71,8 +71,11 @@ class Digits:
         return np.asarray(
             gj.sample(
                 jax.random.key(0), self.denoise, self.noise, cond=jnp.arange(NUM_CLASSES),
-                uncond=NUM_CLASSES, guidance=guidance, conditions=self._conditions,
-                times=gj.uniform_times(DIGITS_STEPS),
+                uncond=NUM_CLASSES, guidance=guidance, times=gj.uniform_times(DIGITS_STEPS),
+                conditions={
+                    name: value for name, value in self._conditions.items()
+                    if name in guidance.branches
+                },
             )
         )  # fmt: skip
 

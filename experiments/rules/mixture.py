@@ -91,7 +91,8 @@ def run(name: str, omegas: Any = None) -> list[Drawn]:
         guidance = guide(name, omega, numbers)
         _, trail = gj.sample(
             jax.random.key(0), exact, noise(), cond=cond, uncond=uncond,
-            conditions=conditions, guidance=guidance, times=TIMES, keep="all",
+            conditions={name: conditions[name] for name in guidance.branches if name in conditions},
+            guidance=guidance, times=TIMES, keep="all",
         )  # fmt: skip
         drawn.append(Drawn(omega, np.concatenate([noise()[None], trail.x])))
     return drawn

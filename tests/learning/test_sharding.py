@@ -97,9 +97,15 @@ def test_vmap_with_an_axis_name(alone):
     check(alone, *jax.tree.map(lambda a: a[3], (after, metrics)))
 
 
+def pairs(count, shape=(1,)):
+    """Batches of two examples of one condition on end, as a rollout compares them."""
+    drawn = batches(count, N, shape=shape)
+    return [batch | {"cond": np.repeat(batch["cond"][::2], 2)} for batch in drawn]
+
+
 @pytest.fixture(scope="module")
 def one_device():
-    return {name: flat(fit(batches(4, N, shape=(1,)), **options(name))) for name in OBJECTIVES}
+    return {name: flat(fit(pairs(4), **options(name))) for name in OBJECTIVES}
 
 
 OBJECTIVES = {"energy": OBJECTIVE, "rollout": objectives.rollout(particles=2, steps=2)}
@@ -112,7 +118,7 @@ def options(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_fit_omega_on_a_mesh(mesh, one_device, name):
-    phi = fit(batches(4, N, shape=(1,)), mesh=mesh, **options(name))
+    phi = fit(pairs(4), mesh=mesh, **options(name))
     np.testing.assert_allclose(flat(phi), one_device[name], atol=5e-6)
 
 
@@ -120,7 +126,7 @@ def test_fit_omega_on_a_mesh(mesh, one_device, name):
 @pytest.mark.devices
 def test_fit_omega_on_a_mesh_of_two_axes_resumes_on_one_device(tmp_path, one_device):
     mesh = jax.make_mesh((4, 2), ("replica", "data"), axis_types=(AxisType.Explicit,) * 2)
-    data, rest = batches(4, N, shape=(1,)), options("energy")
+    data, rest = pairs(4), options("energy")
     fit(data, **{**rest, "steps": 3}, mesh=mesh, checkpoint_dir=tmp_path)
     phi = fit(data, **rest, checkpoint_dir=tmp_path)
     np.testing.assert_allclose(flat(phi), one_device["energy"], atol=5e-6)
@@ -360,7 +366,7 @@ WHOLE = gj.denoiser(_network(False, None), PROCESS, params=WEIGHTS)
 
 @pytest.fixture(scope="module")
 def on_one_device():
-    data = batches(4, N, shape=(WIDTH,))
+    data = pairs(4, (WIDTH,))
     return {
         name: flat(fit(data, steps=4, optimizer=SGD, denoise=WHOLE, objective=OBJECTIVES[name]))
         for name in OBJECTIVES
@@ -381,7 +387,7 @@ def test_a_frozen_network_stays_where_it_is(on_one_device, layout, kind, name):
     mesh, denoise = _frozen(layout, kind)
     before, held = len(_copies(denoise)), []
     phi = fit(
-        batches(4, N, shape=(WIDTH,)), steps=4, optimizer=SGD, denoise=denoise, mesh=mesh,
+        pairs(4, (WIDTH,)), steps=4, optimizer=SGD, denoise=denoise, mesh=mesh,
         objective=OBJECTIVES[name], batch_axes="data",
         progress=lambda step, metrics: held.append(len(_copies(denoise))),
     )  # fmt: skip
