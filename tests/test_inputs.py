@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 
 import guidejax as gj
+from guidejax import objectives
+from guidejax.models import vae
 from guidejax.rules import make_rule
 
 RF, EDM = gj.processes.rectified_flow(), gj.processes.edm()
@@ -166,11 +168,42 @@ WRONG = {
     "a reference that nothing is compared with": (
         lambda: gj.rollout(reference=NOISE), "pooled > 0",
     ),
+    "a batch of three": (
+        lambda: _fit(batches=[(np.ones((4, 2), np.float32), np.arange(4), np.arange(4))]),
+        "batch 0 is a tuple of 3; expected a pair",
+    ),
+    "no held-out batches": (lambda: _fit(held_out=iter([])), "held_out has no batches"),
+    "held-out batches without end": (
+        lambda: _fit(held_out=_Endless()), "held_out has no end",
+    ),
+    "evaluations at other times": (
+        lambda: _fit(
+            denoise=RF, objective=gj.self_consistency(particles=2, s_min=0.2),
+            batches=gj.learning.evaluate(
+                KEY, DENOISE, [{"x0": np.ones((64, 2), np.float32), "cond": np.arange(64)}],
+                objective=gj.self_consistency(particles=2), uncond=99,
+            ),
+        ),
+        "its evaluations are at t",
+    ),
+    "a picture of 8 bits for a VAE": (
+        lambda: vae.encode({}, jnp.zeros((1, 8, 8, 3), jnp.uint8), vae.Config()),
+        "images of uint8",
+    ),
     "groups of several conditions": (
         lambda: _fit(objective=gj.rollout(particles=2)), "rows 0 to 1 are of several conditions",
     ),
 }  # fmt: skip
 ONE = jnp.ones((1, 2))
+
+
+class _Endless:
+    """What `gj.data.load` gives without `epochs`."""
+
+    steps = None
+
+    def __iter__(self):
+        return itertools.repeat({"x0": np.ones((4, 2), np.float32), "cond": np.arange(4)})
 
 
 def _combine(omega=1.0, **options):
@@ -218,7 +251,8 @@ def test_groups_are_free_where_the_batch_is_compared_as_a_whole():
     phi = _fit(denoise=DENOISE, objective=gj.rollout(particles=2, pooled=1.0, steps=2))
     assert np.isfinite(phi)
     same = np.array([0, 0, 3, 3])
-    gj.rollout(particles=2).check_conditions({"label": same, "text": np.ones((4, 3))}, "batch 0")
+    batch = objectives.Batch(NOISE, {"label": same, "text": np.ones((4, 3))}, {})
+    gj.rollout(particles=2).check_batch(batch, "batch 0")
 
 
 def test_unit_noise_on_edm_is_told():

@@ -54,12 +54,13 @@ class Conditions:
             if missing:
                 raise ValueError(f"{where} has no {sorted(missing)}; expected 'x0' and 'cond'.")
             x0, cond, carried = batch["x0"], batch["cond"], batch
-        elif isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
-            x0, cond = batch[:2]
-            carried = {"uncond": batch[2]} if len(batch) == 3 else {}
+        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+            x0, cond = batch
         else:
+            several = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise ValueError(
-                f"{where} is a {type(batch).__name__}; expected a mapping or (x0, cond)."
+                f"{where} is a {type(batch).__name__}{several}; expected a pair (x0, cond), or a "
+                "mapping, which has the conditions of other branches by their names."
             )
         size = batch_size(x0)
         for leaf in jax.tree.leaves(x0):
@@ -83,9 +84,10 @@ class Conditions:
                     )
         for name, tree in {"x0": x0, "cond": cond, **others}.items():
             check_finite(f"{name} of {where}", tree)
+        found = Batch(x0, cond, others, kept)
         for check in checks:
-            check(cond, where)
-        return Batch(x0, cond, others, kept)
+            check(found, where)
+        return found
 
 
 def _like(value: Any, cond: Any, name: str, where: str) -> Any:
@@ -115,7 +117,7 @@ class Feed:
     Args:
         batches: An iterable of batches.
         branches: What the other branches are made of.
-        checks: What else a condition must be, `check(cond, where)`.
+        checks: What else a batch must be, `check(batch, where)`.
         leave_out: Numbers of batches, from 0, that are drawn and not used.
     """
 
@@ -130,7 +132,7 @@ class Feed:
 
     def first(self) -> Batch | None:
         """The first batch, which stays to be taken; None where there is none."""
-        self._ahead = list(itertools.islice(self._source, 1))
+        self._ahead = self._ahead or list(itertools.islice(self._source, 1))
         if not self._ahead:
             return None
         return self._branches.batch(self._ahead[0], self._checks, "batch 0")

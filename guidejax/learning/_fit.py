@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import inspect
+import itertools
 import json
 import pathlib
 import time
@@ -154,7 +156,8 @@ def fit(
             name of any other branch, "uncond" among them, where the data carry their own), or
             pairs (x0, cond). If its iterator has `get_state` and `set_state`, as grain's have, it
             goes on from where it stood; any other is drawn from the start again and must give the
-            same batches. Of several processes each gives its own rows.
+            same batches. Of several processes each gives the rows that its devices hold: others
+            than the rest, or the same where the mesh has copies of them.
         objective: From `self_consistency`, `l2`, `rollout`, or any function of the same arguments.
         optimizer: An optax transformation.
         steps: Updates in all, those before a restart included.
@@ -163,13 +166,16 @@ def fit(
         uncond: The null condition, one for all.
         conditions: What every other branch of the rule is made of, one for all, as in `sample`: a
             condition, a `Denoiser` for the batch's own condition, or a pair of both.
-        mesh: Devices to split each batch over. Networks that lie on them already stay as they
+        mesh: Devices to split each batch over; those of all processes, where there are several.
+            Networks that lie on them already stay as they
             lie, everything else is copied to each.
         batch_axes: The axes of the mesh to split over, the batch size being a multiple of their
             sizes' product; by default all but those that the networks are sharded over.
-        held_out: Batches that are not learned from; their mean loss is logged as "held_out".
+        held_out: Batches that are not learned from, of some end; their mean loss is logged as
+            "held_out".
         score: `score(phi) -> float`, lower is better, any measure of yours (a Fréchet distance of
-            samples); logged as "score". It chooses in place of `held_out`.
+            samples); logged as "score". It chooses in place of `held_out`. Every process calls it,
+            and what the first one finds counts.
         score_every: Updates between scores. With either, the best φ is kept, saved under
             `checkpoint_dir/best`, and returned.
         checkpoint_dir: Where to save; None saves nothing.
@@ -213,19 +219,24 @@ def fit(
         ()
     """
     _check_numbers(steps, save_every, score_every, steps_per_dispatch, max_skipped, resume)
+    _check_mesh(mesh)
     denoise = as_denoiser(denoise)
     check_denoiser(denoise)
     _check_objective(objective, denoise)
     example = _guidance_of(guide, phi)
     branches = Conditions.of(example, denoise, uncond, conditions or {})
-    checks = [w.fn.check for w in every_weight(example) if hasattr(w.fn, "check")]
-    if hasattr(objective, "check_conditions"):
-        checks.append(objective.check_conditions)
+    checks: list[Any] = [
+        functools.partial(_check_condition, w.fn.check)
+        for w in every_weight(example)
+        if hasattr(w.fn, "check")
+    ]
+    if hasattr(objective, "check_batch"):
+        checks.append(objective.check_batch)
     frozen = (denoise, branches.networks)
     axes = _batch_axes(mesh, batch_axes, frozen)
     program = Program(
         guide, optimizer, jax.random.key_impl(as_keys(key)), mesh, axes,
-        mapped=not _gathered_if_mapped(frozen, mesh, axes),
+        mapped=bool(axes) and not _gathered_if_mapped(frozen, mesh, axes),
     )  # fmt: skip
     run = _Run(
         program=program,
@@ -240,11 +251,8 @@ def fit(
         progress=progress,
         monitors=tuple(monitors),
     )
-    held = run.hosts.together(
-        lambda: [
-            branches.batch(b, checks, f"held-out batch {i}") for i, b in enumerate(held_out or ())
-        ]
-    )
+    run.check_rows()
+    held = run.hosts.together(lambda: _held_out(held_out, branches, checks))
     if held or score:
         run.keeper = _Keeper(program, run.fixed, held, score, run.hosts)
     if checkpoint_dir is None:
@@ -258,6 +266,10 @@ def fit(
             return run.train()
         finally:
             run.close()
+
+
+# Sections of a run's identity that its scores depend on.
+SCORED = ("weight", "guidance", "objective", "denoiser", "conditions", "loss")
 
 
 class _Dispatch(NamedTuple):
@@ -301,6 +313,25 @@ class _Run:
     failed: Exception | None = None
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
+    def check_rows(self) -> None:
+        """Raise `ValueError` where processes that hold copies of the same rows give other ones."""
+        if self.hosts.count == 1 or self.program.mesh is None:
+            return
+        parts = _parts_of_processes(self.program.mesh, self.program.axes)
+        groups = sorted(set(parts.values()))
+        if len(groups) == len(parts):
+            return
+        first = self.hosts.together(self.feed.first)
+        said = self.hosts.all_texts("" if first is None else _identity.fingerprint(first))
+        for index, other in itertools.combinations(sorted(parts), 2):
+            if parts[index] == parts[other] and said[index] != said[other]:
+                raise ValueError(
+                    f"processes {index} and {other} hold the same rows of a batch on this mesh, "
+                    "and give different ones; a process gives those that its devices hold: "
+                    f"gj.data.load(..., shard=({groups.index(parts[self.hosts.index])}, "
+                    f"{len(groups)})) in this one."
+                )
+
     # The loop.
 
     def train(self) -> Any:
@@ -335,6 +366,10 @@ class _Run:
             running = following
         self._wait_for_saving()
         best = None if self.keeper is None else self.keeper.phi
+        if self.keeper is not None and best is None:
+            warnings.warn(
+                "no score was a number: the φ that is returned is the last.", stacklevel=3
+            )
         if self.hosts.count > 1:
             # An array of all processes is no use to one alone.
             return jax.device_get(self.state.phi) if best is None else best
@@ -391,9 +426,9 @@ class _Run:
         whole = not self.bad or launched.done == self.steps
         if save:
             self._save(launched if whole else self.good)
-        if self.saver is not None and scored and self.keeper is not None:
+        if self.saver is not None and scored and self.keeper is not None and self.keeper.step:
             self.saver.save_best(
-                self.keeper.step, self.keeper.value, self.keeper.phi, self.identity
+                self.keeper.step, self.keeper.value, self.keeper.phi, self.identity, self.keeper.by
             )
         if self.progress is not None:
             self.progress(launched.done, {**last, **scored})
@@ -445,7 +480,7 @@ class _Run:
                 return None, None
             self._check(found, directory, resume)
             self.saver.set_aside()
-            return found, self.saver.best(found.step) if self.keeper is not None else None
+            return found, self._best(found)
 
         found, best = self.hosts.from_first(take)
         if found is not None:
@@ -455,6 +490,28 @@ class _Run:
     def _open_log(self) -> None:
         if self.saver is not None:
             self.log = _log.open_log(self.saver.directory, self.done)
+
+    def _best(self, found: Saved) -> Saved | None:
+        """The best φ of a run that goes on, where what scored it would score alike today."""
+        saver, keeper = self.saver, self.keeper
+        assert saver is not None
+        best = saver.best(found.step)
+        if best is None:
+            return None
+        if keeper is None:
+            if found.step < self.steps:
+                saver.set_best_aside("this run scores none")
+            return None
+        of = [
+            {name: about[name] for name in SCORED if name in about}
+            for about in (best.about["identity"], self.identity)
+        ]
+        if best.about.get("by") != keeper.by or _identity.differences(*of):
+            saver.set_best_aside("this run scores it by something else")
+            return None
+        if _identity.differences(found.about["identity"], self.identity):
+            saver.set_best_aside("it is of a run that went on another way", above=found.step)
+        return best
 
     def _check(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
         """Raise `ValueError` where the checkpoint is of another run."""
@@ -496,6 +553,19 @@ class _Run:
                 f"the checkpoint in {directory} doesn't fit this run: {error}."
             ) from error
         self.done = found.step
+        self._resume_data(found, directory, resume)
+        if best is not None and self.keeper is not None:
+            phi = unflatten(part(best.arrays, "phi"), self.state.phi)
+            self.keeper.take((best.step, best.about["score"], phi))
+
+    def _resume_data(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
+        saved, now = (about.get("data") for about in (found.about["identity"], self.identity))
+        if resume == "anyway" and None not in (saved, now) and saved != now:
+            warnings.warn(
+                f"{directory} was written with other data; these are taken from their beginning.",
+                stacklevel=2,
+            )
+            return
         positions = found.about["positions"]
         if len(positions) not in (1, self.hosts.count):
             raise ValueError(
@@ -504,9 +574,6 @@ class _Run:
                 "whose get_state() is the same in each."
             )
         self.feed.resume(positions[self.hosts.index if len(positions) > 1 else 0])
-        if best is not None and self.keeper is not None:
-            phi = unflatten(part(best.arrays, "phi"), self.state.phi)
-            self.keeper.take((best.step, best.about["score"], phi))
 
     def _save(self, launched: _Dispatch | None) -> None:
         """Save the state after that dispatch, with where the data stood in every process."""
@@ -545,6 +612,10 @@ class _Run:
             self.saver.close()
 
 
+def _check_condition(check: Callable[[Any, str], None], batch: Batch, where: str) -> None:
+    check(batch.cond, where)
+
+
 def _guidance_of(guide: Callable[[Any], Guidance], phi: Any) -> Guidance:
     """The guidance at φ, or an error that says what `guide` should have been."""
     made = guide(phi) if callable(guide) else None
@@ -559,6 +630,21 @@ def _guidance_of(guide: Callable[[Any], Guidance], phi: Any) -> Guidance:
     return made
 
 
+def _held_out(batches: Any, branches: Conditions, checks: list[Any]) -> list[Batch]:
+    """Every held-out batch; raises where there is none, or no end of them."""
+    if batches is None:
+        return []
+    if getattr(batches, "steps", 0) is None:
+        raise ValueError("held_out has no end; give its batches once: load(..., epochs=1).")
+    found = [branches.batch(b, checks, f"held-out batch {i}") for i, b in enumerate(batches)]
+    if not found:
+        raise ValueError(
+            "held_out has no batches; an iterator that an earlier call used up has none left, so "
+            "give a list."
+        )
+    return found
+
+
 class _Keeper:
     """The best φ so far, by the held-out loss or the user's score."""
 
@@ -568,6 +654,8 @@ class _Keeper:
         if program.mesh is not None and hosts.count > 1:
             held = [shared(batch, program.mesh, program.axes) for batch in held]
         self.held = held
+        # What scores, to know it again: a function of the user's by its being one.
+        self.by = "score" if score is not None else _identity.fingerprint(held)
         self.step, self.value, self.phi = 0, np.inf, None
 
     def look(self, step: int, phi: Any) -> dict[str, float]:
@@ -584,7 +672,8 @@ class _Keeper:
                 ]
             found["held_out"] = float(np.mean(jax.device_get(losses)))
         if self.score is not None:
-            found["score"] = self.hosts.together(lambda: float(self.score(jax.device_get(phi))))
+            mine = self.hosts.together(lambda: float(self.score(jax.device_get(phi))))
+            found["score"] = float(self.hosts.all_texts(repr(mine))[0])
         value = found["score" if self.score is not None else "held_out"]
         if value < self.value:
             self.take((step, value, jax.device_get(phi)))
@@ -614,6 +703,18 @@ def _check_numbers(
             raise ValueError(f"fit expects {name} ≥ 1, got {value}.")
     if resume not in ("same", "anyway"):
         raise ValueError(f"fit expects resume='same' or 'anyway', got {resume!r}.")
+
+
+def _check_mesh(mesh: Mesh | None) -> None:
+    """Raise `ValueError` where a process would learn by itself, of rows that are a share."""
+    count = jax.process_count()
+    reached = set() if mesh is None else {d.process_index for d in mesh.devices.flat}
+    if count > 1 and len(reached) < count:
+        raise ValueError(
+            f"fit is called in {count} processes, and "
+            + ("no mesh is given" if mesh is None else f"its mesh has devices of {len(reached)}")
+            + "; expected one of all devices: mesh=jax.make_mesh((jax.device_count(),), ('data',))."
+        )
 
 
 def _check_objective(objective: Any, denoise: Denoiser) -> None:
@@ -676,6 +777,17 @@ def _batch_axes(mesh: Mesh | None, asked: Any, frozen: Any) -> tuple[str, ...]:
             f"batch_axes names {', '.join(unknown)}; the mesh has {', '.join(mesh.axis_names)}."
         )
     return names
+
+
+def _parts_of_processes(mesh: Mesh, axes: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
+    """For each process the parts of a batch, split over `axes`, that its devices hold."""
+    where = [mesh.axis_names.index(name) for name in axes]
+    sizes = [mesh.shape[name] for name in axes]
+    found: dict[int, set[int]] = {}
+    for place, device in np.ndenumerate(mesh.devices):
+        part = int(np.ravel_multi_index([place[i] for i in where], sizes)) if axes else 0
+        found.setdefault(device.process_index, set()).add(part)
+    return {process: tuple(sorted(parts)) for process, parts in found.items()}
 
 
 def _mesh_of(program: Program) -> contextlib.AbstractContextManager[Any]:

@@ -21,6 +21,7 @@ from guidejax.weights.omega_net import OmegaNet
 BEST = "best"
 LOCK = "lock"
 DAMAGED = ".damaged"
+OTHER = ".of-another-run"
 SEAL = "checksums.json"
 
 
@@ -202,6 +203,12 @@ def _warn(directory: pathlib.Path, damaged: dict[int, str], used: int, how: str)
         )
 
 
+def _free(path: pathlib.Path, ending: str) -> pathlib.Path:
+    """A path beside this one, with the ending and a number if need be, where nothing lies."""
+    free = (path.with_name(f"{path.name}{ending}{n or ''}") for n in range(1000))
+    return next(new for new in free if not new.exists())
+
+
 class Checkpoints:
     """The checkpoints of one run in one directory, written in the background.
 
@@ -243,6 +250,18 @@ class Checkpoints:
             self._aside(self.directory / BEST, damaged, found.step)
         return found
 
+    def set_best_aside(self, why: str, above: int = -1) -> None:
+        """Rename the best φ of steps after `above`, with a warning that says why."""
+        for step in _steps(self.directory / BEST):
+            if step > above:
+                old = self.directory / BEST / str(step)
+                new = _free(old, OTHER)
+                old.rename(new)
+                warnings.warn(
+                    f"the best φ so far, of step {step}, is set aside as {new}: {why}.",
+                    stacklevel=3,
+                )
+
     def set_aside(self) -> None:
         """Rename what `newest` found damaged, with a warning that names it."""
         self._aside(*self._damaged)
@@ -252,17 +271,16 @@ class Checkpoints:
     def _aside(self, directory: pathlib.Path, damaged: dict[int, str], used: int) -> None:
         for step in damaged:
             old = directory / str(step)
-            free = (old.with_name(f"{step}{DAMAGED}{n or ''}") for n in range(1000))
-            old.rename(next(new for new in free if not new.exists()))
+            old.rename(_free(old, DAMAGED))
         _warn(directory, damaged, used, f" and set aside as {DAMAGED[1:]}")
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
         """Write `state` and `about` as of `step` in the background, if they aren't there yet."""
         self._write(self.directory, step, state, about)
 
-    def save_best(self, step: int, score: float, phi: Any, identity: Identity) -> None:
-        """Write the best φ so far."""
-        about = {"identity": identity, "score": score}
+    def save_best(self, step: int, score: float, phi: Any, identity: Identity, by: str) -> None:
+        """Write the best φ so far, with its score and what that is `by`."""
+        about = {"identity": identity, "score": score, "by": by}
         self._write(self.directory / BEST, step, {"phi": phi}, about)
 
     def _write(self, where: pathlib.Path, step: int, state: Any, about: dict[str, Any]) -> None:

@@ -87,7 +87,8 @@ def evaluate(
         key: A key; the same one gives the same evaluations.
         denoise: The denoiser.
         batches: As in `fit`, of some end where the result is kept.
-        objective: From `self_consistency` or `l2`: how many particles, and at which times.
+        objective: From `self_consistency` or `l2`: how many particles, and at which times. Learn
+            by one of the same particles, s_min, min_gap, t_max and t_density.
         rule: The rule, of which the branches are evaluated.
         uncond: The null condition, one for all.
         conditions: As in `fit`.

@@ -356,6 +356,11 @@ def _check(what: str, x: Array, channels: int) -> None:
             f"the VAE got {what} of shape {x.shape}; expected (batch, height, width, {channels}), "
             "channels last."
         )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"the VAE got {what} of {x.dtype}; expected floating point numbers, pictures within "
+            "[-1, 1]: x / 127.5 - 1 of 8 bits."
+        )
 
 
 _latents = jax.jit(latents, static_argnames=("config",))

@@ -68,12 +68,12 @@ class Rollout:
         """Raise `ValueError` where the denoiser says nothing of x0 at the first time."""
         check_start(self.times[0], denoise)
 
-    def check_conditions(self, cond: Any, where: str) -> None:
-        """Raise `ValueError` where a group holds several conditions, each rows of `cond`."""
-        size, m = batch_size(cond) if jax.tree.leaves(cond) else 0, self.particles
+    def check_batch(self, batch: Batch, where: str) -> None:
+        """Raise `ValueError` where a group of a batch on the host is of several conditions."""
+        size, m = batch_size(batch.x0), self.particles
         if self.pooled == 1 or size % m:  # A process may hold a part of a group.
             return
-        for leaf in map(np.asarray, jax.tree.leaves(cond)):
+        for leaf in map(np.asarray, jax.tree.leaves(batch.cond)):
             first = np.repeat(leaf[::m], m, axis=0)
             mixed = np.flatnonzero((leaf != first).reshape(size, -1).any(axis=1))
             if mixed.size:

@@ -10,8 +10,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, combine, expand, square_norm, tree_map
+from guidejax._arrays import (
+    Array,
+    Tree,
+    batch_size,
+    combine,
+    expand,
+    is_concrete,
+    square_norm,
+    tree_map,
+)
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
@@ -33,7 +43,7 @@ from guidejax.objectives.base import (
     repeat,
     rewards_of,
 )
-from guidejax.processes.base import bridge, noise_to
+from guidejax.processes.base import ROUNDING, bridge, noise_to
 from guidejax.weights.base import Step
 
 
@@ -93,6 +103,20 @@ class SelfConsistency:
     def check(self, denoise: Denoiser) -> None:
         """Raise `ValueError` where the denoiser says nothing of x0 at t_max."""
         check_start(self.t_max, denoise)
+
+    def check_batch(self, batch: Batch, where: str) -> None:
+        """Raise `ValueError` where kept evaluations are at times that this objective never asks."""
+        if batch.evaluations is None or not is_concrete(self.s_min, self.min_gap, self.t_max):
+            return
+        least, most = float(self.s_min) + float(self.min_gap), float(self.t_max)
+        t = np.asarray(batch.evaluations.t)
+        wrong = t[(t < least - ROUNDING) | (t > most + ROUNDING)]
+        if wrong.size:
+            raise ValueError(
+                f"{where}: its evaluations are at t = {wrong[0]:.3g}; this objective is of "
+                f"{least:g} = s_min + min_gap ≤ t ≤ t_max = {most:g}. Evaluate with the objective "
+                "that is learned by."
+            )
 
     def evaluate(
         self,

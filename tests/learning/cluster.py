@@ -41,11 +41,14 @@ def main(directory: str, what: str) -> None:
         if what == "SIGTERM" and last:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    mesh, axes = jax.make_mesh((jax.device_count(),), ("data",)), None
+    if what == "copies":  # Each process gives its own rows, and both hold them all.
+        mesh, axes = jax.make_mesh((1, count), ("data", "model")), "data"
     held = [{n: v[rows] for n, v in b.items()} for b in batches(2, SIZE, shape=(1,), seed=3)]
     best = gj.fit_omega(
         KEY, NET, EXACT, data, held_out=held, score_every=1, objective=OBJECTIVE, optimizer=SGD,
         steps=STEPS,
-        mesh=jax.make_mesh((jax.device_count(),), ("data",)), steps_per_dispatch=1, save_every=2,
+        mesh=mesh, batch_axes=axes, steps_per_dispatch=1, save_every=2,
         checkpoint_dir=directory, progress=happen,
     )  # fmt: skip
     if index == 0:

@@ -158,6 +158,17 @@ def test_anyway(run):
         fit(batches(12), checkpoint_dir=run)
 
 
+def test_anyway_with_other_data(run):
+    """They are taken from their beginning: where the others stood says nothing of them."""
+    other = batches(6, size=4, seed=1)
+    with pytest.warns(UserWarning, match="from their beginning"):
+        phi = fit(other, checkpoint_dir=run, resume="anyway")
+    saved, _ = checkpoints.newest(run)
+    assert saved.step == 12
+    assert saved.about["positions"] == [{"drawn": 6}]
+    np.testing.assert_array_equal(flat(fit(other, checkpoint_dir=run)), flat(phi))
+
+
 def test_anyway_with_an_optimizer_of_another_state(run):
     with pytest.warns(UserWarning, match="starts anew"):
         fit(batches(12), checkpoint_dir=run, optimizer=optax.sgd(1e-2), resume="anyway")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import warnings
 from typing import Any
 
 import jax
@@ -117,6 +118,55 @@ def test_a_score_chooses_in_place_of_the_held_out_loss(tmp_path):
 def test_a_score_that_is_nan_is_never_the_best():
     scores = iter([float("nan"), 3.0, float("nan"), 2.0, float("nan"), 5.0])
     np.testing.assert_allclose(climb(score=lambda phi: next(scores)), 1.8, rtol=1e-6)
+
+
+def test_where_no_score_is_a_number_the_last_is_returned(tmp_path):
+    scores = iter([float("nan"), float("inf"), 2.0, 1.0, 3.0, float("nan")])
+    best = climb(directory=tmp_path / "some", score=lambda phi: next(scores))
+    np.testing.assert_allclose(best, 1.8, rtol=1e-6)
+    np.testing.assert_array_equal(learning.load(tmp_path / "some", jnp.array(0.0)), best)
+    with pytest.warns(UserWarning, match="no score was a number"):
+        last = climb(directory=tmp_path / "none", score=lambda phi: float("nan"))
+    np.testing.assert_allclose(last, 2.2, rtol=1e-6)
+    np.testing.assert_array_equal(learning.load(tmp_path / "none", jnp.array(0.0)), last)
+
+
+def test_the_best_of_another_measure_is_set_aside(tmp_path):
+    """A loss of 0.03 isn't better than a Fréchet distance of 7."""
+    held = batches(1, seed=3)
+    climb(6, tmp_path, held_out=held)
+    with pytest.warns(UserWarning, match="set aside .*something else"):
+        best = climb(12, tmp_path, score=lambda phi: 7 + near(1.8)(phi))
+    np.testing.assert_allclose(best, 1.8, rtol=1e-6)
+    np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), best)
+    assert list((tmp_path / "best").glob("*.of-another-run*"))
+
+
+def test_the_best_of_other_batches_and_of_none_is_set_aside(tmp_path):
+    climb(6, tmp_path, held_out=batches(1, seed=3))
+    with pytest.warns(UserWarning, match="something else"):
+        climb(8, tmp_path, held_out=batches(1, seed=4))
+    with pytest.warns(UserWarning, match="scores none"):
+        last = climb(12, tmp_path)
+    np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), last)
+
+
+def test_the_best_stays_where_the_run_is_the_same(tmp_path):
+    held = batches(1, seed=3)
+    best = climb(6, tmp_path, held_out=held)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(climb(6, tmp_path, held_out=held), best)
+        climb(6, tmp_path)  # Nothing is left to do.
+    np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), best)
+
+
+def test_a_process_by_itself_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="no mesh is given"):
+        climb()
+    with pytest.raises(ValueError, match="devices of 1"):
+        climb(mesh=jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
 
 
 # Any number.

@@ -58,6 +58,13 @@ def test_a_host_that_is_lost(tmp_path, two):
     np.testing.assert_array_equal(phi(tmp_path), phi(two))
 
 
+def test_copies_of_a_batch_that_differ_are_refused(tmp_path):
+    codes, said, _ = run(tmp_path, 2, "copies")
+    assert codes == [1, 1], said
+    assert all("processes 0 and 1 hold the same rows" in text for text in said)
+    assert all("shard=(0, 1)" in text for text in said)
+
+
 def test_one_that_is_told_to_end_saves_for_all(tmp_path, two):
     codes, said, _ = run(tmp_path, 2, "SIGTERM")
     assert codes == [learning.PREEMPTED] * 2, said

@@ -332,6 +332,7 @@ LAYOUTS = {
     ),
     "both over data": ((8,), ("data",), {"in": P(None, "data"), "out": P("data", None)}),
     "whole beside a model axis": ((4, 2), ("data", "model"), {"in": P(), "out": P()}),
+    "model alone": ((8,), ("model",), {"in": P(None, "model"), "out": P("model", None)}),
 }
 
 
@@ -360,6 +361,7 @@ CASES = [
     ("data and model", AxisType.Explicit),
     ("both over data", AxisType.Auto),
     ("whole beside a model axis", AxisType.Auto),
+    ("model alone", AxisType.Auto),
 ]
 WHOLE = gj.denoiser(_network(False, None), PROCESS, params=WEIGHTS)
 
@@ -388,7 +390,7 @@ def test_a_frozen_network_stays_where_it_is(on_one_device, layout, kind, name):
     before, held = len(_copies(denoise)), []
     phi = fit(
         pairs(4, (WIDTH,)), steps=4, optimizer=SGD, denoise=denoise, mesh=mesh,
-        objective=OBJECTIVES[name], batch_axes="data",
+        objective=OBJECTIVES[name], batch_axes=[n for n in mesh.axis_names if n == "data"],
         progress=lambda step, metrics: held.append(len(_copies(denoise))),
     )  # fmt: skip
     np.testing.assert_allclose(flat(phi), on_one_device[name], atol=2e-6)
@@ -399,6 +401,18 @@ def _collectives(text):
     """(kind, dimensions of each array) of every collective of a compiled program."""
     found = re.findall(r"= (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter[a-z-]*)\(", text)
     return [(kind, _shapes(out)) for out, kind in found if not kind.endswith("-done")]
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+def test_nothing_of_a_network_is_gathered_where_no_axis_splits_the_batch(monkeypatch):
+    """Mapping over no axis would be over all of them, with the whole network on each device."""
+    mesh, denoise = _frozen("model alone", AxisType.Auto)
+    programs = []
+    made = lambda *args, **kwargs: programs.append(training.Program(*args, **kwargs)) or programs[0]
+    monkeypatch.setattr("guidejax.learning._fit.Program", made)
+    fit(pairs(1, (WIDTH,)), steps=1, optimizer=SGD, denoise=denoise, mesh=mesh)
+    assert not programs[0].mapped
 
 
 @pytest.mark.slow
