@@ -287,13 +287,22 @@ def as_dtype_of(cond: Any, value: Any, name: str) -> Any:
     return value.astype(cond.dtype)
 
 
+def rows_for_all(a: Any, batch: int) -> Any:
+    """One row for all samples, (1, ...), as one a sample; anything else as it is."""
+    lib: Any = jnp if isinstance(a, jax.Array) else np
+    return lib.broadcast_to(a, (batch, *a.shape[1:])) if a.ndim and a.shape[0] == 1 else a
+
+
 def like_cond(value: Any, cond: Any, name: str) -> Any:
     """A branch's condition in the shape of `cond`: a null label or embedding is broadcast.
 
-    One that doesn't broadcast but has a row a sample, as a prompt of other length, stays as it is.
+    One that doesn't broadcast but has a row a sample, as a prompt of other length, stays as it is;
+    so does one of other parts, {"text"} beside {"text", "tokens"}, but for rows of all samples.
     """
     if not same_structure(value, cond):
-        return value
+        if not jax.tree.leaves(cond):
+            return value
+        return tree_map(lambda a: rows_for_all(jnp.asarray(a), batch_size(cond)), value)
 
     def one(value, cond):
         value = value if isinstance(value, jax.Array) else np.asarray(value)

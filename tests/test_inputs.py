@@ -255,6 +255,15 @@ def test_groups_are_free_where_the_batch_is_compared_as_a_whole():
     gj.rollout(particles=2).check_batch(batch, "batch 0")
 
 
+def test_a_null_condition_of_fewer_parts_is_one_for_all():
+    text = jnp.arange(8.0).reshape(4, 2)
+    denoise = gj.denoiser(lambda x, t, c: 0.5 * x + c["text"], RF)
+    more = {"text": text, "tokens": LABELS}
+    one = _sample(denoise, cond=more, uncond={"text": jnp.ones((1, 2))})
+    each = _sample(denoise, cond={"text": text}, uncond={"text": jnp.ones((4, 2))})
+    np.testing.assert_array_equal(one, each)
+
+
 def test_unit_noise_on_edm_is_told():
     denoise = gj.denoiser(_network, EDM)
     with pytest.warns(UserWarning, match="initial_noise"):

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from guidejax._arrays import batch_size, check_finite, tree_map
+from guidejax._arrays import batch_size, check_finite, same_structure, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
-from guidejax._inputs import as_branch, as_dtype_of
+from guidejax._inputs import as_branch, as_dtype_of, rows_for_all
 from guidejax.learning.evaluations import as_evaluations
 from guidejax.objectives.base import Batch
 
@@ -75,7 +75,7 @@ class Conditions:
             if value is None and name not in self.networks and kept is None:
                 how = "uncond=..." if name == "uncond" else f"conditions={{{name!r}: ...}}"
                 raise ValueError(f"{where} has no {name!r}; give fit({how}).")
-            others[name] = cond if value is None else _like(value, cond, name, where)
+            others[name] = cond if value is None else _like(value, cond, size, name, where)
         for name, tree in {"cond": cond, **others}.items():
             for leaf in jax.tree.leaves(tree):
                 if np.ndim(leaf) == 0 or np.shape(leaf)[0] != size:
@@ -90,10 +90,10 @@ class Conditions:
         return found
 
 
-def _like(value: Any, cond: Any, name: str, where: str) -> Any:
+def _like(value: Any, cond: Any, size: int, name: str, where: str) -> Any:
     """A branch's condition in the shape of `cond`; in NumPy, so as not to wait for the device."""
-    if jax.tree.structure(value) != jax.tree.structure(cond):  # type: ignore[operator]
-        return value
+    if not same_structure(value, cond):
+        return tree_map(lambda a: rows_for_all(np.asarray(a), size), value)
 
     def one(value, cond):
         cond = np.asarray(cond)

@@ -670,7 +670,8 @@ class _Keeper:
                 losses = [
                     self.loss(phi, *self.fixed, b, k) for b, k in zip(self.held, keys, strict=True)
                 ]
-            found["held_out"] = float(np.mean(jax.device_get(losses)))
+            sizes = [batch_size(batch.x0) for batch in self.held]
+            found["held_out"] = float(np.average(jax.device_get(losses), weights=sizes))
         if self.score is not None:
             mine = self.hosts.together(lambda: float(self.score(jax.device_get(phi))))
             found["score"] = float(self.hosts.all_texts(repr(mine))[0])

@@ -37,10 +37,13 @@ class _Evaluated:
         from guidejax.learning._data import Conditions
 
         branches = Conditions.of(self.guidance, self.denoise, self.uncond, self.conditions)
+        # Each process has rows of its own, and noise of its own for them.
+        own = jax.process_index()
+        run_key = jax.random.fold_in(self.key, 2**32 - own) if own else self.key
         frozen = self.objective, (self.denoise, branches.networks)
         for index, given in enumerate(self.batches):
             batch = branches.batch(given, [], f"batch {index}")
-            keys = jax.random.split(jax.random.fold_in(self.key, index), batch_size(batch.x0))
+            keys = jax.random.split(jax.random.fold_in(run_key, index), batch_size(batch.x0))
             names = ("cond", *branches.names)
             found = _evaluate(keys, *frozen, batch, names)
             host = jax.tree.map(np.asarray, batch)

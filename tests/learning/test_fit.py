@@ -344,6 +344,24 @@ def test_conditions_of_a_branch_are_the_batch_s_own_or_one_for_all(carried, give
 
 
 @pytest.mark.slow
+def test_a_null_condition_of_fewer_parts_is_one_for_all():
+    """What the network takes, beside a condition that a reward takes more of."""
+    text = np.ones((8, 2, 4), np.float32)
+    data = {"x0": np.ones((8, 3), np.float32), "cond": {"text": text, "tokens": text[..., 0]}}
+
+    def objective(keys, guidance, denoise, batch, networks=()):
+        null = batch.conditions["uncond"]["text"]
+        assert null.shape == text.shape
+        return (guidance.omega(0.3, 0.6) - null.mean(axis=(1, 2))) ** 2
+
+    phi = gj.fit(
+        KEY, constant, jnp.array(0.0), STILL, itertools.repeat(data), objective=objective,
+        optimizer=optax.sgd(0.3), steps=40, steps_per_dispatch=20,
+        uncond={"text": np.full((1, 2, 4), 0.7, np.float32)},
+    )  # fmt: skip
+    np.testing.assert_allclose(phi, 0.7, rtol=1e-4)
+
+
 @pytest.mark.parametrize("length", [2, 5])
 def test_omega_of_a_negative_prompt_by_its_objective(length):
     """Tokens (batch, n, d): c predicts half of x0 and n nothing, so that ω = 1 makes x0."""
