@@ -275,8 +275,10 @@ def test_pairs_and_own_null_conditions():
     for batch in ((x0, cond), {"x0": x0, "cond": cond}):
         np.testing.assert_array_equal(null_of(batch, 2), [2] * 4)
         assert isinstance(null_of(batch, 2), np.ndarray)  # Nothing that waits for the device.
-    for batch in ((x0, cond, null), {"x0": x0, "cond": cond, "uncond": null}):
-        np.testing.assert_array_equal(null_of(batch, 5), null)
+    own = {"x0": x0, "cond": cond, "uncond": null}
+    np.testing.assert_array_equal(null_of(own, 5), null)
+    with pytest.raises(ValueError, match="tuple of 3"):  # A row's number, as likely as a label.
+        checked((x0, cond, null))
     emb = np.ones((4, 3), np.float32)
     found = null_of((x0, emb), np.zeros(3), gj.OmegaNet(cond_dim=3))
     assert found.shape == (4, 3)
