@@ -74,7 +74,7 @@ def ratios(cells: Cells, path: pathlib.Path) -> pathlib.Path:
 
 def omega_over_time(guides: dict[str, gj.Guidance], times: Any, path: pathlib.Path) -> pathlib.Path:
     """ω(c, t) of each method along the sampler's steps; a thin line for each class."""
-    figure, axis = plt.subplots(figsize=(8, 4.2))
+    figure, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
     cond = jnp.arange(NUM_CLASSES)
     t = np.asarray(times)[:-1]
     top = 0.0
@@ -92,7 +92,7 @@ def omega_over_time(guides: dict[str, gj.Guidance], times: Any, path: pathlib.Pa
     axis.set_xlabel("time t denoised from (1 noise → 0 data)")
     axis.set_ylabel("ω  (0: conditional model)")
     axis.set_title("Guidance weights: bold the mean, thin its classes", fontsize=10)
-    axis.legend(frameon=False, ncols=2)
+    figure.legend(loc="outside lower center", frameon=False, ncols=4)
     return _save(figure, path)
 
 
