@@ -331,7 +331,7 @@ def convert(
     """A prediction of one kind, `source`, as another, `target`.
 
     "velocity" is ε − x0 on every process. It is dx/dt on rectified flow alone: for an ODE solver
-    take `gj.guided(...).drift`.
+    take `gj.guided(...).drift`. `noiseless` is that of `from_x0`.
 
     Example:
         >>> from guidejax.processes import rectified_flow

@@ -306,6 +306,16 @@ def constant(value: Any) -> Weight:
     return Weight(value, _constant, _constant_support)
 
 
+def _windowed(weight: Weight) -> bool:
+    """Whether a weight is 0 outside of a window; a sum isn't, for its windows may cover the run."""
+    if weight.support in (None, _constant_support, _either):
+        return False
+    if weight.support in (_both, _first, _clip_support):
+        factors = weight.params if weight.support is _both else weight.params[:1]
+        return any(map(_windowed, factors))
+    return True
+
+
 def from_scale(scale: Any) -> Any:
     """ω of the common guidance scale w, where 1 is the conditional model: ω = w − 1.
 
@@ -320,8 +330,7 @@ def from_scale(scale: Any) -> Any:
         >>> from_scale(7.5)
         6.5
     """
-    # A sum may be of windows that cover the run.
-    if isinstance(scale, Weight) and scale.support not in (None, _constant_support, _either):
+    if isinstance(scale, Weight) and _windowed(scale):
         raise ValueError(
             "from_scale of a weight that is 0 on some steps is the unconditional model there, "
             "ω = −1; take it inside: gj.interval(gj.from_scale(7.5), lo=..., hi=...)."

@@ -30,7 +30,14 @@ def test_scale_conventions():
     assert gj.from_scale(1.0) == 0  # the conditional model
     assert gj.from_scale(0.0) == -1  # the unconditional one
     np.testing.assert_array_equal(gj.to_scale(gj.from_scale(jnp.array([1.5, 7.5]))), [1.5, 7.5])
-    assert float(gj.from_scale(gj.weights.constant(7.5))(0.0, 1.0)) == 6.5
+    seven = gj.weights.constant(7.5)
+    for scale in (seven, 2 * seven - seven, (1.0 * seven).clip(0, 9), seven / 1.0):
+        assert float(gj.from_scale(scale)(0.0, 1.0)) == 6.5
+    early, late = (gj.interval(7.5, lo, hi) for lo, hi in ((0.5, 1.0), (0.0, 0.49)))
+    assert float(gj.from_scale(early + late)(0.0, 0.8)) == 6.5
+    for window in (early, 2 * early, early.clip(0, 9), early / 2):
+        with pytest.raises(ValueError, match="is 0 on some steps"):
+            gj.from_scale(window)
 
 
 @pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul, operator.truediv])
