@@ -139,14 +139,16 @@ class Denoiser:
 
     def blind_at(self, t: Any) -> bool:
         """Whether the prediction is known to say nothing of x0 at t, where α(t) = 0."""
-        asked = self.noisiest  # α is 0 at t = 1 alone.
-        own = asked.process if asked.trained_on is None else asked.trained_on
-        if asked.prediction not in ("eps", "score") or not is_concrete(t, self.process, own):
+        own = self.process if self.trained_on is None else self.trained_on
+        if not is_concrete(t, self.process, own):
             return False
         with concretely():
             t = jnp.asarray(t)
-            inner = t if asked.trained_on is None else _move(own, asked.process, t)[0]
-            return bool(np.any(np.asarray(own.alpha(inner)) <= 0))
+            inner = t if self.trained_on is None else _move(own, self.process, t)[0]
+            if isinstance(self.network, _Then):  # α is 0 at t = 1 alone.
+                return self.params[0].blind_at(inner)
+            blind = self.prediction in ("eps", "score")
+            return blind and bool(np.any(np.asarray(own.alpha(inner)) <= 0))
 
 
 def _move(own: Process, other: Process, t: Array) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from guidejax._arrays import (
     same_structure,
     shard_like,
     tree_map,
+    upcast,
 )
 from guidejax._branches import Branches
 from guidejax._denoisers import Denoiser, check_denoiser, check_floating, same_process
@@ -123,7 +124,8 @@ def _warn_of_too_little_noise(sigma: float, noise: Tree, process: Process) -> No
     for leaf in jax.tree.leaves(noise):
         if not (is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True)):
             continue
-        size = float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float32)))))
+        with concretely():
+            size = float(jnp.sqrt(jnp.mean(jnp.square(upcast(leaf)))))
         if size < sigma / 4:
             warnings.warn(
                 f"noise has a root mean square of {size:.3g}, and σ is {sigma:.3g} at times[0] on "

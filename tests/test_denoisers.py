@@ -121,6 +121,11 @@ def test_a_noise_network_that_never_saw_pure_noise_starts_at_it_elsewhere():
     assert gj.denoiser(_plain, gj.processes.rectified_flow(), "eps").blind_at(1.0)
     x = gj.sample(jax.random.key(0), denoise, X, times=gj.uniform_times(3), cond=jnp.ones(2))
     assert np.all(np.isfinite(x))
+    # So is a pair of networks, wherever it is moved to.
+    flow = gj.denoiser(_plain, PROCESS, "eps")
+    assert flow.then(flow, at=0.5).blind_at(1.0)
+    assert not flow.then(flow, at=0.5).on(gj.processes.edm()).blind_at(1.0)
+    assert not denoise.then(denoise, at=0.5).blind_at(1.0)
 
 
 @pytest.mark.parametrize(
