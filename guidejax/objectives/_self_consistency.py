@@ -110,7 +110,8 @@ class SelfConsistency:
             return
         least, most = float(self.s_min) + float(self.min_gap), float(self.t_max)
         t = np.asarray(batch.evaluations.t)
-        wrong = t[(t < least - ROUNDING) | (t > most + ROUNDING)]
+        slack = max(ROUNDING, float(jnp.finfo(t.dtype).eps))
+        wrong = t[(t < least - slack) | (t > most + slack)]
         if wrong.size:
             raise ValueError(
                 f"{where}: its evaluations are at t = {wrong[0]:.3g}; this objective is of "
