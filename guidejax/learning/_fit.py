@@ -159,7 +159,8 @@ def fit(
             same batches. Of several processes each gives the rows that its devices hold: others
             than the rest, or the same where the mesh has copies of them.
         objective: From `self_consistency`, `l2`, `rollout`, or any function of the same arguments.
-        optimizer: An optax transformation.
+        optimizer: An optax transformation. It may look at the loss, as
+            `optax.contrib.reduce_on_plateau` does; not evaluate it elsewhere, as line searches do.
         steps: Updates in all, those before a restart included.
 
     Other Args:

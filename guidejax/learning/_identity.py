@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from guidejax._arrays import Tree, tree_map
+from guidejax.learning.training import propose
 from guidejax.objectives.base import as_pytree
 
 Identity = dict[str, Any]
@@ -225,7 +226,7 @@ def of_run(
             "arrays": values(arrays) if jax.tree.leaves(arrays) else None,
         },
         "optimizer": program(
-            lambda phi: optimizer.update(phi, optimizer.init(phi), phi), shaped
+            lambda phi: propose(optimizer, phi, optimizer.init(phi), phi, jnp.float32(0)), shaped
         ),
         "denoiser": of_denoiser(denoise),
         "conditions": {

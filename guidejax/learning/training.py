@@ -79,7 +79,7 @@ def train_step(
         keys: One key an example of this shard: the result doesn't depend on the number of shards.
         guide: φ → `Guidance`: `lambda phi: gj.guidance(gj.cfg, omega=net.weight(phi))`.
         objective: From `self_consistency`, `l2`, `rollout`, or any function of the same arguments.
-        optimizer: An optax transformation.
+        optimizer: An optax transformation; it is told the loss (`value`) and the gradient (`grad`).
         networks: The denoisers of branches that aren't the main one's, by name.
         axis_name: The mapped axis or axes that the batch is split over.
 
@@ -96,9 +96,9 @@ def train_step(
     loss, gradient = jax.value_and_grad(loss_fn)(_per_device(state.phi, axis_name))
     if axis_name is not None:
         loss, gradient = jax.lax.pmean((loss, gradient), axis_name)
-    updates, opt_state = optimizer.update(gradient, state.optimizer, state.phi)
+    updates, opt_state = propose(optimizer, gradient, state.optimizer, state.phi, loss)
     phi = optax.apply_updates(state.phi, updates)
-    good = _finite((loss, gradient, phi, opt_state))
+    good = _finite((loss, gradient, phi)) & _as_finite(opt_state, state.optimizer)
     phi, opt_state = tree_map(
         lambda new, old: jnp.where(good, new, old), (phi, opt_state), (state.phi, state.optimizer)
     )
@@ -106,9 +106,27 @@ def train_step(
     return after, {"loss": loss, "grad_norm": optax.tree.norm(gradient), "skipped": ~good}
 
 
+def propose(
+    optimizer: optax.GradientTransformation, gradient: Any, state: Any, phi: Any, loss: Array
+) -> tuple[Any, Any]:
+    """The updates of φ and the optimizer's next state, for any optimizer that looks at a loss."""
+    optimizer = optax.with_extra_args_support(optimizer)
+    return optimizer.update(gradient, state, phi, value=loss, grad=gradient)
+
+
+def _floats(tree: Any) -> list[Array]:
+    return [a for a in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+
+
 def _finite(tree: Any) -> Array:
-    floats = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
-    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(a)) for a in floats])
+    return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(a)) for a in _floats(tree)])
+
+
+def _as_finite(new: Any, old: Any) -> Array:
+    """Whether what was finite is: the best loss so far begins as infinite."""
+    pairs = zip(_floats(new), _floats(old), strict=True)
+    kept = [jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before)) for after, before in pairs]
+    return functools.reduce(jnp.logical_and, kept, jnp.array(True))
 
 
 def _per_device(phi: Any, axis_name: str | tuple[str, ...] | None) -> Any:

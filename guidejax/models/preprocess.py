@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +16,31 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
+Kernel = Literal["nearest", "lanczos3", "linear", "cubic"]
 
-def resize(x: Any, height: int, width: int) -> Array:
-    """Bicubic resizing with antialias.
+# By the numbers that Pillow, and so a checkpoint's file, knows them by.
+_KERNELS: dict[int, Kernel] = {0: "nearest", 1: "lanczos3", 2: "linear", 3: "cubic"}
+
+
+def resize(x: Any, height: int, width: int, kernel: Kernel = "cubic") -> Array:
+    """Resizing with antialias, bicubic by default.
 
     Along each axis a pixel of the result is Σᵢ k((i − c)/s) xᵢ / Σᵢ k((i − c)/s): c its place among
-    the old pixels, s = max(1, old/new) and k Keys' cubic kernel with a = −1/2, which is that of
-    Pillow and of torchvision's antialiased resizing.
+    the old pixels, s = max(1, old/new) and k the kernel, as in Pillow and in torchvision's
+    antialiased resizing.
 
     Args:
         x: Images (batch, H, W, channels).
         height: Of the result, in pixels.
         width: Likewise.
+        kernel: "cubic" is Keys' with a = −1/2, "linear" max(0, 1 − |u|), "lanczos3"
+            sinc(u) sinc(u/3) for |u| < 3; "nearest" takes the pixel at c.
 
     Returns:
         (batch, height, width, channels) in the dtype of `x`; it may overshoot the range of `x`.
 
     Raises:
-        ValueError: For what isn't a batch of images, and for sizes below 1.
+        ValueError: For what isn't a batch of images, for sizes below 1 and for other kernels.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,10 +53,12 @@ def resize(x: Any, height: int, width: int) -> Array:
     x = _images("x", x)
     if height < 1 or width < 1:
         raise ValueError(f"height and width are {height} and {width}; expected positive integers.")
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"got kernel={kernel!r}; expected one of {', '.join(get_args(Kernel))}.")
     if x.shape[1:3] == (height, width):
         return x
     shape = (x.shape[0], height, width, x.shape[3])
-    return restore(jax.image.resize(upcast(x), shape, "bicubic", antialias=True), x)
+    return restore(jax.image.resize(upcast(x), shape, kernel, antialias=True), x)
 
 
 def center_crop(x: Any, height: int, width: int) -> Array:
@@ -85,6 +95,7 @@ class Preprocess:
         std: Likewise.
         crop: True resizes the shorter side and crops the middle, as CLIP does; False squeezes the
             whole image into the square, as SigLIP does.
+        kernel: Of `resize`; SigLIP 2 has "linear".
 
     Raises:
         ValueError: When called with what isn't (batch, H, W, 3).
@@ -100,6 +111,7 @@ class Preprocess:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     crop: bool = True
+    kernel: Kernel = "cubic"
 
     def __post_init__(self):
         if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -118,10 +130,11 @@ class Preprocess:
         z = upcast(x)
         if self.crop:
             short = min(z.shape[1:3])
-            z = resize(z, *(self.size * side // short for side in z.shape[1:3]))
+            height, width = (self.size * side // short for side in z.shape[1:3])
+            z = resize(z, height, width, self.kernel)
             z = center_crop(z, self.size, self.size)
         else:
-            z = resize(z, self.size, self.size)
+            z = resize(z, self.size, self.size, self.kernel)
         # One scale and one shift of each channel.
         scale = jnp.asarray([0.5 / s for s in self.std], z.dtype)
         shift = jnp.asarray(
@@ -141,6 +154,10 @@ def preprocess_from(config: Mapping[str, Any], size: int, otherwise: Preprocess)
     Returns:
         Cropping where it crops or where it resizes the shorter side.
 
+    Raises:
+        ValueError: Where the file asks for what isn't done here: a resizing of the shorter side to
+            another size than the crop's, a kernel that `resize` hasn't, pixels that aren't scaled.
+
     Example:
         >>> preprocess_from({"image_mean": [0, 0, 0]}, 32, Preprocess(32)).mean
         (0.0, 0.0, 0.0)
@@ -149,11 +166,34 @@ def preprocess_from(config: Mapping[str, Any], size: int, otherwise: Preprocess)
     crop = otherwise.crop
     if isinstance(sizes, Mapping):
         crop = "shortest_edge" in sizes
+        sizes = sizes.get("shortest_edge")
+    if sizes not in (None, size):
+        raise ValueError(
+            f"preprocessor_config.json resizes the shorter side to {sizes}; expected {size}, what "
+            "the tower takes. Where it is to be that, write it there."
+        )
+    number, kernel = config.get("resample"), otherwise.kernel
+    if number is not None:
+        if number not in _KERNELS:
+            raise ValueError(
+                f"preprocessor_config.json has resample={number}; expected one of "
+                f"{', '.join(f'{n} ({k})' for n, k in _KERNELS.items())}."
+            )
+        kernel = _KERNELS[number]
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+    if not math.isclose(factor, 1 / 255):
+        raise ValueError(
+            f"preprocessor_config.json multiplies pixels of 0 ... 255 by {factor}; expected 1/255."
+        )
+    mean, std = config.get("image_mean", otherwise.mean), config.get("image_std", otherwise.std)
+    if not config.get("do_normalize", True):
+        mean, std = (0, 0, 0), (1, 1, 1)
     return Preprocess(
         size=size,
-        mean=tuple(float(m) for m in config.get("image_mean", otherwise.mean)),
-        std=tuple(float(s) for s in config.get("image_std", otherwise.std)),
+        mean=tuple(float(m) for m in mean),
+        std=tuple(float(s) for s in std),
         crop=bool(config.get("do_center_crop") or crop),
+        kernel=kernel,
     )
 
 

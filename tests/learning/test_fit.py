@@ -312,6 +312,40 @@ def test_a_linen_module_of_one_s_own_fits_saves_and_loads(tmp_path):
         run(200, Mine(9))
 
 
+def level(keys, guidance, denoise, batch, networks=()):
+    """An objective that is 1 everywhere, along which ω falls."""
+    omega = guidance.omega(0.3, 0.6)
+    return (1 + omega - jax.lax.stop_gradient(omega)) * jnp.ones(len(keys))
+
+
+@pytest.mark.parametrize("every", [1, 4])  # Until it looks, its best loss is infinite.
+def test_an_optimizer_that_looks_at_the_loss(tmp_path, every):
+    plateau = optax.chain(
+        optax.sgd(0.1),
+        optax.contrib.reduce_on_plateau(factor=0.5, patience=2, accumulation_size=every),
+    )
+
+    def run(steps, directory, **options):
+        return gj.fit(
+            KEY, constant, jnp.array(1.0), STILL, batches(12), objective=level, uncond=2,
+            optimizer=plateau, steps=steps, checkpoint_dir=tmp_path / directory, save_every=5,
+            steps_per_dispatch=2, **options,
+        )  # fmt: skip
+
+    want = jnp.array(1.0)
+    state = plateau.init(want)
+    for _ in range(12):
+        change, state = plateau.update(jnp.array(1.0), state, want, value=jnp.array(1.0))
+        want = want + change
+    assert (float(want) > -0.15) == (every == 1)  # Without a plateau it would be at −0.2.
+    straight = run(12, "straight")
+    np.testing.assert_allclose(straight, want, atol=1e-6)
+    mesh = jax.make_mesh((1,), ("data",))
+    np.testing.assert_allclose(run(12, "mesh", mesh=mesh), want, atol=1e-6)
+    run(5, "stopped")
+    np.testing.assert_array_equal(run(12, "stopped"), straight)
+
+
 # What the branches are made of.
 
 

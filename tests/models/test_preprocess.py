@@ -1,12 +1,15 @@
 """Preprocessing: equal to the originals', and differentiable."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.parity import clip as parity
-from guidejax.models.preprocess import Preprocess, center_crop, preprocess_from, resize
+from guidejax.models.preprocess import Kernel, Preprocess, center_crop, preprocess_from, resize
 
 from .common import close, reference
 
@@ -60,6 +63,35 @@ def test_what_a_file_says():
     assert preprocess_from(clip, 32, usual) == Preprocess(32, std=(1.0, 1.0, 1.0))
     siglip = {"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5]}
     assert preprocess_from(siglip, 32, usual) == Preprocess(32, (0.5,) * 3, crop=False)
+    second = {**siglip, "resample": 2, "rescale_factor": 0.00392156862745098}
+    assert preprocess_from(second, 32, usual).kernel == "linear"
+    plain = {"size": 32, "image_mean": [0.5, 0.5, 0.5], "do_normalize": False}
+    assert preprocess_from(plain, 32, usual) == Preprocess(32, (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"size": {"shortest_edge": 36}}, "shorter side to 36; expected 32"),
+        ({"size": 36}, "shorter side to 36; expected 32"),
+        ({"resample": 5}, "resample=5; expected one of 0"),
+        ({"rescale_factor": 1.0}, "by 1.0; expected 1/255"),
+        ({"do_rescale": False}, "by 1; expected 1/255"),
+    ],
+)
+def test_a_file_that_asks_for_what_is_not_done_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        preprocess_from(config, 32, Preprocess(32))
+
+
+@pytest.mark.parametrize("kernel", get_args(Kernel))
+@pytest.mark.parametrize(("height", "width"), [(7, 40), (13, 9), (50, 21)])
+def test_each_kernel_is_pillow_s(kernel, height, width):
+    x = np.random.default_rng(0).normal(size=(31, 17)).astype(np.float32)
+    numbers = {"nearest": 0, "lanczos3": 1, "linear": 2, "cubic": 3}
+    theirs = Image.fromarray(x).resize((width, height), numbers[kernel])
+    got = resize(x[None, :, :, None], height, width, kernel)
+    np.testing.assert_allclose(got[0, :, :, 0], np.asarray(theirs), atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +103,7 @@ def test_what_a_file_says():
         (lambda x: Preprocess(0), "expected a positive size"),
         (lambda x: Preprocess(4, std=(1.0, 0.0, 1.0)), "positive std"),
         (lambda x: resize(x, 0, 3), "expected positive integers"),
+        (lambda x: resize(x, 3, 3, "box"), "kernel='box'; expected one of nearest"),
         (lambda x: center_crop(x, 9, 3), "smaller than the crop 9 x 3"),
     ],
 )
