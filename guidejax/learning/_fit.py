@@ -1,38 +1,35 @@
-"""The loop that learns a guidance: it feeds the steps, logs, saves, and goes on."""
+"""`fit` and `fit_omega`: what is given is checked here; `_run` is the loop."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import functools
 import inspect
-import itertools
-import json
 import pathlib
-import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from guidejax._arrays import Array, batch_size, tree_map
+from guidejax._arrays import Array
 from guidejax._denoisers import Denoiser, check_denoiser
 from guidejax._guidance import Guidance, every_weight
 from guidejax._guidance import guidance as make_guidance
 from guidejax._random import as_keys
-from guidejax.learning import _identity, _log
-from guidejax.learning._data import Conditions, Feed, shared, stack
-from guidejax.learning._hosts import Hosts, Notice, Signals, stopped
-from guidejax.learning.checkpoints import Checkpoints, Saved, local, named_leaves, part, unflatten
+from guidejax.learning import _identity
+from guidejax.learning._data import Conditions, Feed
+from guidejax.learning._hosts import Signals
+from guidejax.learning._keeper import Keeper
+from guidejax.learning._placement import batch_axes_of, check_mesh, gathered_if_mapped, placed
+from guidejax.learning._run import Run
+from guidejax.learning.checkpoints import local
 from guidejax.learning.evaluations import as_denoiser
-from guidejax.learning.monitors import Clock, Monitor, Report
-from guidejax.learning.training import Program, TrainState, init_state, loss, many_steps
+from guidejax.learning.monitors import Monitor
+from guidejax.learning.training import Program, init_state
 from guidejax.objectives.base import Batch, as_pytree
 from guidejax.rules.linear import cfg
 
@@ -220,7 +217,7 @@ def fit(
         ()
     """
     _check_numbers(steps, save_every, score_every, steps_per_dispatch, max_skipped, resume)
-    _check_mesh(mesh)
+    check_mesh(mesh)
     denoise = as_denoiser(denoise)
     check_denoiser(denoise)
     _check_objective(objective, denoise)
@@ -234,15 +231,15 @@ def fit(
     if hasattr(objective, "check_batch"):
         checks.append(objective.check_batch)
     frozen = (denoise, branches.networks)
-    axes = _batch_axes(mesh, batch_axes, frozen)
+    axes = batch_axes_of(mesh, batch_axes, frozen)
     program = Program(
         guide, optimizer, jax.random.key_impl(as_keys(key)), mesh, axes,
-        mapped=bool(axes) and not _gathered_if_mapped(frozen, mesh, axes),
+        mapped=bool(axes) and not gathered_if_mapped(frozen, mesh, axes),
     )  # fmt: skip
-    run = _Run(
+    run = Run(
         program=program,
-        state=_placed(init_state(key, phi, optimizer), mesh),
-        fixed=_placed((as_pytree(objective), frozen), mesh),
+        state=placed(init_state(key, phi, optimizer), mesh),
+        fixed=placed((as_pytree(objective), frozen), mesh),
         feed=Feed(batches, branches, checks, leave_out),
         steps=steps,
         save_every=save_every,
@@ -255,7 +252,7 @@ def fit(
     run.check_rows()
     held = run.hosts.together(lambda: _held_out(held_out, branches, checks))
     if held or score:
-        run.keeper = _Keeper(program, run.fixed, held, score, run.hosts)
+        run.keeper = Keeper(program, run.fixed, held, score, run.hosts)
     if checkpoint_dir is None:
         return run.train()
     local(checkpoint_dir)
@@ -267,350 +264,6 @@ def fit(
             return run.train()
         finally:
             run.close()
-
-
-# Sections of a run's identity that its scores depend on.
-SCORED = ("weight", "guidance", "objective", "denoiser", "conditions", "loss")
-
-
-class _Dispatch(NamedTuple):
-    """One call of the compiled steps, of which the device may not be done."""
-
-    first: int
-    done: int
-    state: TrainState
-    metrics: dict[str, Array]
-    batches: list[int]
-    save: bool
-    position: Any
-
-
-@dataclasses.dataclass
-class _Run:
-    """One call of `fit`."""
-
-    program: Program
-    state: TrainState
-    fixed: Any
-    feed: Feed
-    steps: int
-    save_every: int | datetime.timedelta
-    score_every: int
-    steps_per_dispatch: int
-    max_skipped: int
-    progress: Callable[[int, dict[str, float]], None] | None
-    monitors: tuple[Monitor, ...] = ()
-    clock: Clock = dataclasses.field(default_factory=Clock)
-    keeper: _Keeper | None = None
-    done: int = 0
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)
-    signals: Signals = dataclasses.field(default_factory=lambda: Signals(catch=False))
-    saver: Checkpoints | None = None
-    log: BinaryIO | None = None
-    identity: Any = None
-    skipped: int = 0
-    bad: list[tuple[int, int, dict[str, float]]] = dataclasses.field(default_factory=list)
-    good: _Dispatch | None = None
-    failed: Exception | None = None
-    saved_at: float = dataclasses.field(default_factory=time.monotonic)
-
-    def check_rows(self) -> None:
-        """Raise `ValueError` where processes that hold copies of the same rows give other ones."""
-        if self.hosts.count == 1 or self.program.mesh is None:
-            return
-        parts = _parts_of_processes(self.program.mesh, self.program.axes)
-        groups = sorted(set(parts.values()))
-        if len(groups) == len(parts):
-            return
-        first = self.hosts.together(self.feed.first)
-        said = self.hosts.all_texts("" if first is None else _identity.fingerprint(first))
-        for index, other in itertools.combinations(sorted(parts), 2):
-            if parts[index] == parts[other] and said[index] != said[other]:
-                raise ValueError(
-                    f"processes {index} and {other} hold the same rows of a batch on this mesh, "
-                    "and give different ones; a process gives those that its devices hold: "
-                    f"gj.data.load(..., shard=({groups.index(parts[self.hosts.index])}, "
-                    f"{len(groups)})) in this one."
-                )
-
-    # The loop.
-
-    def train(self) -> Any:
-        """Run what is left; φ, the best where one is kept."""
-        running: _Dispatch | None = None
-        while True:
-            following, notice = None, Notice()
-            try:
-                # The host takes and checks the next batches while the device runs the last ones;
-                # what those came to is kept even where the next ones are found to be bad.
-                self.clock.lap("other")
-                chunk, error = self._next_chunk()
-                self.clock.lap("input")
-                asked = Notice(self.signals.received, self._save_is_due())
-                notice = self.hosts.agree(asked, self.failed or error)
-                if chunk is not None and not notice.stop:
-                    following = self._launch(*chunk)
-            except Exception:
-                if running is not None and self.hosts.count == 1:
-                    self._finish(running, running.save)
-                raise
-            if running is not None:
-                save = running.save or notice.save or bool(notice.stop)
-                if self.hosts.count == 1:
-                    self._finish(running, save)
-                else:
-                    self._finish_or_fail(running, save)
-            if notice.stop:
-                raise self._stopped(notice.stop)
-            if following is None and running is None:
-                break
-            running = following
-        self._wait_for_saving()
-        best = None if self.keeper is None else self.keeper.phi
-        if self.keeper is not None and best is None:
-            warnings.warn(
-                "no score was a number: the φ that is returned is the last.", stacklevel=3
-            )
-        if self.hosts.count > 1:
-            # An array of all processes is no use to one alone.
-            return jax.device_get(self.state.phi) if best is None else best
-        return self.state.phi if best is None else tree_map(jnp.asarray, best)
-
-    def _next_chunk(self) -> tuple[Any, Exception | None]:
-        """The batches of the next dispatch, if any is left; the error that taking them met."""
-        if self.done >= self.steps or self.failed is not None or self.signals.received:
-            return None, None
-        every = [self.save_every] if isinstance(self.save_every, int) else []
-        every += [self.score_every] if self.keeper else []
-        until = min(self.steps, *((self.done // n + 1) * n for n in every), self.steps)
-        # What is left over goes one by one: two programs compile at most.
-        whole = self.done + self.steps_per_dispatch <= until
-        try:
-            return self.feed.take(self.steps_per_dispatch if whole else 1), None
-        except Exception as error:
-            return None, error
-
-    def _launch(self, chunk: list[Batch], numbers: list[int]) -> _Dispatch:
-        """Start the next steps; returns before the device is done."""
-        batches = stack(chunk, self.program.mesh, self.program.axes)
-        self.clock.lap("input")
-        with _mesh_of(self.program):
-            self.state, metrics = many_steps(self.program)(self.state, *self.fixed, batches)
-        first, self.done = self.done, self.done + len(chunk)
-        scheduled = isinstance(self.save_every, int) and self.done % self.save_every == 0
-        position = None if self.identity is None else self.feed.position()
-        save = scheduled or self.done == self.steps
-        return _Dispatch(first, self.done, self.state, metrics, numbers, save, position)
-
-    def _finish_or_fail(self, launched: _Dispatch, save: bool) -> None:
-        """`_finish`, whose error the other processes are told before the next dispatch."""
-        try:
-            self._finish(launched, save)
-        except Exception as error:
-            self.failed = error
-
-    def _finish(self, launched: _Dispatch, save: bool) -> None:
-        """Wait for the device; log and save what is fit to go on from."""
-        self.clock.lap("other")
-        metrics = jax.device_get(launched.metrics)
-        self.clock.lap("device")
-        self._count_skipped(launched, metrics)
-        last = {name: float(values[-1]) for name, values in metrics.items()}
-        last["skipped"] = self.skipped
-        scored: dict[str, float] = {}
-        if self.keeper and (launched.done == self.steps or launched.done % self.score_every == 0):
-            scored = self.keeper.look(launched.done, launched.state.phi)
-        _log.write(self.log, launched.first, {**metrics, "batch": launched.batches}, scored)
-        if len(self.bad) >= self.max_skipped:
-            self._give_up()
-        # Not the middle of a row of skipped updates: that is gone on with before them.
-        whole = not self.bad or launched.done == self.steps
-        if save:
-            self._save(launched if whole else self.good)
-        if self.saver is not None and scored and self.keeper is not None and self.keeper.step:
-            self.saver.save_best(
-                self.keeper.step, self.keeper.value, self.keeper.phi, self.identity, self.keeper.by
-            )
-        if self.progress is not None:
-            self.progress(launched.done, {**last, **scored})
-        report = Report(
-            launched.done, self.steps, {**last, **scored}, launched.state.phi, self.clock.take()
-        )
-        for monitor in self.monitors:
-            monitor(report)
-
-    def _count_skipped(self, launched: _Dispatch, metrics: Mapping[str, np.ndarray]) -> None:
-        for index, skipped in enumerate(metrics["skipped"]):
-            if not skipped:
-                self.bad = []
-                continue
-            self.skipped += 1
-            values = {name: float(metrics[name][index]) for name in ("loss", "grad_norm")}
-            self.bad.append((launched.first + index + 1, launched.batches[index], values))
-        if not self.bad:
-            self.good = launched
-
-    def _give_up(self) -> None:
-        step, batch, values = self.bad[0]
-        self._save(self.good)
-        raise FloatingPointError(
-            f"{len(self.bad)} updates in a row came out as NaN or infinite. The first was that of "
-            f"step {step}, of batch {batch}: {values}. The state before it is kept. Start again "
-            f'with a smaller learning rate and resume="anyway", or with leave_out=[{batch}].'
-        )
-
-    # What is saved.
-
-    def open(self, directory: pathlib.Path, identity: Any, resume: str) -> None:
-        """Take the directory, and go on from its newest checkpoint where it has one."""
-        first = self.hosts.together(self.feed.first)
-        objective, (denoise, networks) = self.fixed
-        if first is not None:
-            batch = first
-            if self.program.mesh is not None and self.hosts.count > 1:
-                batch = shared(first, self.program.mesh, self.program.axes)
-            identity |= _identity.of_data(
-                self.program.guide, self.state.phi, objective, denoise, networks, batch
-            )
-        self.identity = json.loads(json.dumps(identity))
-
-        def take() -> tuple[Saved | None, Saved | None]:
-            self.saver = Checkpoints(directory)
-            found = self.saver.newest()
-            if found is None:
-                return None, None
-            self._check(found, directory, resume)
-            self.saver.set_aside()
-            return found, self._best(found)
-
-        found, best = self.hosts.from_first(take)
-        if found is not None:
-            self.hosts.together(lambda: self._go_on(found, best, directory, resume))
-        self.hosts.together(self._open_log)
-
-    def _open_log(self) -> None:
-        if self.saver is not None:
-            self.log = _log.open_log(self.saver.directory, self.done)
-
-    def _best(self, found: Saved) -> Saved | None:
-        """The best φ of a run that goes on, where what scored it would score alike today."""
-        saver, keeper = self.saver, self.keeper
-        assert saver is not None
-        best = saver.best(found.step)
-        if best is None:
-            return None
-        if keeper is None:
-            if found.step < self.steps:
-                saver.set_best_aside("this run scores none")
-            return None
-        of = [
-            {name: about[name] for name in SCORED if name in about}
-            for about in (best.about["identity"], self.identity)
-        ]
-        if best.about.get("by") != keeper.by or _identity.differences(*of):
-            saver.set_best_aside("this run scores it by something else")
-            return None
-        if _identity.differences(found.about["identity"], self.identity):
-            saver.set_best_aside("it is of a run that went on another way", above=found.step)
-        return best
-
-    def _check(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
-        """Raise `ValueError` where the checkpoint is of another run."""
-        if found.step > self.steps:
-            raise ValueError(
-                f"the checkpoint in {directory} is of step {found.step}; expected at most "
-                f"steps={self.steps}."
-            )
-        lines = _identity.differences(found.about["identity"], self.identity)
-        if lines and resume == "same":
-            raise ValueError(
-                f"the checkpoint in {directory} is of another run:\n  "
-                + "\n  ".join(lines)
-                + '\nGive another checkpoint_dir, what it was written by, or resume="anyway" to go '
-                "on with what is given now."
-            )
-
-    def _go_on(
-        self, found: Saved, best: Saved | None, directory: pathlib.Path, resume: str
-    ) -> None:
-        """Take over what was saved."""
-        arrays = dict(found.arrays)
-        if resume == "anyway":
-            fresh = named_leaves(jax.device_get(self.state._asdict()))
-            arrays["key"] = np.asarray(fresh["key"])
-            try:
-                unflatten(part(arrays, "optimizer"), self.state.optimizer)
-            except ValueError:
-                warnings.warn(
-                    f"{directory} holds the state of another optimizer; this one starts anew.",
-                    stacklevel=2,
-                )
-                own = {n: np.asarray(a) for n, a in fresh.items() if n.split(".")[0] == "optimizer"}
-                arrays = {n: a for n, a in arrays.items() if n.split(".")[0] != "optimizer"} | own
-        try:
-            self.state = _placed(unflatten(arrays, self.state), self.program.mesh)
-        except ValueError as error:
-            raise ValueError(
-                f"the checkpoint in {directory} doesn't fit this run: {error}."
-            ) from error
-        self.done = found.step
-        self._resume_data(found, directory, resume)
-        if best is not None and self.keeper is not None:
-            phi = unflatten(part(best.arrays, "phi"), self.state.phi)
-            self.keeper.take((best.step, best.about["score"], phi))
-
-    def _resume_data(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
-        saved, now = (about.get("data") for about in (found.about["identity"], self.identity))
-        if resume == "anyway" and None not in (saved, now) and saved != now:
-            warnings.warn(
-                f"{directory} was written with other data; these are taken from their beginning.",
-                stacklevel=2,
-            )
-            return
-        positions = found.about["positions"]
-        if len(positions) not in (1, self.hosts.count):
-            raise ValueError(
-                f"the checkpoint in {directory} holds where the data stood in {len(positions)} "
-                f"processes; now there are {self.hosts.count}. Go on with as many, or give data "
-                "whose get_state() is the same in each."
-            )
-        self.feed.resume(positions[self.hosts.index if len(positions) > 1 else 0])
-
-    def _save(self, launched: _Dispatch | None) -> None:
-        """Save the state after that dispatch, with where the data stood in every process."""
-        if launched is None or self.identity is None:
-            return
-        texts = self.hosts.all_texts(json.dumps(launched.position, sort_keys=True))
-        texts = texts if len(set(texts)) > 1 else texts[:1]
-        if self.saver is not None:
-            about = {"identity": self.identity, "positions": [json.loads(t) for t in texts]}
-            self.clock.lap("other")
-            self.saver.save(launched.done, launched.state._asdict(), about)
-            self.clock.lap("saving")
-        self.saved_at = time.monotonic()
-
-    def _save_is_due(self) -> bool:
-        every = self.save_every
-        waited = time.monotonic() - self.saved_at
-        return isinstance(every, datetime.timedelta) and waited >= every.total_seconds()
-
-    def _stopped(self, number: int) -> BaseException:
-        where = f"stopped at step {self.done} of {self.steps}"
-        self._wait_for_saving()
-        if self.identity is not None and self.done:
-            where += ", saved; the same call goes on from there"
-        return stopped(number, where)
-
-    def _wait_for_saving(self) -> None:
-        """Wait for the last checkpoint; where it can't be written, all processes end."""
-        self.hosts.together(self.saver.wait if self.saver is not None else lambda: None)
-
-    def close(self) -> None:
-        """Finish what is being written, and let go of the directory."""
-        if self.log is not None:
-            self.log.close()
-        if self.saver is not None:
-            self.saver.close()
 
 
 def _check_condition(check: Callable[[Any, str], None], batch: Batch, where: str) -> None:
@@ -646,47 +299,6 @@ def _held_out(batches: Any, branches: Conditions, checks: list[Any]) -> list[Bat
     return found
 
 
-class _Keeper:
-    """The best φ so far, by the held-out loss or the user's score."""
-
-    def __init__(self, program: Program, fixed: Any, held: list[Batch], score: Any, hosts: Hosts):
-        self.loss, self.program, self.fixed = loss(program), program, fixed
-        self.score, self.hosts = score, hosts
-        if program.mesh is not None and hosts.count > 1:
-            held = [shared(batch, program.mesh, program.axes) for batch in held]
-        self.held = held
-        # What scores, to know it again: a function of the user's by its being one.
-        self.by = "score" if score is not None else _identity.fingerprint(held)
-        self.step, self.value, self.phi = 0, np.inf, None
-
-    def look(self, step: int, phi: Any) -> dict[str, float]:
-        """Score φ, and keep it if it is the best."""
-        found = {}
-        if self.held:
-            keys = [
-                jax.random.split(jax.random.key(i), batch_size(b.x0))
-                for i, b in enumerate(self.held)
-            ]
-            with _mesh_of(self.program):
-                losses = [
-                    self.loss(phi, *self.fixed, b, k) for b, k in zip(self.held, keys, strict=True)
-                ]
-            sizes = [batch_size(batch.x0) for batch in self.held]
-            found["held_out"] = float(np.average(jax.device_get(losses), weights=sizes))
-        if self.score is not None:
-            mine = self.hosts.together(lambda: float(self.score(jax.device_get(phi))))
-            found["score"] = float(self.hosts.all_texts(repr(mine))[0])
-        value = found["score" if self.score is not None else "held_out"]
-        if value < self.value:
-            self.take((step, value, jax.device_get(phi)))
-        return found
-
-    def take(self, best: tuple[int, float, Any] | None) -> None:
-        """Go on from the best of an earlier run."""
-        if best is not None:
-            self.step, self.value, self.phi = best
-
-
 def _check_numbers(
     steps: int, save_every: Any, score_every: int, per_dispatch: int, skipped: int, resume: str
 ) -> None:
@@ -707,18 +319,6 @@ def _check_numbers(
         raise ValueError(f"fit expects resume='same' or 'anyway', got {resume!r}.")
 
 
-def _check_mesh(mesh: Mesh | None) -> None:
-    """Raise `ValueError` where a process would learn by itself, of rows that are a share."""
-    count = jax.process_count()
-    reached = set() if mesh is None else {d.process_index for d in mesh.devices.flat}
-    if count > 1 and len(reached) < count:
-        raise ValueError(
-            f"fit is called in {count} processes, and "
-            + ("no mesh is given" if mesh is None else f"its mesh has devices of {len(reached)}")
-            + "; expected one of all devices: mesh=jax.make_mesh((jax.device_count(),), ('data',))."
-        )
-
-
 def _check_objective(objective: Any, denoise: Denoiser) -> None:
     made_here = getattr(objective, "__module__", None) or ""
     if inspect.isfunction(objective) and made_here.startswith("guidejax.objectives"):
@@ -732,85 +332,3 @@ def _check_objective(objective: Any, denoise: Denoiser) -> None:
         )
     if hasattr(objective, "check"):
         objective.check(denoise)
-
-
-def _on(leaf: Any, mesh: Mesh) -> bool:
-    """Whether an array lies on the devices of the mesh already."""
-    sharding = getattr(leaf, "sharding", None)
-    return isinstance(sharding, NamedSharding) and sharding.device_set == set(mesh.devices.flat)
-
-
-def _axes_of(tree: Any, mesh: Mesh | None) -> dict[str, AxisType]:
-    """The axes that arrays on the devices of the mesh are sharded over, and their kinds."""
-    found: dict[str, AxisType] = {}
-    for leaf in jax.tree.leaves(tree):
-        if mesh is not None and _on(leaf, mesh):
-            theirs = leaf.sharding.mesh
-            kinds = dict(zip(theirs.axis_names, theirs.axis_types, strict=True))
-            for name in leaf.sharding.spec:
-                names = name if isinstance(name, tuple) else [name] if name else []
-                found |= {n: kinds[n] for n in names}
-    return found
-
-
-def _gathered_if_mapped(frozen: Any, mesh: Mesh | None, axes: tuple[str, ...]) -> bool:
-    """Whether mapping over the batch's axes would copy a network's shards to every device.
-
-    So it would where parameters are sharded over one of these axes, or over an explicit axis, which
-    `shard_map` takes in whole.
-    """
-    return any(
-        name in axes or name not in mesh.shape or kind == AxisType.Explicit
-        for name, kind in _axes_of(frozen, mesh).items()
-        if mesh is not None
-    )
-
-
-def _batch_axes(mesh: Mesh | None, asked: Any, frozen: Any) -> tuple[str, ...]:
-    if mesh is None:
-        return ()
-    if asked is None:
-        used = _axes_of(frozen, mesh)
-        return tuple(name for name in mesh.axis_names if name not in used)
-    names = (asked,) if isinstance(asked, str) else tuple(asked)
-    unknown = [name for name in names if name not in mesh.axis_names]
-    if unknown:
-        raise ValueError(
-            f"batch_axes names {', '.join(unknown)}; the mesh has {', '.join(mesh.axis_names)}."
-        )
-    return names
-
-
-def _parts_of_processes(mesh: Mesh, axes: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
-    """For each process the parts of a batch, split over `axes`, that its devices hold."""
-    where = [mesh.axis_names.index(name) for name in axes]
-    sizes = [mesh.shape[name] for name in axes]
-    found: dict[int, set[int]] = {}
-    for place, device in np.ndenumerate(mesh.devices):
-        part = int(np.ravel_multi_index([place[i] for i in where], sizes)) if axes else 0
-        found.setdefault(device.process_index, set()).add(part)
-    return {process: tuple(sorted(parts)) for process, parts in found.items()}
-
-
-def _mesh_of(program: Program) -> contextlib.AbstractContextManager[Any]:
-    """The mesh that a network's own shardings speak of, where nothing is mapped over."""
-    if program.mesh is None or program.mapped:
-        return contextlib.nullcontext()
-    return jax.set_mesh(program.mesh)
-
-
-def _placed(tree: Any, mesh: Mesh | None) -> Any:
-    """Copied to every device of the mesh; what lies on them already stays as it lies."""
-    if mesh is None:
-        return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def one(leaf):
-        if _on(leaf, mesh):
-            return leaf
-        # An array first: of a Python number, processes compare what it was before its rounding.
-        leaf = jnp.asarray(leaf)
-        here = jax.process_count() == 1 or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.device_put(leaf if here else np.asarray(leaf), whole)
-
-    return tree_map(one, tree)
