@@ -104,8 +104,9 @@ def compare(family: str, folder: pathlib.Path) -> list[dict[str, Any]]:
 
 HEAD = """# Public models
 
-`gj.models` has each as a pure function `network(params, x, t, cond, config)` with its parameters under the keys of the published file, and
-`load(path_or_repo, ...)`, which checks keys and shapes before it reads. Images and latents are channels last. A path is a .safetensors
+`gj.models` has each as pure functions of its parameters, which stand under the keys of the published file: a diffusion model is
+`network(params, x, t, cond, config)`, towers have `text` and `image`, VAEs `encode` and `decode`. `load(path_or_repo, ...)` checks keys and
+shapes before it reads. Images and latents are channels last. A path is a .safetensors
 file, a folder, or a repository of the Hugging Face hub that is on this machine already; nothing is downloaded without `download=True`.
 PyTorch's pickles are converted by `python -m guidejax.models.convert`, which needs torch.
 
