@@ -18,6 +18,10 @@ class Cells:
         functions: What makes each result, as JSON has it.
         folders: Where results are looked for; new ones go to the first. Without any they stay here.
         known: What was read, made or given.
+        about: What cells are of, as JSON has it, by name. The file of a cell that is named here
+            tells it beside the result, and one that tells of something else, or of nothing, isn't
+            taken for it.
+        places: The folder that each result was read from.
     """
 
     def __init__(
@@ -26,10 +30,12 @@ class Cells:
         folders: Iterable[pathlib.Path] = (),
         say: Callable[[str], None] = lambda text: None,
         known: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         """`say` is told of each cell as it begins."""
         self.functions, self.folders = dict(functions), list(folders)
-        self.say, self.known = say, dict(known or {})
+        self.say, self.known, self.about = say, dict(known or {}), dict(about or {})
+        self.places: dict[str, pathlib.Path] = {}
 
     def valid(self, found: Any) -> bool:
         """Whether a result is finished, and of this very experiment."""
@@ -40,11 +46,21 @@ class Cells:
         for folder in self.folders if name not in self.known else ():
             path = folder / f"{name}.json"
             if path.exists():
-                found = json.loads(path.read_text())
-                if self.valid(found):
-                    self.known[name] = found
+                found = self._result(name, json.loads(path.read_text()))
+                if found is not None and self.valid(found):
+                    self.known[name], self.places[name] = found, folder
                     break
         return self.known.get(name)
+
+    def _result(self, name: str, kept: Any) -> Any:
+        """The result in what a file holds, None where it is of something else."""
+        if name not in self.about:
+            return kept
+        told = kept.keys() == {"about", "found"} if isinstance(kept, dict) else False
+        return kept["found"] if told and kept["about"] == self._about(name) else None
+
+    def _about(self, name: str) -> Any:
+        return json.loads(json.dumps(self.about[name]))
 
     def done(self, name: str) -> bool:
         """Whether a cell is finished."""
@@ -83,8 +99,11 @@ class Cells:
             self.say(text)
             return self.functions[name]()
 
+        def kept() -> Any:
+            return {"about": self._about(name), "found": make()} if name in self.about else make()
+
         if self.folders:
             path = self.folders[0] / f"{name}.json"
-            sharing.once(path, make, lambda: self.done(name), wait)
+            sharing.once(path, kept, lambda: self.done(name), wait)
         else:
             self.known[name] = make()

@@ -6,8 +6,9 @@ r"""Any guidance of any supported checkpoint, judged against your pictures.
 
 Half of the pictures tune constant, interval, ADG and APG, each by as many settings; the other half,
 with other noise and another network, judges them, unguided samples, and weights that
-`experiments.learn` has learned. Each method is a small file under `--out`: the same command goes on
-with a run that was stopped. Writes `report.md`, `metrics.json` and `plane.png`.
+`experiments.learn` has learned, on other pictures or with `--half-of` on the tuning half. Each
+method is a small file under `--out`: the same command goes on with a run that was stopped, and
+several processes share one. Writes `report.md`, `metrics.json` and `plane.png`.
 
 With `--judge inception.safetensors`, the weights that FIDs are measured with (the docstring of
 `guidejax.models.inception` says where they are), the Fréchet distance is the FID. It depends on
@@ -25,6 +26,7 @@ import json
 import logging
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,7 +35,9 @@ import numpy as np
 import tyro
 
 import guidejax as gj
-from experiments import checkpoints, generate, guides, learn, logs, pictures, tuned
+from experiments import checkpoints, generate, guides, learn, logs, paired, pictures, tuned
+from experiments.cells import Cells
+from experiments.claims import estimate
 from experiments.statistics import mean_interval, saturation
 from guidejax.models import _files
 
@@ -60,7 +64,7 @@ class Config:
     """Another, of any kind, which tuning looks at; the judge itself where none is given, as the
     report says."""
     weights: tuple[pathlib.Path, ...] = ()
-    """Folders of learned weights."""
+    """Folders of learned weights; none that was learned on all of these pictures."""
     methods: tuple[str, ...] = TUNED
     """Which of constant, interval, adg and apg are tuned."""
     settings: int = 16
@@ -139,6 +143,12 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def searched(method: str) -> str:
+    """What tells the space that is searched for a method from others."""
+    each = tuned.TUNED[method]
+    return repr([each.space, each.others, each.together, each.after])
+
+
 class Evaluation:
     """A run in a folder; what is finished there isn't done again."""
 
@@ -150,10 +160,11 @@ class Evaluation:
         shown, said = (list(each) for each in zip(*rows, strict=True))
         if len(said) < 8:
             raise SystemExit(f"{config.data} holds {len(said)} pictures; expected 8 at least.")
-        halves = {"tune": slice(0, None, 2), "report": slice(1, None, 2)}
+        halves = pictures.HALVES
         self.said = {part: said[rows] for part, rows in halves.items()}
         dtype = jnp.dtype(config.model.dtype)
         paths = (config.judge, config.tuning_judge or config.judge)
+        self.kept = Cells((), [config.out / "cells"], LOG.info)
         # What every cell is of: where one of these is another, it is made anew.
         self.told = [
             self.found.told, config.model.dtype, _fingerprint(np.stack(shown), said),
@@ -167,20 +178,10 @@ class Evaluation:
             for part, path in zip(("report", "tune"), paths, strict=True)
         }  # fmt: skip
 
-    def cell(self, name: str, make: Any, *about: Any) -> Any:
+    def cell(self, name: str, make: Callable[[], Any], *about: Any) -> Any:
         """The result of `make`, kept in a file by its name; made anew where it is of others."""
-        path, told = self.config.out / "cells" / f"{name}.json", [*self.told, *about]
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept["about"] == told:
-                return kept["found"]
-        LOG.info("%s", name)
-        found = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"about": told, "found": found}, indent=1))
-        part.replace(path)
-        return found
+        self.kept.functions[name], self.kept.about[name] = make, [*self.told, *about]
+        return self.kept[name]
 
     def draw(self, part: str, guide: gj.Guidance | None, seed: int) -> np.ndarray:
         """Pictures in [-1, 1], one for what each real picture is of."""
@@ -213,9 +214,8 @@ class Evaluation:
         for method in sorted(self.config.methods, key=lambda method: method != "constant"):
             special = best.get(tuned.TUNED[method].after or "")
             tune = functools.partial(self.tune, method, special)
-            best[method] = self.cell(f"tune/{method}", tune, self.config.settings, special)[
-                "numbers"
-            ]
+            about = self.config.settings, special, searched(method)
+            best[method] = self.cell(f"tune/{method}", tune, *about)["numbers"]
         for method in self.config.methods:
             found[method] = tuned.TUNED[method].guide(**best[method])
         names = [folder.name for folder in self.config.weights]
@@ -229,7 +229,7 @@ class Evaluation:
         told = None if guide is None else checkpoints.digest(guide)
         return [
             self.cell(
-                f"report/{method}/{seed}", lambda seed=seed: self.report(guide, seed), told,
+                f"report/{method}/{seed}", functools.partial(self.report, guide, seed), told,
                 self.config.resamples,
             )
             for seed in range(self.config.seeds)
@@ -276,6 +276,45 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def ratios(rows: dict[str, list[dict[str, Any]]], best: str) -> dict[str, dict[str, float]]:
+    """Each method's Fréchet distance over that of `best`, paired, with its 95% interval.
+
+    Over seeds, from the same noise, and widened by the same resampled pictures. One seed has none.
+    Methods at a distance of 0 or less, by rounding, have no ratio.
+    """
+    values = {m: np.array([row["frechet"] for row in rows[m]]) for m in rows}
+    drawn = {m: np.array([row["frechet resampled"] for row in rows[m]]) for m in rows}
+    usable = [m for m in rows if np.all(values[m] > 0) and np.all(drawn[m] > 0)]
+    return {
+        method: paired.ratio(
+            values[method], values[best],
+            np.exp(np.log(drawn[method] / drawn[best]).mean(axis=0)),
+        )
+        for method in usable if method != best and best in usable
+    }  # fmt: skip
+
+
+def best_tuned(results: dict[str, Any], methods: tuple[str, ...]) -> str | None:
+    """The tuned method of the least distance as it is reported: chosen in its own favour."""
+    return min(methods, key=lambda m: results[m]["frechet"]["mean"]) if methods else None
+
+
+def ratio_table(found: dict[str, dict[str, float]], best: str) -> str:
+    """The paired ratios as a table."""
+    lines = [f"| method | Fréchet distance / {best} |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {m} | {estimate(value)} |" for m, value in found.items())])
+
+
+PAIRED = """## Paired, beside {best}
+
+Each method's Fréchet distance over that of {best}, of the tuned the best on these very figures,
+from the same noise and beside the same pictures, with 95% intervals: where 1 lies outside they
+differ, whatever the ± above say. {seeds}
+
+{table}
+"""
+
+
 def table(results: dict[str, Any]) -> str:
     """The report's table."""
     lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -315,11 +354,29 @@ def main(config: Config) -> dict[str, Any]:
     unknown = sorted(set(config.methods) - set(TUNED))
     if unknown:
         raise SystemExit(f"--methods {unknown[0]}: expected some of {', '.join(TUNED)}.")
+    learned = [pictures.learned_on(each, config.data, config.pictures) for each in config.weights]
     run = Evaluation(config)
-    results = {}
-    for method, guide in run.guides().items():
-        results[method] = summary(run.cells(method, guide))
-        LOG.info("%s: Fréchet distance %.4f", method, results[method]["frechet"]["mean"])
+    rows = {method: run.cells(method, guide) for method, guide in run.guides().items()}
+    results = {method: summary(each) for method, each in rows.items()}
+    for method, entry in results.items():
+        LOG.info("%s: Fréchet distance %.4f", method, entry["frechet"]["mean"])
+    best = best_tuned(results, config.methods)
+    compared = ratios(rows, best) if best else {}
+    for method, value in compared.items():
+        results[method]["over the best tuned"] = value
+    (config.out / "report.md").write_text(page(run, results, compared, best, learned))
+    (config.out / "metrics.json").write_text(json.dumps(results, indent=1))
+    plane(results, config.out / "plane.png")
+    LOG.info("%s", config.out / "report.md")
+    return results
+
+
+def page(
+    run: Evaluation, results: dict[str, Any], compared: dict[str, dict[str, float]],
+    best: str | None, learned: list[str],
+) -> str:  # fmt: skip
+    """The report."""
+    config = run.config
     judged = "the network that judges also tuned" if not config.tuning_judge else (
         f"tuned by {config.tuning_judge}"
     )  # fmt: skip
@@ -330,11 +387,13 @@ def main(config: Config) -> dict[str, Any]:
         f"on; {config.seeds} seeds; {config.settings} settings a tuned method.\n\n"
         f"{table(results)}\n"
     )
-    (config.out / "report.md").write_text(text)
-    (config.out / "metrics.json").write_text(json.dumps(results, indent=1))
-    plane(results, config.out / "plane.png")
-    LOG.info("%s", config.out / "report.md")
-    return results
+    if learned:
+        text += "\nOf the learned: " + "; ".join(learned) + ".\n"
+    if best and compared:
+        seeds = "" if config.seeds > 1 else "Of one seed there is no interval."
+        shown = ratio_table(compared, best)
+        text += "\n" + PAIRED.format(best=best, seeds=seeds, table=shown)
+    return text
 
 
 if __name__ == "__main__":

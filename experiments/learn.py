@@ -5,8 +5,9 @@ r"""A guidance weight learned for any supported checkpoint, on your pictures.
     python -m experiments.generate ... --guide.weight runs/omega
 
 `--data` is a folder of pictures (with `metadata.jsonl`, .txt files beside them, or a subfolder a
-class), a dataset of TFDS, or a folder of latents that an earlier run prepared. The same command
-goes on with a run that was stopped. Writes the weight, `omega.png` and `omega.json`.
+class), a dataset of TFDS, or a folder of latents that an earlier run prepared. `--half-of 1000`
+leaves the other half to `experiments.evaluate`, which doesn't report on what was learned on. The
+same command goes on with a run that was stopped. Writes the weight, `omega.png`, `omega.json`.
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ class Config:
     model: checkpoints.Model
     data: str = ""
     """A folder of pictures, a dataset of TFDS, or a folder of prepared latents."""
+    half_of: int | None = None
+    """Learn on half of this many pictures, that which experiments.evaluate tunes on and doesn't
+    report on; its own --pictures is 1000. All pictures by default."""
     preset: Literal["imagenet64", "celeba", "coco", "sd15-clip"] = "imagenet64"
     """Settings of an experiment of the paper; the flags below change some of them."""
     objective: Literal["self-consistency", "rollout"] | None = None
@@ -212,6 +216,8 @@ def main(config: Config) -> None:
         raise SystemExit(
             f"--batch {chosen.batch} isn't a multiple of {mesh.shape['data']} devices."
         )
+    if config.half_of is not None and config.half_of < 2:
+        raise SystemExit(f"--half-of {config.half_of} pictures is nobody's half: give 2 at least.")
     each = chosen.particles if chosen.objective == "rollout" else 1
     if chosen.batch % each:
         raise SystemExit(f"--batch {chosen.batch} isn't a multiple of {each} particles.")
@@ -236,7 +242,7 @@ def main(config: Config) -> None:
             )
         add = lambda said: {"tokens": np.asarray(tokenizer(said))}  # noqa: E731
     config.out.mkdir(parents=True, exist_ok=True)
-    where = pictures.prepare(config.data, found, config.out / "latents")
+    where = pictures.prepare(config.data, found, config.out / "latents", half_of=config.half_of)
     about = {
         "rule": config.rule, "see_state": config.see_state, "classes": found.classes,
         "text_dim": found.text_dim, "preset": dataclasses.asdict(chosen), "model": found.told,

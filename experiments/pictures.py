@@ -20,6 +20,8 @@ LOG = logging.getLogger("experiments.pictures")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Bytes of UTF-8 of what a picture is of; longer captions are cut.
 LENGTH = 400
+# Of the pictures in the order of seed 0: what is tuned or learned on, and what is reported on.
+HALVES = {"tune": slice(0, None, 2), "report": slice(1, None, 2)}
 
 
 def said(folder: pathlib.Path) -> dict[pathlib.Path, str]:
@@ -93,13 +95,56 @@ def examples(
             yield np.broadcast_to(x0, (*x0.shape[:2], 3)), text
 
 
+def tuning_half(data: str, found: Checkpoint, count: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Of the first `count` pictures those that `experiments.evaluate` tunes on."""
+    half = HALVES["tune"]
+    return itertools.islice(examples(data, found, 0), half.start, count, half.step)
+
+
+def source(data: str) -> str:
+    """What tells a folder's files, or a dataset, from others."""
+    folder = pathlib.Path(data).expanduser()
+    return fingerprint(folder) if folder.is_dir() else data
+
+
+def _noted(latents: pathlib.Path) -> dict[str, Any]:
+    """What `prepare` noted of a folder of latents, nothing where it noted nothing."""
+    path = latents.with_suffix(".json")
+    there = json.loads(path.read_text()) if path.is_file() else None
+    return there if isinstance(there, dict) and "data" in there else {}
+
+
+def learned_on(weight: pathlib.Path, data: str, count: int) -> str:
+    """On which pictures a weight was learned, in words; stops where it is all of `data`.
+
+    Args:
+        weight: The folder of a weight that `experiments.learn` has learned.
+        data: Half of it is reported on.
+        count: The half of how many pictures.
+    """
+    there = _noted(weight / "latents")
+    if not there:
+        return f"of {weight} it isn't noted on which pictures it was learned"
+    if there["data"] != source(data):
+        return f"{weight} was learned on other data"
+    if there.get("half_of") is None:
+        raise SystemExit(
+            f"{weight} was learned on all of {data}, half of which is reported on. Learn on the "
+            f"other half alone, python -m experiments.learn --data {data} --half-of {count} --out "
+            f"{weight}-half with the other flags as they were, or give --data of other pictures."
+        )
+    return f"{weight} was learned on the half of {there['half_of']} pictures that is tuned on"
+
+
 def _as_bytes(text: Any) -> np.ndarray:
     text = text if isinstance(text, str) else str(text)
     cut = text.encode()[:LENGTH].decode(errors="ignore").encode()
     return np.frombuffer(cut.ljust(LENGTH, b"\0"), np.uint8)
 
 
-def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -> pathlib.Path:
+def prepare(
+    data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8, half_of: int | None = None
+) -> pathlib.Path:
     """x0 and captions of pictures, written to `where` once; a later run finds them there.
 
     Args:
@@ -107,6 +152,8 @@ def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -
         found: The checkpoint, whose VAE makes x0 of pictures where it has one.
         where: Where to write.
         batch: Pictures that are encoded at a time.
+        half_of: Of so many pictures take the half that `experiments.evaluate` tunes on; all by
+            default.
     """
     import guidejax.data
 
@@ -117,9 +164,18 @@ def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -
         shapes = {"/".join(field["path"]): tuple(field["shape"]) for field in fields}
         if "said" not in shapes or shapes.get("x0") != shape:
             raise SystemExit(f"{given} holds {shapes}; expected x0 of shape {shape}, and said.")
+        if half_of is not None:
+            raise SystemExit(
+                f"{given} holds latents, which were prepared of all or of half already: give "
+                "--half-of with the pictures themselves."
+            )
+        if noted := _noted(given):  # Beside the weight it tells on which pictures that is learned.
+            same(where.with_suffix(".json"), {"half_of": None, **noted})
         return given
-    source = {"data": fingerprint(given) if given.is_dir() else data, "model": found.told}
-    same(where.with_suffix(".json"), source)
+    same(
+        where.with_suffix(".json"),
+        {"data": source(data), "model": found.told, "half_of": half_of},
+    )
     if (where / "fields.json").is_file():
         return where
     encode = jax.jit(lambda encode, x: encode(x)) if found.encode is not None else None
@@ -131,7 +187,8 @@ def prepare(data: str, found: Checkpoint, where: pathlib.Path, batch: int = 8) -
 
     def batches() -> Iterator[dict[str, Any]]:
         rows: list[tuple[np.ndarray, str]] = []
-        for count, row in enumerate(examples(data, found)):
+        rest = examples(data, found) if half_of is None else tuning_half(data, found, half_of)
+        for count, row in enumerate(rest):
             rows.append(row)
             if len(rows) == batch:
                 yield made(rows)

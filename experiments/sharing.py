@@ -56,6 +56,20 @@ def share(command: Sequence[str], jobs: int) -> None:
         raise SystemExit(f"{sum(map(bool, failed))} of {len(workers)} processes failed; see above.")
 
 
+def write(path: pathlib.Path, save: Callable[[pathlib.Path], Any]) -> None:
+    """Write a file whole or not at all, by `save`, which is given where to write.
+
+    Each process writes to a file of its own first: of several the last one's stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def once(
     path: pathlib.Path, make: Callable[[], Any], known: Callable[[], bool], wait: bool = True
 ) -> None:
@@ -73,8 +87,6 @@ def once(
             return
         if known():
             return
-        found = make()
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1))
-        part.replace(path)
+        text = json.dumps(make(), indent=1)
+        write(path, lambda part: part.write_text(text))
         path.with_suffix(".lock").unlink()

@@ -280,6 +280,17 @@ def check_not_nan(what: str, value: Any) -> None:
             raise ValueError(f"{what} is NaN or holds one; expected numbers.")
 
 
+def check_mask(what: str, mask: Any) -> None:
+    """Raise `ValueError` if a concrete mask isn't from 0 to 1: a picture's 255 would count 255."""
+    if is_concrete(mask) and getattr(mask, "is_fully_addressable", True):
+        values = np.asarray(mask, np.float32)
+        if np.any((values < 0) | (values > 1)):
+            raise ValueError(
+                f"{what} holds numbers from {values.min():g} to {values.max():g}; expected 0 to 1, "
+                "1 where it acts."
+            )
+
+
 def tree_map(fn: Callable[..., Any], *trees: Tree) -> Tree:
     """`jax.tree.map`: a state may be one array or several (image and text latents)."""
     return jax.tree.map(fn, *trees)

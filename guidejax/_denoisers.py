@@ -56,6 +56,7 @@ class Denoiser:
         """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,) in [0, 1]."""
         check_floating("x", x)
         check_time("t", t)
+        check_no_index("t", t)
         t = jnp.asarray(t, jnp.result_type(float))
         own, inner, seen = self.process, t, x
         if self.trained_on is not None:
@@ -139,16 +140,40 @@ class Denoiser:
 
     def blind_at(self, t: Any) -> bool:
         """Whether the prediction is known to say nothing of x0 at t, where α(t) = 0."""
-        own = self.process if self.trained_on is None else self.trained_on
-        if not is_concrete(t, self.process, own):
+        own, inner = self._inside(t)
+        if inner is None:
             return False
+        if isinstance(self.network, _Then):  # α is 0 at t = 1 alone.
+            return self.params[0].blind_at(inner)
         with concretely():
-            t = jnp.asarray(t)
-            inner = t if self.trained_on is None else _move(own, self.process, t)[0]
-            if isinstance(self.network, _Then):  # α is 0 at t = 1 alone.
-                return self.params[0].blind_at(inner)
             blind = self.prediction in ("eps", "score")
             return blind and bool(np.any(np.asarray(own.alpha(inner)) <= 0))
+
+    def told_at(self, t: Any) -> tuple[str, np.ndarray] | None:
+        """What the network is told at t, and by which name of `TOLD`.
+
+        None where it isn't known now, or what a function of t makes of it.
+        """
+        own, inner = self._inside(t)
+        if inner is None:
+            return None
+        if isinstance(self.network, _Then):
+            high, low, at = self.params
+            late = is_concrete(at) and not np.any(np.asarray(inner) >= np.asarray(at))
+            return (low if late else high).told_at(inner)
+        if not isinstance(self.time, str):
+            return None
+        with concretely():
+            return self.time, np.asarray(_told(self.time, own, inner))
+
+    def _inside(self, t: Any) -> tuple[Process, Array | None]:
+        """The network's own process, and the time there; None where that isn't known now."""
+        own = self.process if self.trained_on is None else self.trained_on
+        if not is_concrete(t, self.process, own):
+            return own, None
+        with concretely():
+            t = jnp.asarray(t, jnp.result_type(float))
+            return own, t if self.trained_on is None else _move(own, self.process, t)[0]
 
 
 def _move(own: Process, other: Process, t: Array) -> tuple[Array, Array]:
@@ -230,18 +255,28 @@ class _Linen:
         return self.module.apply(params, x, t, cond)
 
 
+def _called(module, x, t, cond):
+    return module(x, t, cond)
+
+
 @dataclasses.dataclass(frozen=True)
-class _NNX:
+class NNXNetwork:
+    """`call(module, x, t, cond)` as a network of an NNX module's state.
+
+    A frozen dataclass, not a closure: two of the same module are equal, and compile once.
+    """
+
     graphdef: Any
+    call: Callable[..., Any] = _called
 
     def __call__(self, params, x, t, cond):
         from flax import errors, nnx
 
-        module = nnx.merge(self.graphdef, params)
+        module = nnx.merge(self.graphdef, _snapshot(params))
         leaves = lambda: dict(jax.tree_util.tree_leaves_with_path(nnx.state(module)))  # noqa: E731
         before, reason = leaves(), ""
         try:
-            output = module(x, t, cond)
+            output = self.call(module, x, t, cond)
             after = leaves()
             changed = any(after.get(path) is not leaf for path, leaf in before.items())
         except errors.TraceContextError as error:
@@ -249,9 +284,22 @@ class _NNX:
         if changed:
             raise ValueError(
                 "the NNX module changes its own state as it is called, as dropout and batch norm "
-                "do in training mode: call module.eval() before gj.denoiser(module, ...)." + reason
+                "do in training mode: call module.eval() before making a denoiser of it." + reason
             )
         return output
+
+
+def split_nnx(module: Any, call: Callable[..., Any] = _called) -> tuple[NNXNetwork, Any]:
+    """(network, params) of an NNX module, its parameters as they are now."""
+    from flax import nnx
+
+    graphdef, state = nnx.split(module)
+    return NNXNetwork(graphdef, call), _snapshot(state)
+
+
+def _snapshot(state: Any) -> Any:
+    """The same arrays in variables of their own: a module's own ones change as it is trained."""
+    return jax.tree.map(lambda leaf: leaf, state)
 
 
 def _is_module(network: Any, library: str) -> bool:
@@ -275,9 +323,12 @@ def denoiser(
             - a function `network(x, t, cond) -> output`;
             - a function `network(params, x, t, cond) -> output`, with `params`;
             - a Flax linen module, with its variables as `params`;
-            - a Flax NNX module, which holds its own parameters; in eval mode.
+            - a Flax NNX module, which holds its own parameters; in eval mode. The denoiser has
+              them as they are now: make it anew after training.
             Define it once: a function made anew at each call, as a lambda within a loop is,
-            compiles anew at each call.
+            compiles anew at each call. What a function reads beside its arguments, of globals, of
+            a closure or of `self`, is read once, when it compiles; what changes goes in as
+            `params`.
         process: The noising process that the network was trained on.
         prediction: What the network outputs: "x0", "eps", "v", "velocity" (ε − x0 on every
             process, which is dx/dt on rectified flow alone) or "score".
@@ -291,7 +342,8 @@ def denoiser(
 
     Raises:
         ValueError: If `prediction` or `time` is unknown, `process` is none, a linen module comes
-            without variables, or, at the first call, the output has not the shape of its input.
+            without variables, the network is a dataclass that holds arrays, or, at the first call,
+            the output has not the shape of its input.
 
     Example:
         >>> from guidejax.processes import rectified_flow
@@ -308,12 +360,12 @@ def denoiser(
         raise ValueError(
             f"unknown time={time!r}; expected one of {', '.join(TOLD)}, or a function of t."
         )
-    if isinstance(process, Shifted) and time == "t":
+    if isinstance(process, Shifted) and (time == "t" or (callable(time) and not _same(time))):
         warnings.warn(
-            "the network is told the shifted process's own t. One that was trained on the process "
-            "without the shift is wrapped there and moved, gj.denoiser(network, process)"
-            ".on(gj.processes.shifted(process, shift)); time=lambda t: t says that this t is "
-            "meant.",
+            f"the network is told {'' if time == 't' else 'a function of '}the shifted process's "
+            "own t. One that was trained on the process without the shift is wrapped there and "
+            "moved, gj.denoiser(network, process, ...).on(gj.processes.shifted(process, shift)); "
+            "time=lambda t: t says that this t is meant, and the network may scale it itself.",
             stacklevel=2,
         )
     if time == "index" and not hasattr(process, "index"):
@@ -325,12 +377,9 @@ def denoiser(
         raise ValueError("the network is a Denoiser already; pass it to `sample` as it is.")
     wrapped: Any
     if _is_module(network, "nnx"):
-        from flax import nnx
-
         if params is not None:
             raise ValueError("an NNX module holds its parameters; got `params` as well.")
-        graphdef, params = nnx.split(network)
-        wrapped = _NNX(graphdef)
+        wrapped, params = split_nnx(network)
     elif _is_module(network, "linen"):
         if params is None:
             raise ValueError(
@@ -338,10 +387,49 @@ def denoiser(
             )
         wrapped = _Linen(network)
     elif callable(network):
+        _check_comparable(network)
         wrapped = _Plain(network) if params is None else _WithParams(network)
     else:
         raise ValueError(f"expected a function or a Flax module, got {type(network).__name__}.")
     return Denoiser(params, process, None, wrapped, prediction, time)
+
+
+def _same(time: Callable[[Array], Array]) -> bool:
+    """Whether a function of t is known to return it as it is."""
+    t = np.array([0.25, 0.5], jnp.result_type(float))
+    try:
+        with concretely():
+            told = time(jnp.asarray(t))
+        return is_concrete(told) and np.array_equal(np.asarray(told), t)
+    except Exception:  # whatever it raises, it raises again where it is called
+        return False
+
+
+def _check_comparable(network: Any) -> None:
+    """Raise `ValueError` for a dataclass that holds arrays, by which JAX would compare networks."""
+    made = getattr(type(network), "__dataclass_params__", None)
+    if made is None or not made.eq:
+        return
+    for field in dataclasses.fields(network):
+        leaves = jax.tree.leaves(getattr(network, field.name, None)) if field.compare else []
+        arrays = [leaf for leaf in leaves if isinstance(leaf, (jax.Array, np.ndarray))]
+        # One number can be compared.
+        if any(is_concrete(array) and array.size > 1 for array in arrays):
+            raise ValueError(
+                f"the network, a dataclass {type(network).__name__}, holds arrays as "
+                f"{field.name!r}: JAX compares networks to tell what is compiled, and arrays don't "
+                "compare. Give what holds arrays as `params`, gj.denoiser(function, process, "
+                "params=...) of a function(params, x, t, cond)."
+            )
+
+
+def check_no_index(name: str, t: Any) -> None:
+    """Raise `ValueError` where a time that is traced is an integer, as an index is."""
+    if not is_concrete(t) and not jnp.issubdtype(jnp.result_type(t), jnp.inexact):
+        raise ValueError(
+            f"{name} is {jnp.result_type(t)}, an index and no time; give the process's, in [0, 1], "
+            "1 being noise: of index i of N noise levels it is (i + 1)/N."
+        )
 
 
 def check_floating(what: str, x: Tree) -> None:

@@ -49,9 +49,11 @@ class GuidedField:
         process = self.denoise.process
         s = None if self.times is None else following(self.times, t)
         step = Step(s, t, self.cond, process, self.times, x)
-        row = lambda time: None if time is None else time[None]  # noqa: E731
+        values = self.guidance.row(step)
+        self.guidance.check_row(values, x)
+        one = lambda time: None if time is None else time[None]  # noqa: E731
         flags = {
-            name: self.guidance.needed((name,), row(s), row(t), process, self.times)
+            name: self.guidance.needed((name,), one(s), one(t), process, self.times)
             for name in self.others
         }
 
@@ -59,7 +61,7 @@ class GuidedField:
             chosen = {name: self.others[name] for name in names}
             found = predict("sequential", self.denoise, self.cond, chosen, x, t)
             where = dataclasses.replace(step, x=x, t=t)
-            return self.guidance.apply(self.guidance.init(x), found, where)[0]
+            return self.guidance.apply(self.guidance.init(x), found, where, values)[0]
 
         sure = [name for name, flag in flags.items() if is_concrete(flag) and bool(flag[0])]
         maybe = [name for name, flag in flags.items() if not is_concrete(flag)]

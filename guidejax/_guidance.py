@@ -17,6 +17,7 @@ from guidejax._arrays import (
     Tree,
     batch_size,
     broadcasts_to,
+    check_mask,
     check_not_nan,
     combine,
     concretely,
@@ -317,7 +318,7 @@ class Guidance:
         t = as_time("t", t)
         s = following(times, t) if s is None and times is not None and t is not None else s
         s = as_time("s", s)
-        self._check_branches(predictions, s, t, process, times)
+        self._check_branches(predictions, s, t, process, times, state)
         predictions = {name: tree_map(jnp.asarray, p) for name, p in predictions.items()}
         step = Step(s, t, condition, process, times, x)
         row = self._checked_row(step, predictions["cond"])
@@ -360,8 +361,9 @@ class Guidance:
         comes back as it is.
         """
         x, t, process = tree_map(upcast, step.x), step.t, step.process
+        raw = {name for link in self.links for name in link.rule.raw}
         clean = {
-            name: to_x0(tree_map(upcast, p), x, t, process, prediction)
+            name: p if name in raw else to_x0(tree_map(upcast, p), x, t, process, prediction)
             for name, p in predictions.items()
         }
         guided, after = self.apply(state, clean, step, row)
@@ -381,11 +383,11 @@ class Guidance:
                 f"{', '.join(self.branches)}."
             )
 
-    def _check_branches(self, predictions, s, t, process, times):
+    def _check_branches(self, predictions, s, t, process, times, state):
         self.check_known(predictions)
-        lets_go = {n for link in self.links if link.rule.wants for n in link.rule.branches}
+        wanted = self.wants(state) if self.stateful else {}
         for name in self.branches:
-            if name in predictions or name in lets_go - {"cond"}:
+            if name in predictions:
                 continue
             row = lambda time: None if time is None else time[None]  # noqa: E731
             known = row(s), row(t)
@@ -393,6 +395,9 @@ class Guidance:
                 needed = self.needed((name,), *known, process, times)
                 if is_concrete(needed) and not np.any(needed):
                     continue
+            # A rule whose state lets its branches go: where that isn't known it says so itself.
+            if name in wanted and not (is_concrete(wanted[name]) and np.any(wanted[name])):
+                continue
             raise ValueError(
                 f"the guidance needs the branch {name!r}; got {', '.join(predictions) or 'none'}."
             )
@@ -443,10 +448,19 @@ class Guidance:
             guided, new = _apply_link(link, values, carried, known, omega, x, step, space)
             if link.rule.exact_at_zero and "omega" in link.rule.takes:
                 # A step without guidance leaves the state alone, made or left out.
-                new = tree_map(lambda a, b: jnp.where(expand(omega != 0, a), a, b), new, carried)
+                new = _where(_sample_by_sample(omega != 0), new, carried)
             # A number in float64 doesn't make a state of that: a loop carries one dtype.
             after.append(tree_map(lambda a, b: a.astype(jnp.result_type(b)), new, carried))
         return guided.astype(dtype), tuple(after)
+
+
+def _where(on: Array, new: Tree, old: Tree) -> Tree:
+    return tree_map(lambda a, b: jnp.where(expand(on, a), a, b), new, old)
+
+
+def _sample_by_sample(on: Array) -> Array:
+    """Whether any of a sample's flags is on, where there is one a channel: a scalar or (batch,)."""
+    return jnp.any(on, axis=tuple(range(1, on.ndim))) if on.ndim else on
 
 
 def _part(omega: dict[str, Array], part: str) -> Array:
@@ -469,8 +483,8 @@ def _apply_link(link, values, state, predictions, omega, x, step, space):
     branches = predictions
     if not native:
         branches = {
-            name: None
-            if value is None
+            name: value
+            if value is None or name in rule.raw
             else convert(value, x, step.t, step.process, space, link.space, noiseless="zero")
             for name, value in predictions.items()
             if name in rule.takes or name == start
@@ -542,6 +556,11 @@ def as_time(name: str, t: Any) -> Any:
         return None
     # Under jit JAX would trace what is known, and no branch could be left out.
     check_time(name, t)
+    if not is_concrete(t) and not jnp.issubdtype(jnp.result_type(t), jnp.inexact):
+        raise ValueError(
+            f"{name} is {jnp.result_type(t)}, an index and no time; give the process's, in [0, 1], "
+            "1 being noise: of index i of N noise levels it is (i + 1)/N."
+        )
     known = is_concrete(t) and getattr(t, "is_fully_addressable", True)
     return (np if known else jnp).asarray(t, jnp.result_type(float))
 
@@ -578,9 +597,10 @@ def _bind(rule: Any, numbers: Mapping[str, Any], space: str | None = None) -> Bo
     if isinstance(rule, Bound):
         return rule.rule.bind(**{**rule.numbers, **numbers})
     if not isinstance(rule, Rule):
-        if not callable(rule):
+        if not callable(rule) or isinstance(rule, Weight):
             raise ValueError(
-                f"expected a rule, such as gj.cfg, or a function; got {type(rule).__name__}."
+                f"expected a rule, such as gj.cfg, or a function; got {type(rule).__name__}. "
+                "A weight goes by name: gj.guidance(gj.cfg, omega=...)."
             )
         rule = make_rule(rule, space=space or "x0", exact_at_zero=False)
     return rule.bind(**numbers)
@@ -619,8 +639,8 @@ def guidance(
 
     Raises:
         ValueError: If the space or a number's name is unknown, a number is NaN, ω is given to
-            rules that take none, or the rule's numbers are given and ω, at 0 of which they say
-            nothing, is not.
+            rules that take none, the rule's numbers are given and ω, at 0 of which they say
+            nothing, is not, or the mask holds other numbers than from 0 to 1.
 
     Example:
         >>> from guidejax.rules import adg
@@ -629,13 +649,14 @@ def guidance(
     """
     if space is not None and space not in SPACES:
         raise ValueError(f"unknown space {space!r}; expected one of {', '.join(SPACES)}.")
+    first, *rest = rule if isinstance(rule, tuple) else (rule,)
+    own = getattr(first, "numbers", {})
     for name in ("scale", "guidance_scale", "w"):
-        if name in numbers:
+        if name in numbers and name not in own:
             raise ValueError(
                 f"guidance takes omega, the excess over the conditional model, and no {name}: for "
                 f"the common scale write omega=gj.from_scale({numbers[name]!r})."
             )
-    first, *rest = rule if isinstance(rule, tuple) else (rule,)
     bound = (_bind(first, numbers, space), *rest)
     links, traced = [], []
     for each in bound:
@@ -651,6 +672,10 @@ def guidance(
         traced.append({n: _weights(v) for n, v in each.numbers.items() if n not in options})
     _check_omega([each.rule for each in bound], omega, numbers)
     omega = as_weight(omega) if isinstance(omega, tuple) else _weights(omega)
+    if isinstance(mask, (list, tuple)) and all(isinstance(m, (bool, int, float)) for m in mask):
+        mask = np.asarray(mask)  # Numbers, not one mask for each part of a state.
+    for leaf in jax.tree.leaves(mask):
+        check_mask("guidance's mask", leaf)
     return Guidance(omega, tuple(traced), mask, tuple(links))
 
 

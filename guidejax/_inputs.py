@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import dis
+import functools
+import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +34,7 @@ from guidejax._denoisers import Denoiser, check_denoiser, check_floating, same_p
 from guidejax._guidance import Guidance, every_weight, unguided
 from guidejax.processes.base import Process
 from guidejax.solvers._ddim import ddim
+from guidejax.solvers._replay import kinds
 from guidejax.solvers.base import Solver
 
 # Branches that only a network of their own can make differ from the conditional one.
@@ -94,11 +101,9 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
             + f"; got {grid}."
         )
     for time in (grid[0], grid[-1]):
-        if denoise.blind_at(time):
-            raise ValueError(
-                f"at t = {time} α is 0, where {denoise.noisiest.prediction!r} says nothing of x0; "
-                "start lower: uniform_times(steps, start=0.999)."
-            )
+        _check_sighted(denoise, time)
+    for time in _asked_ends(grid, noise, process, solver):
+        _check_told(denoise, time)
     if not is_concrete(process):
         return
     with concretely():
@@ -115,6 +120,70 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
             f"{type(process).__name__}; end at 0 itself, or take gj.karras_times."
         )
     _warn_of_too_little_noise(float(np.min(sigma[0])), noise, process)
+
+
+def _check_sighted(denoise: Denoiser, time: Any, whose: str = "") -> None:
+    if denoise.blind_at(time):
+        raise ValueError(
+            f"{whose}at t = {time} α is 0, where {denoise.noisiest.prediction!r} says nothing of "
+            "x0; start lower: uniform_times(steps, start=0.999)."
+        )
+
+
+def _check_told(denoise: Denoiser, time: Any, whose: str = "") -> None:
+    told = denoise.told_at(time)
+    if told is None or np.all(np.isfinite(told[1])):
+        return
+    name, value = told
+    raise ValueError(
+        f"{whose}the network would be told {name} = {value[~np.isfinite(value)].flat[0]} at "
+        f"t = {time}; start lower, uniform_times(steps, start=0.999), or give `time` of "
+        "gj.denoiser a function of t that is finite there."
+    )
+
+
+def _asked_ends(grid: np.ndarray, noise: Tree, process: Process, solver: Solver) -> list[Any]:
+    """The ends of a grid at which a network is asked: the last, which may be pure noise in an
+    inversion, by those solvers alone that evaluate at the end of a step.
+    """
+    rises = bool(np.all(grid[-1] > grid[0]))
+    if rises and "end" in kinds(solver, process, grid.ndim == 2, into_data=False, like=noise):
+        return [grid[0], grid[-1]]
+    return [grid[0]]
+
+
+def check_branches(
+    branches: Branches,
+    active: Mapping[str, Any],
+    times: Times,
+    noise: Tree,
+    denoise: Denoiser,
+    solver: Solver,
+) -> None:
+    """Raise `ValueError` where a branch's own network is asked for what it can't know.
+
+    Args:
+        branches: As `find_branches` gives them.
+        active: Whether each is evaluated, at each evaluation of the run.
+        times: The grid.
+        noise: The state at its start.
+        denoise: The main network.
+        solver: The solver.
+    """
+    if not is_concrete(times):
+        return
+    grid = np.asarray(times)
+    for name, (network, _) in branches.items():
+        flags = active.get(name, True)
+        if network is None or not is_concrete(flags):
+            continue
+        first, last = (bool(np.ravel(np.asarray(flags))[i]) for i in (0, -1))
+        whose = f"the branch {name!r}: "
+        asked = _asked_ends(grid, noise, denoise.process, solver)
+        for time, made in ((grid[0], first), (grid[-1], last and len(asked) > 1)):
+            if made:
+                _check_sighted(network, time, whose)
+                _check_told(network, time, whose)
 
 
 def _warn_of_too_little_noise(sigma: float, noise: Tree, process: Process) -> None:
@@ -172,30 +241,112 @@ def _check_mask(guide: Guidance, noise: Tree) -> None:
             )
 
 
-# For each place in the source that makes functions, the last one seen and how many were.
-_SEEN: dict[Any, tuple[Any, int]] = {}
+@dataclasses.dataclass
+class _Seen:
+    """A function that was seen, without keeping it or what it reads alive."""
+
+    function: Callable[[], Any]
+    arrays: dict[str, tuple[Any, ...]]
+    told: bool = False
+
+
+# For each place in the source that makes functions, those that were seen.
+_SEEN: dict[Any, list[_Seen]] = {}
+# Of so many at one place it is said that they are made anew at each call.
+_MANY = 4
+# Beyond so many arrays what a function reads isn't looked at.
+_LEAVES = 4096
 
 
 def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
-    """Say where a function is made anew at each call, so that each call compiles anew."""
+    """Say where a function is made anew at each call, or reads what changed since it compiled."""
     network: Any = denoise.network
     functions = [getattr(network, "fn", network), denoise.time]
     functions += [link.rule.fn for link in guide.links]
     functions += [getattr(weight.fn, "fn", weight.fn) for weight in every_weight(guide)]
     for function in functions:
-        code = getattr(function, "__code__", None)
-        if code is None:
-            continue
-        last, count = _SEEN.get(code, (function, 0))
-        if last is not function:
-            count += 1
-            if count == 3:
-                warnings.warn(
-                    f"{function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) is a new "
-                    "function at each call, so that each call compiles anew; define it once.",
-                    stacklevel=4,
-                )
-        _SEEN[code] = (function, count)
+        code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
+        if code is not None:
+            _look_at(function, code)
+
+
+def _look_at(function: Any, code: Any) -> None:
+    seen = _SEEN.setdefault(code, [])
+    where = f"{_name(function)} ({code.co_filename}:{code.co_firstlineno})"
+    known = next((one for one in seen if _is_same(one.function(), function)), None)
+    if known is not None:
+        now = _reads(function, code) if known.arrays and not known.told else {}
+        changed = [n for n, old in known.arrays.items() if n in now and _differ(old, now[n])]
+        if changed:
+            known.told = True
+            warnings.warn(
+                f"{where} reads {', '.join(changed)} beside its arguments, and was compiled with "
+                "other values, with which it goes on. What changes goes in as `params`: "
+                "gj.denoiser(network, process, params=...) of a network(params, x, t, cond).",
+                stacklevel=5,
+            )
+    elif len(seen) < _MANY and (weak := _weakly(function)) is not None:
+        seen.append(_Seen(weak, _reads(function, code)))
+        if len(seen) == _MANY and hasattr(function, "__code__"):
+            warnings.warn(
+                f"{where} is a new function at each call, so that each call compiles anew; define "
+                "it once.",
+                stacklevel=5,
+            )
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _weakly(function: Any) -> Callable[[], Any] | None:
+    try:
+        # A method is made anew each time that one asks for it.
+        return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(function)
+    except TypeError:
+        return None
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if inspect.ismethod(a) and inspect.ismethod(b):
+        return a.__self__ is b.__self__ and a.__func__ is b.__func__
+    return a is b
+
+
+def _reads(function: Any, code: Any) -> dict[str, tuple[Any, ...]]:
+    """The arrays that a function reads beside its arguments, as far as a look at it tells."""
+    plain = function if hasattr(function, "__code__") else type(function).__call__
+    owner = getattr(function, "__self__", None if plain is function else function)
+    attributes = getattr(owner, "__dict__", {})
+    found = {f"self.{name}": attributes[name] for name in code.co_names if name in attributes}
+    of, cells = getattr(plain, "__globals__", {}), getattr(plain, "__closure__", None) or ()
+    found |= {name: of[name] for name in _globals_of(code) if name in of}
+    for name, cell in zip(code.co_freevars, cells, strict=False):
+        with contextlib.suppress(ValueError):  # Nothing is in it yet.
+            found[name] = cell.cell_contents
+    return {name: arrays for name, value in found.items() if (arrays := _arrays_of(value))}
+
+
+@functools.lru_cache(maxsize=1024)
+def _globals_of(code: Any) -> tuple[str, ...]:
+    names = (i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
+    return tuple(dict.fromkeys(names))
+
+
+def _arrays_of(value: Any) -> tuple[Any, ...]:
+    """Weak references to the arrays of a pytree; none where some aren't known now."""
+    try:
+        leaves = jax.tree.leaves(value)
+    except (TypeError, ValueError):  # Keys of a dict that can't be sorted.
+        return ()
+    if len(leaves) > _LEAVES or not is_concrete(leaves):
+        return ()
+    return tuple(weakref.ref(a) for a in leaves if isinstance(a, (jax.Array, np.ndarray)))
+
+
+def _differ(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+    """Whether these are other arrays."""
+    return len(old) != len(new) or any(a() is not b() for a, b in zip(old, new, strict=True))
 
 
 def check_conditions(given: Any, guide: Guidance, others: Iterable[str] = ()) -> None:

@@ -19,6 +19,7 @@ from guidejax._inputs import (
     as_guidance,
     as_solver,
     check,
+    check_branches,
     check_conditions,
     find_branches,
 )
@@ -153,7 +154,7 @@ def sample(
     steps = times.shape[0] - 1
     keep = check_keep(keep, steps)
 
-    made = functools.partial(kinds, solver, denoise.process, times.ndim == 2)
+    made = functools.partial(kinds, solver, denoise.process, times.ndim == 2, like=noise)
     usual = made(into_data=False)
     final: tuple[str, ...] = ()
     if is_concrete(times) and not np.any(times[-1]):
@@ -161,7 +162,7 @@ def sample(
     where = evaluations(steps, len(usual), len(final) or None)
     asked: tuple[Any, ...] = ()
     if "between" in usual + final:
-        asked = asked_times(solver, denoise.process, times, into_data=bool(final))
+        asked = asked_times(solver, denoise.process, times, into_data=bool(final), like=noise)
     at = places(times, asked, usual + final, where)
     count = len(where.step)
 
@@ -176,6 +177,7 @@ def sample(
     conditions = {} if conditions is None else conditions
     check_conditions(conditions, guide, solver.branches)
     others = find_branches(names, denoise, cond, uncond, conditions)
+    check_branches(others, active, times, noise, denoise, solver)
     branches = check_mode(branches, others, noise)
     plan = _Plan(
         _Static(where), len(usual), len(final) or None, parts,

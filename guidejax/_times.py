@@ -58,10 +58,13 @@ def karras_times(
         )
     ramp = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps)
     with concretely():
+        # Not by the times found: an inverse may stop at 1.
+        most = float(process.log_snr(jnp.ones((), jnp.result_type(float))))
         times = np.asarray(process.inverse_log_snr(jnp.asarray(-2 * rho * np.log(ramp))))
-    if times[0] > 1 + 1e-4:
+    if -2 * np.log(sigma_max) < most - 1e-3:
         raise ValueError(
-            f"sigma_max={sigma_max} is more noise over signal than the process has at t = 1."
+            f"sigma_max={sigma_max} is more noise over signal than the process has at t = 1, "
+            f"{np.exp(-most / 2):.6g}; give that or less."
         )
     times = np.append(np.minimum(times, 1), 0)
     if not np.all(np.diff(times) < 0):

@@ -66,11 +66,19 @@ def systematic_resample(key: Array, log_weights: Array) -> Array:
     Returns:
         (particles,) indices: `x = x[systematic_resample(key, log_weights)]`.
 
+    Raises:
+        ValueError: If there is more than one axis.
+
     Example:
         >>> weights = jnp.array([0.5, 0.0, 0.25, 0.25])
         >>> systematic_resample(jax.random.key(0), jnp.log(weights)).tolist()
         [0, 0, 2, 3]
     """
+    if log_weights.ndim != 1:
+        raise ValueError(
+            f"systematic_resample expects log_weights (particles,), got {log_weights.shape}; of "
+            "groups, jax.vmap(systematic_resample)(keys, log_weights)."
+        )
     n = log_weights.shape[-1]
     edges = jnp.cumsum(jax.nn.softmax(log_weights))
     points = (jnp.arange(n) + jax.random.uniform(key, dtype=edges.dtype)) / n

@@ -408,3 +408,37 @@ def test_refuses(omega, options, match):
     given = options.pop("predictions")
     with pytest.raises(ValueError, match=match):
         gj.guidance(gj.cfg, omega=omega).combine(given, **options)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "cached_difference"])
+def test_a_state_that_still_wants_a_branch_says_so(name):
+    guide, cond = gj.guidance(gj.rules.RULES[name], 3.0), jnp.ones((2, 3))
+    state = guide.init(cond)
+    with pytest.raises(ValueError, match="needs the branch 'uncond'"):
+        guide.combine({"cond": cond}, state=state, x=cond, t=0.5, process=PROCESS)
+    _, after = guide.combine(
+        {"cond": cond, "uncond": 0.999 * cond}, state=state, x=cond, t=0.5, process=PROCESS
+    )
+    if name == "adaptive":  # Over for all.
+        got, _ = guide.combine({"cond": cond}, state=after, x=cond, t=0.4, process=PROCESS)
+        np.testing.assert_array_equal(got, cond)
+    off = gj.guidance(gj.rules.RULES[name], gj.interval(3.0, lo=0.2, hi=0.4))
+    got, _ = off.combine({"cond": cond}, state=state, x=cond, t=0.5, s=0.4, process=PROCESS)
+    np.testing.assert_array_equal(got, cond)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "cached_difference"])
+def test_omega_a_channel_and_a_state(name):
+    cond, uncond = jax.random.normal(jax.random.key(0), (2, 2, 4, 4, 3))
+    omega = jnp.array([0.0, 1.0, 2.0])
+    guide = gj.guidance(gj.rules.RULES[name], omega.reshape(1, 1, 1, 3), space="x0")
+    predictions = {"cond": cond, "uncond": uncond}
+    got, _ = guide.combine(predictions, state=guide.init(cond), x=cond, t=0.5, process=PROCESS)
+    np.testing.assert_allclose(got, cond + omega * (cond - uncond), rtol=1e-5, atol=1e-6)
+
+
+def test_an_index_that_is_traced_is_refused():
+    guide = gj.guidance(gj.cfg, gj.interval(2.0, lo=0.2, hi=0.8))
+    pair = {"cond": jnp.ones((2, 3)), "uncond": jnp.zeros((2, 3))}
+    with pytest.raises(ValueError, match="an index and no time"):
+        jax.jit(lambda t: guide.combine(pair, t=t))(jnp.int32(500))

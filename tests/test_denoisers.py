@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,71 @@ def test_nnx():
     np.testing.assert_allclose(jax.jit(lambda d: d(X, T, C))(denoise), want, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="holds its parameters"):
         gj.denoiser(module, PROCESS, params={})
+
+
+class _Gain(nnx.Module):
+    def __init__(self):
+        self.gain = nnx.Param(jnp.array(2.0))
+
+    def __call__(self, x, t, cond):
+        return self.gain[...] * x
+
+
+def test_an_nnx_module_s_parameters_are_taken_as_they_are():
+    for change in ("value", "variable"):
+        module = _Gain()
+        denoise = gj.denoiser(module, PROCESS)
+        if change == "value":  # as an optimizer's update does
+            module.gain[...] = jnp.array(5.0)
+        else:
+            module.gain = nnx.Param(jnp.array(5.0))
+        np.testing.assert_array_equal(denoise(X, T), 2 * X)
+        np.testing.assert_array_equal(gj.denoiser(module, PROCESS)(X, T), 5 * X)
+
+
+class _Counting(_Gain):
+    def __call__(self, x, t, cond):
+        self.gain[...] += 1
+        return self.gain[...] * x
+
+
+def test_a_call_leaves_the_denoiser_s_parameters_alone():
+    denoise = gj.denoiser(_Counting(), PROCESS)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="changes its own state"):
+            denoise(X, T)
+    assert jax.tree.leaves(denoise.params)[0] == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holding:
+    kernel: jax.Array
+
+    def __call__(self, x, t, cond):
+        return self.kernel * x
+
+
+@dataclasses.dataclass(eq=False)
+class _HoldingByIdentity:
+    kernel: jax.Array
+
+    def __call__(self, x, t, cond):
+        return self.kernel * x
+
+
+def test_a_dataclass_that_holds_arrays_is_told_where_they_go():
+    with pytest.raises(ValueError, match=r"_Holding, holds arrays as 'kernel'.*params="):
+        gj.denoiser(_Holding(jnp.ones(2)), PROCESS)
+    # One number can be compared, and so can what is compared by identity.
+    for network in (_Holding(jnp.array(3.0)), _HoldingByIdentity(jnp.full(2, 3.0))):
+        np.testing.assert_array_equal(gj.denoiser(network, PROCESS)(X, T), 3 * X)
+
+
+def test_a_traced_index_is_no_time():
+    denoise = gj.denoiser(_plain, PROCESS)
+    assert jnp.isfinite(denoise(X, 1, C)).all()
+    with pytest.raises(ValueError, match="t is int32, an index"):
+        jax.eval_shape(lambda t: denoise(X, t, C), 1)
 
 
 def test_two_nnx_modules_of_one_kind_share_a_program():

@@ -415,3 +415,11 @@ def test_diffrax_under_an_interval():
     for got in (theirs, ours):
         np.testing.assert_allclose(got, want, rtol=1e-2)
     assert np.all(np.abs(moved(process, x, t0, t1, 0.0) / want - 1) > 0.3)
+
+
+def test_numbers_of_another_batch_are_refused():
+    denoise = gj.denoiser(lambda x, t, c: c[:, None] * x, gj.processes.rectified_flow())
+    guide = gj.guidance(gj.apg, 2.0, eta=jnp.ones(8))
+    field = gj.guided(denoise, guide, cond=jnp.ones(1), uncond=0.0)
+    with pytest.raises(ValueError, match=r"apg's eta has shape \(8,\)"):
+        field.x0(jnp.ones((1, 3)), 0.5)

@@ -508,3 +508,21 @@ def test_adg_is_finite_in_value_and_gradient(case, omega, dtype):
 def test_wrong_input(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_a_scale_that_is_the_rule_s_own():
+    made = gj.guidance(gj.rules.epsilon_scaling, scale=1.005)
+    assert float(made.numbers[0]["scale"](0.4, 0.5)) == pytest.approx(1.005)
+    with pytest.raises(ValueError, match="from_scale"):
+        gj.guidance(gj.cfg, scale=7.5)
+    with pytest.raises(ValueError, match="omega="):
+        gj.guidance(gj.interval(2.0, lo=0.2, hi=0.8))
+
+
+def test_masks_of_numbers():
+    cond, uncond = jnp.ones((2, 3)), jnp.zeros((2, 3))
+    guide = gj.guidance(gj.cfg, 1.0, mask=[1, 1, 0])
+    got = guide.combine({"cond": cond, "uncond": uncond})
+    np.testing.assert_array_equal(got, [[2, 2, 1]] * 2)
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        gj.guidance(gj.cfg, 1.0, mask=np.array([255, 0, 255], np.uint8))

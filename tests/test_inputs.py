@@ -1,7 +1,9 @@
 """Wrong calls, as people write them: an error, or the right value, before the network is traced."""
 
+import gc
 import itertools
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 from flax import nnx
 
 import guidejax as gj
-from guidejax import objectives
+from guidejax import _inputs, objectives
 from guidejax.models import vae
 from guidejax.rules import make_rule
 
@@ -72,6 +74,22 @@ WRONG = {
     "an index without a table": (
         lambda: gj.denoiser(_never, gj.processes.shifted(EDM, 2.0), time="index"),
         "index",
+    ),
+    "log-SNR where it isn't finite": (
+        lambda: _sample(gj.denoiser(_never, RF, time="log_snr")), "log_snr = -inf at t = 1",
+    ),
+    "sigma where it isn't finite": (
+        lambda: _sample(gj.denoiser(_never, RF, time="sigma")), "sigma = inf at t = 1",
+    ),
+    "sigma of the first of a pair": (
+        lambda: _sample(gj.denoiser(_never, RF, time="sigma").then(NEVER, at=0.5)), "sigma = inf",
+    ),
+    "log-SNR at the end of an inversion": (
+        lambda: _sample(
+            gj.denoiser(_never, RF, time="log_snr"), solver=gj.heun(),
+            times=gj.uniform_times(4, stop=0.1)[::-1],
+        ),
+        "log_snr = -inf at t = 1",
     ),
     "noise of an uncalled process": (
         lambda: gj.processes.initial_noise(KEY, gj.processes.edm, (2, 2)),
@@ -139,7 +157,7 @@ WRONG = {
         lambda: gj.guided(
             DENOISE, gj.guidance(gj.cfg, jnp.arange(2.0)), cond=LABELS[:1], uncond=9
         ).x0(ONE, 0.5),
-        "2 numbers as omega",
+        r"omega has shape \(2,\) at a step",
     ),
     "a label that a learned omega doesn't know": (
         lambda: _combine(
@@ -278,10 +296,38 @@ def test_a_shifted_process_is_not_what_a_network_was_trained_on():
     shifted = gj.processes.shifted(RF, 3.0)
     with pytest.warns(UserWarning, match=r"\.on\(gj.processes.shifted"):
         gj.denoiser(_network, shifted)
+    with pytest.warns(UserWarning, match=r"a function of the shifted .* time=lambda t: t says"):
+        gj.denoiser(_network, shifted, time=lambda t: 1000 * t)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gj.denoiser(_network, RF).on(shifted)
         gj.denoiser(_network, shifted, time=lambda t: t)
+
+
+def test_log_snr_is_told_where_it_is_finite():
+    """From below t = 1, on the network's own process, and where the end isn't asked."""
+    check = lambda denoise, times: _inputs.check(times, NOISE, LABELS, CFG, denoise, gj.ddim())
+    denoise = gj.denoiser(_never, RF, time="log_snr")
+    check(denoise, gj.uniform_times(4, start=0.999))
+    check(denoise, gj.uniform_times(4, stop=0.1)[::-1])
+    check(gj.denoiser(_never, gj.processes.scaled_linear(), time="sigma").on(RF), TIMES)
+
+
+def test_a_branch_s_own_network_is_asked_for_what_it_knows():
+    given = (TIMES, NOISE, DENOISE, gj.ddim())
+    always, later = np.ones(4, bool), np.array([False, True, True, True])
+    check = lambda network, flags: _inputs.check_branches(
+        {"weak": (network, LABELS)}, {"weak": flags}, *given
+    )
+    for network, match in (
+        (gj.denoiser(_never, RF, "eps"), "branch 'weak'.*'eps' says nothing of x0"),
+        (gj.denoiser(_never, RF, time="sigma"), "branch 'weak'.*sigma = inf"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            check(network, always)
+        check(network, later)
+    check(NEVER, always)
+    check(None, always)
 
 
 def test_an_interval_with_an_open_end():
@@ -372,6 +418,101 @@ def test_an_nnx_module_in_training_mode(make):
     assert np.all(np.isfinite(_sample(gj.denoiser(module, RF))))
 
 
+@pytest.fixture
+def unseen():
+    """As in a process in which no function was seen."""
+    _inputs._SEEN.clear()
+
+
+def _reading_a_global():
+    global GLOBAL
+    GLOBAL = jnp.ones(2)
+    yield lambda x, t, cond: x * GLOBAL
+    GLOBAL = GLOBAL + 1
+
+
+def _reading_a_closure():
+    params = {"w": jnp.ones(2)}
+    yield lambda x, t, cond: x * params["w"]
+    params = {"w": jnp.zeros(2)}
+
+
+class _Model:
+    def __init__(self):
+        self.w, self.steps = jnp.ones(2), jnp.array(0)
+
+    def __call__(self, x, t, cond):
+        return x * self.w
+
+    def call(self, x, t, cond):
+        return x * self.w
+
+
+def _reading_itself():
+    model = _Model()
+    yield model
+    model.w = jnp.zeros(2)
+
+
+def _reading_its_owner():
+    model = _Model()
+    yield model.call
+    model.w = jnp.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("reading", "name"),
+    [
+        (_reading_a_global, "GLOBAL"), (_reading_a_closure, "params"),
+        (_reading_itself, r"self\.w"), (_reading_its_owner, r"self\.w"),
+    ],
+)  # fmt: skip
+def test_what_a_network_reads_and_is_no_argument_is_told_once(unseen, reading, name):
+    steps = reading()
+    network = next(steps)
+    look = lambda: _inputs._warn_of_new_functions(gj.denoiser(network, RF), CFG)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(6):
+            look()
+    next(steps, None)
+    with pytest.warns(UserWarning, match=rf"reads {name} beside its arguments.*`params`"):
+        look()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        look()
+
+
+def test_what_a_method_does_not_read_may_change(unseen):
+    model = _Model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(6):
+            model.steps = model.steps + 1
+            _inputs._warn_of_new_functions(gj.denoiser(model.call, RF), CFG)
+
+
+def test_what_was_seen_is_not_kept_alive(unseen):
+    def look():
+        params = jnp.ones(2)
+        network = lambda x, t, cond: x * params
+        _inputs._warn_of_new_functions(gj.denoiser(network, RF), CFG)
+        return weakref.ref(network), weakref.ref(params)
+
+    gone = look()
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_two_functions_by_turns_are_no_new_ones(unseen):
+    networks = [_new_network(i)["denoise"] for i in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            for denoise in networks:
+                _inputs._warn_of_new_functions(denoise, CFG)
+
+
 def _new_network(i):
     return {"denoise": gj.denoiser(lambda x, t, cond: i * x, RF)}
 
@@ -387,7 +528,7 @@ def _new_rule(i):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [_new_network, _new_weight, _new_rule])
-def test_a_function_made_anew_at_each_call_is_told_where(make):
+def test_a_function_made_anew_at_each_call_is_told_where(unseen, make):
     """Once, with the line that makes it; a function that stays the same is never told so."""
     times = np.array([0.9, 0.5])
     with warnings.catch_warnings(record=True) as told:

@@ -91,3 +91,9 @@ def test_equal_weights_keep_everyone():
     np.testing.assert_array_equal(
         systematic_resample(jax.random.key(5), jnp.full(100, -3.0)), jnp.arange(100)
     )
+
+
+def test_groups_of_weights_are_no_one_group():
+    groups = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]]))
+    with pytest.raises(ValueError, match=r"jax\.vmap"):
+        systematic_resample(jax.random.key(0), groups)

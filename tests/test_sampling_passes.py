@@ -84,7 +84,8 @@ def test_skipped_is_unskipped(name, network):
     )
     got = run("auto")
     np.testing.assert_allclose(got, run("never"), rtol=1e-5, atol=1e-5)
-    assert not np.allclose(got, run("auto", 0.0))
+    if name == "ddim":  # Guidance does something.
+        assert not np.allclose(got, run("auto", 0.0))
 
 
 EACH = gj.interval(jnp.linspace(0, 2, BATCH), 0.3, 0.8)

@@ -41,6 +41,19 @@ def test_wrong_karras_times(kwargs):
         gj.karras_times(gj.processes.cosine(), **{"steps": 3, **kwargs})
 
 
-def test_more_noise_than_the_process_has():
+class _Own(gj.processes.Process):
+    """α = 1, σ = 20 t, whose inverse is found by bisection."""
+
+    def alpha(self, t):
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        return 20.0 * jnp.asarray(t)
+
+
+@pytest.mark.parametrize("process", [gj.processes.edm(20.0), gj.processes.scaled_linear(), _Own()])
+def test_more_noise_than_the_process_has(process):
     with pytest.raises(ValueError, match="more noise over signal"):
-        gj.karras_times(gj.processes.edm(20.0), 4)
+        gj.karras_times(process, 4)
+    most = float(process.sigma(1.0) / process.alpha(1.0))
+    assert gj.karras_times(process, 4, sigma_max=most)[0] == pytest.approx(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ class Cells(cells.Cells):
         """Results lie in `folder`; those in `known` needn't. `say` gets progress."""
         self.plan = plan
         super().__init__(self._cells(), [folder / plan.label], say, known)
+        self.about = dict.fromkeys(self.functions, identity(plan))
 
     def _cells(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         plan, partial = self.plan, functools.partial
@@ -63,6 +65,12 @@ class Cells(cells.Cells):
         """A field of the cells `kind`/seed, the seeds first."""
         seeds = self.plan.tuning_seeds if tuning else self.plan.seeds
         return np.array([self[f"{kind}/{seed}"][field] for seed in seeds], np.float64)
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """What every cell of a plan is of, beside its seed, which its name has: its sizes."""
+    settings = dataclasses.asdict(plan)
+    return {name: settings[name] for name in settings.keys() - {"seeds", "tuning_seeds", "label"}}
 
 
 def key(part: int, seed: int) -> jax.Array:

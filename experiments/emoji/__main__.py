@@ -1,7 +1,7 @@
 """Guidance of a text-to-image model on real colour pictures: tuned, and learned.
 
-    python -m experiments.emoji --preset full    # what docs/emoji.md reports; hours
-    python -m experiments.emoji                  # minutes, from what that has tuned and learned
+    python -m experiments.emoji --preset full --publish  # docs/emoji.md: hours
+    python -m experiments.emoji                          # minutes, from what that has made
 
 Searches every usual guidance and learns ω(caption, s, t), both on selection captions, and compares
 them on captions, noise and scoring networks that neither of them saw. A run that was stopped goes
@@ -19,7 +19,8 @@ import jax
 import tyro
 
 from experiments import logs, sharing
-from experiments.emoji import report
+from experiments.claims import estimate
+from experiments.emoji import docs, report
 from experiments.emoji.cells import Cells
 from experiments.emoji.config import PLANS, Config
 
@@ -39,6 +40,8 @@ LOG = logging.getLogger("experiments.emoji")
 
 def main(config: Config) -> None:
     """Do what is left of the experiment."""
+    if config.publish and config.preset != "full":
+        raise SystemExit("docs/emoji.md is of the full preset: --preset full --publish.")
     helping = sharing.settle()
     config.out.mkdir(parents=True, exist_ok=True)
     logs.begin(config.out / "log.txt")
@@ -57,12 +60,14 @@ def main(config: Config) -> None:
             *(("--cells", *config.cells) if config.cells else ()),
         ], jobs)  # fmt: skip
     cells.run(config.cells)
+    if config.publish and not helping:
+        cells.publish(RESULTS)
+        docs.main()
     if config.cells or helping:
         return
     results = report.write(cells, config.out, config.preset, NOTES[config.preset])
     for claim in results["claims"]:
-        mark = "reached" if claim["holds"] else "NOT reached"
-        LOG.info("%s: %.3f, %s", claim["claim"], claim["value"]["mean"], mark)
+        LOG.info("%s: %s, %s", claim["claim"], estimate(claim["value"]), report.mark(claim))
     LOG.info("report: %s (%.0f s)", config.out / "report.html", time.monotonic() - begun)
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import safetensors.flax
 from flax import traverse_util
 
 import guidejax as gj
-from experiments import cells, guides
+from experiments import cells, guides, sharing
 from experiments.emoji import captions, methods, towers, train
 from experiments.emoji.arena import Arena, evaluations, generate, generate_tuned
 from experiments.emoji.config import Plan
@@ -288,9 +289,11 @@ class Cells(cells.Cells):
             return {"form": form, "same": f"learn/{home}/{seed}"}
         name = f"{home}/{seed}{'' if aim == 'distance' else BOTH}"
         phi = self._fit(f"fits/{name}", form, home, seed, arena, self.key(LEARN, seed))
-        path = self.folders[0] / f"learn/{name}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.flax.save_file(traverse_util.flatten_dict(phi, sep="/"), path)
+        flat = traverse_util.flatten_dict(phi, sep="/")
+        sharing.write(
+            self.folders[0] / f"learn/{name}.safetensors",
+            lambda part: safetensors.flax.save_file(flat, part),
+        )
         curve = self._curve(methods.LEARNED[form].guide(phi), arena)
         return {"form": form, "omega": curve, "updates": self._updates(methods.LEARNED[form])}
 
@@ -306,12 +309,23 @@ class Cells(cells.Cells):
         """The guidance of the learned form that won."""
         name = f"learn/{home}/{seed}{'' if aim == 'distance' else BOTH}"
         name = self[name].get("same", name)
-        for folder in self.folders:
-            path = folder / f"{name}.safetensors"
-            if path.exists():
-                phi = traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep="/")
-                return methods.LEARNED[self[name]["form"]].guide(phi)
-        raise FileNotFoundError(f"no learned weights beside the cell {name}.")
+        form, path = self[name]["form"], self.places[name] / f"{name}.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} isn't there, the weights of the cell beside it: delete "
+                f"{path.with_suffix('.json').name} there to learn them again."
+            )
+        phi = traverse_util.unflatten_dict(safetensors.flax.load_file(path), sep="/")
+        return methods.LEARNED[form].guide(phi)
+
+    def publish(self, folder: pathlib.Path) -> None:
+        """Copy what is finished, with what was learned."""
+        for name in filter(self.done, self.functions):
+            # The weights first: whoever finds a result finds them too.
+            for suffix in (".safetensors", ".json"):
+                source, target = (f / f"{name}{suffix}" for f in (self.places[name], folder))
+                if source.exists() and source.resolve() != target.resolve():
+                    sharing.write(target, functools.partial(shutil.copyfile, source))
 
     def guide(self, denoiser: str, method: str, seed: int) -> gj.Guidance:
         """The guidance of a method."""

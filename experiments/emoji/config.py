@@ -27,6 +27,8 @@ class Config:
     preset on CPUs, where two single cores do 1.4 of the work of a pair, and otherwise one."""
     weights: pathlib.Path = storage.WEIGHTS
     """Where the networks lie."""
+    publish: bool = False
+    """Keep what is finished of the full preset in the repository, and write docs/emoji.md."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ DOCS = ROOT.parent.parent / "docs"
 HEAD = """# Text to image on emoji
 
 Written by `python -m experiments.emoji.docs` from what lies in the repository: the logs of the networks
-(`experiments/emoji/weights`) and the finished cells of `python -m experiments.emoji --preset full`
+(`experiments/emoji/weights`) and the finished cells of `python -m experiments.emoji --preset full --publish`
 (`experiments/emoji/results`), each a small file. What isn't finished is named in [the last section](#what-isnt-done).
 
 The data are the 3,655 pictures of the Noto Color Emoji font with their Unicode names, at 32 × 32: 2,851 to train on; 68 of *composed*
@@ -92,9 +92,10 @@ def tuned(cells: Cells) -> str:
 ## What tuning found
 
 Fréchet distance on the selection captions (geometric mean over the towers that may be seen) of the best of {cells.plan.settings} settings
-that a coordinate search scored. Each begins where its special case, the constant most often, was found to be best, so that it is no
-worse, and goes on from there; {cells.plan.settings} settings don't bring the twelve numbers of the per-group interval to rest. Every setting is in `results`.
-An earlier search got stuck (the interval ended above the constant): of its settings only the scores are kept, which this one goes on from.
+that a coordinate search scored. Each begins at the best constant (the per-group interval at the best interval); a method that contains
+it is no worse, and one that doesn't, as ADG and the triangle, may be. {cells.plan.settings} settings don't bring the twelve numbers of the
+per-group interval to rest. Every setting is in `results`. An earlier search of 32 settings didn't begin there, and with the interval ended
+above the constant; this one continues from its scores.
 """
     for home in dict.fromkeys(cells.like(name) for name in cells.denoisers):
         rows = []
@@ -249,6 +250,13 @@ The root mean square difference, of pixels in [-1, 1], of a sample to the traini
 """
 
 
+# By whether there are several denoisers.
+OVER = {
+    True: "± is a 95% interval over the denoisers, each the mean of its seeds, which share its pictures and tuned numbers.",
+    False: "± is a 95% interval over seeds of the noise, on this one denoiser: of others it says nothing.",
+}
+
+
 def rest(cells: Cells) -> str:
     """The report's tables, and what is missing."""
     text = ""
@@ -259,13 +267,14 @@ def rest(cells: Cells) -> str:
     for kind, denoisers in kinds.items():
         table = report.summarise(cells, denoisers)
         if table:
-            text += f"\n## {kind}\n\n{report.markdown(table)}\n"
+            text += f"\n## {kind}\n\n{OVER[len(denoisers) > 1]}\n\n{report.markdown(table)}\n"
     missing = [name for name in cells.functions if cells.find(name) is None]
     text += "\n## What isn't done\n\n"
     if missing:
         kinds_of = sorted({name.split("/")[0] for name in missing})
         text += f"""{len(missing)} of the {len(cells.functions)} cells of the full preset, of the kinds {", ".join(kinds_of)}:
-`python -m experiments.emoji --preset full` goes on with them."""
+`python -m experiments.emoji --preset full --publish` goes on with them, keeps what is finished in `experiments/emoji/results` and writes this
+page; with `--cells 'tune/0/*'`, say, it does those alone."""
     else:
         text += "All cells of the full preset are finished."
     return text + "\n"

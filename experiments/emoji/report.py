@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -10,17 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+import scipy.stats
 
 import guidejax as gj
 from experiments import page as pages
-from experiments.emoji import figures, methods, towers
+from experiments import paired
+from experiments.claims import estimate
+from experiments.emoji import figures, towers
 from experiments.emoji.arena import nearest, omegas, train_pictures
 from experiments.emoji.cells import BOTH, PICTURE, Cells
 from experiments.emoji.train import PROCESS
 from experiments.statistics import (
-    geometric_mean,
     mean_interval,
-    paired_ratio_interval,
+    paired_difference_interval,
     sample_rms,
     saturation,
 )
@@ -47,10 +52,23 @@ def rows_of(cells: Cells, denoisers: tuple[str, ...], method: str) -> list[dict[
     return [row for each in found for row in each or []]
 
 
+def independent(values: npt.ArrayLike, denoisers: tuple[str, ...]) -> np.ndarray:
+    """What an interval is over, of values that stand denoiser by denoiser.
+
+    Seeds of a denoiser share its pictures and tuned numbers: of several denoisers it is the means
+    of each, and of one its seeds, which tell of its noise alone.
+    """
+    each = np.reshape(np.asarray(values, np.float64), (len(denoisers), -1))
+    return each.mean(axis=1) if len(denoisers) > 1 else each[0]
+
+
 def summarise(
     cells: Cells, denoisers: tuple[str, ...], split: str = "report"
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """For each finished method and figure the mean over rows, with its 95% interval from two on."""
+    """For each finished method and figure the mean over rows, with its 95% interval.
+
+    The interval is over `independent` values, of which there must be two.
+    """
     table: dict[str, dict[str, dict[str, float]]] = {}
     for method in cells.compared:
         rows = rows_of(cells, denoisers, method)
@@ -64,8 +82,8 @@ def summarise(
                 if name in row or name in row[split]
             ]
             entry = {"mean": float(np.mean(values))} if values else {}
-            if len(values) > 1:
-                interval = mean_interval(values)
+            if values and len(apart := independent(values, denoisers)) > 1:
+                interval = mean_interval(apart)
                 entry |= {"low": float(interval.low), "high": float(interval.high)}
             table[method][name] = entry
     return table
@@ -90,51 +108,81 @@ def markdown(table: dict[str, dict[str, dict[str, float]]]) -> str:
 def ratio(
     cells: Cells, denoisers: tuple[str, ...], method: str, other: str, split: str = "report"
 ) -> dict[str, Any]:
-    """The paired ratio of two methods' Fréchet distances over denoisers and seeds.
+    """The paired ratio of two methods' Fréchet distances, and that on each denoiser.
 
-    With its 95% interval over all pairs, widened by how the ratio varies over resampled real
-    pictures, and the ratio on each denoiser.
+    Its interval, for one of all claims, is over `independent` pairs, widened by how the ratio
+    varies over resampled real pictures.
     """
     ours, theirs = (rows_of(cells, denoisers, m) for m in (method, other))
-    pairs = [(a[split], b[split]) for a, b in zip(ours, theirs, strict=True)]
-    values = [(a["frechet"], b["frechet"]) for a, b in pairs]
-    if len(values) < 2:
-        return {"mean": geometric_mean(a / b for a, b in values)}
-    interval = paired_ratio_interval(*np.transpose(values))
-    drawn = [
-        geometric_mean(a / b for a, b in zip(*each, strict=True))
-        for each in zip(
-            np.transpose([a["frechet resampled"] for a, _ in pairs]),
-            np.transpose([b["frechet resampled"] for _, b in pairs]),
-            strict=True,
+    logs = lambda rows, figure: np.log([row[split][figure] for row in rows])  # noqa: E731
+    one, two = (independent(logs(rows, "frechet"), denoisers) for rows in (ours, theirs))
+    drawn = logs(ours, "frechet resampled") - logs(theirs, "frechet resampled")
+    found = paired.ratio(np.exp(one), np.exp(two), np.exp(drawn.mean(axis=0)), confidence(cells))
+    each = logs(ours, "frechet") - logs(theirs, "frechet")
+    apart = np.exp(each.reshape(len(denoisers), -1).mean(axis=1)).tolist()
+    return _levelled(found, cells) | {"each denoiser": apart}
+
+
+def difference(cells: Cells, denoisers: tuple[str, ...], method: str, other: str) -> dict[str, Any]:
+    """The paired difference of two methods' CLIP scores, with its interval as `ratio` has it."""
+    ours, theirs = (
+        independent(
+            [row["report"]["clip score"] for row in rows_of(cells, denoisers, m)], denoisers
         )
-    ]
-    pictures = 1.96 * float(np.std(np.log(drawn))) if len(drawn) > 1 else 0.0
-    half = float(np.hypot(np.log(interval.high / interval.estimate), pictures))
-    mean = float(interval.estimate)
-    each = np.reshape([a / b for a, b in values], (len(denoisers), -1))
-    return {
-        "mean": mean, "low": mean * float(np.exp(-half)), "high": mean * float(np.exp(half)),
-        "each denoiser": [geometric_mean(row) for row in each],
-    }  # fmt: skip
+        for m in (method, other)
+    )
+    found = {"mean": float(np.mean(ours - theirs))}
+    if len(ours) > 1:
+        interval = paired_difference_interval(ours, theirs, confidence(cells))
+        found |= {"low": float(interval.low), "high": float(interval.high)}
+    return _levelled(found, cells)
 
 
 Claim = dict[str, Any]
 
 
+def asked(cells: Cells) -> int:
+    """How many claims the plan asks in all, finished or not: each has to hold beside the others."""
+    plan, ours = cells.plan, len(_learned(cells))
+    kinds = bool(plan.early) + bool(plan.long)
+    return kinds * (3 * ours + bool(plan.both)) + (7 in plan.omegas)
+
+
+def confidence(cells: Cells) -> float:
+    """Of each claim's interval, so that all of them hold at 95% together (Bonferroni)."""
+    return 1 - 0.05 / asked(cells)
+
+
+def _levelled(value: dict[str, float], cells: Cells) -> dict[str, Any]:
+    return value | ({"level": 100 * confidence(cells)} if "low" in value else {})
+
+
 def _claim(text: str, value: dict[str, Any], holds: bool) -> Claim:
-    return {"claim": text, "value": value, "holds": bool(holds)}
+    """A claim; what has no interval isn't judged."""
+    return {"claim": text, "value": value, "holds": bool(holds) if "low" in value else None}
+
+
+def mark(claim: Claim) -> str:
+    """What came of a claim, in words."""
+    if claim["holds"] is None:
+        return "not judged: one pair"
+    return "reached" if claim["holds"] else "NOT reached"
+
+
+def _learned(cells: Cells) -> list[str]:
+    """The learned methods that are chosen for the distance."""
+    return [m for m in cells.compared if m.startswith("learned") and not m.endswith(BOTH)]
 
 
 def _of_distance(cells: Cells, denoisers: tuple[str, ...], kind: str) -> Iterator[Claim]:
     """Learned weights beside the best tuned method, and beside no guidance."""
+    rivals = [method for method in cells.tuned if method != "unguided"]
     for split, where in (("report", ""), ("composed", ", on composed captions")):
         table = summarise(cells, denoisers, split)
-        tuned = {m: e for m, e in table.items() if m in methods.TUNED and m != "unguided"}
-        if not tuned:
-            return
-        best = min(tuned, key=lambda m: tuned[m]["frechet"]["mean"])
-        for learned in [m for m in table if m.startswith("learned") and not m.endswith(BOTH)]:
+        if not rivals or any(method not in table for method in rivals):
+            return  # The best of some isn't the best.
+        best = min(rivals, key=lambda m: table[m]["frechet"]["mean"])
+        for learned in [m for m in _learned(cells) if m in table]:
             value = ratio(cells, denoisers, learned, best, split)
             seen = table[learned]["clip score"]["mean"] - table[best]["clip score"]["mean"]
             value |= {"clip score more": seen}
@@ -142,34 +190,36 @@ def _of_distance(cells: Cells, denoisers: tuple[str, ...], kind: str) -> Iterato
                 f"Fréchet distance, {learned} / {best}, the best tuned{kind}{where}: at most 0.95, "
                 "interval below 1, at no lower CLIP score",
                 value,
-                value["mean"] <= 0.95 and value.get("high", value["mean"]) < 1 and seen >= 0,
+                value["mean"] <= 0.95 and value.get("high", math.inf) < 1 and seen >= 0,
             )
             if split == "report" and "unguided" in table:
                 value = ratio(cells, denoisers, learned, "unguided")
-                text = f"Fréchet distance, {learned} / unguided{kind}: at most 1.01"
-                yield _claim(text, value, value["mean"] <= 1.01)
+                yield _claim(
+                    f"Fréchet distance, {learned} / unguided{kind}: at most 1.01, interval below 1.03",
+                    value, value["mean"] <= 1.01 and value.get("high", math.inf) < 1.03,
+                )  # fmt: skip
 
 
 def _of_both(cells: Cells, denoisers: tuple[str, ...], kind: str) -> Iterator[Claim]:
     """The CLIP score of what was learned with the reward beside all that are no further away."""
     table = summarise(cells, denoisers)
     ours = table.get("learned" + BOTH)
-    if ours is None:
+    rivals = (*cells.tuned, *(method + BOTH for method in cells.plan.both))
+    if ours is None or any(method not in table for method in rivals):
         return
     others = {
         m: e["clip score"]["mean"]
-        for m, e in table.items()
-        if m.removesuffix(BOTH) in methods.TUNED
-        and e["frechet"]["mean"] <= 1.02 * ours["frechet"]["mean"]
+        for m, e in ((m, table[m]) for m in rivals)
+        if e["frechet"]["mean"] <= 1.02 * ours["frechet"]["mean"]
     }
     if not others:
         others = {"unguided": table["unguided"]["clip score"]["mean"]}
     best = max(others, key=others.__getitem__)
-    value = {"mean": ours["clip score"]["mean"] - others[best]}
+    value = difference(cells, denoisers, "learned" + BOTH, best)
     yield _claim(
         f"CLIP score on towers of the report, learned{BOTH} − {best}, the best of the tuned at its "
-        f"distance{kind}: above 0",
-        value, value["mean"] > 0,
+        f"distance{kind}: interval above 0",
+        value, value.get("low", -math.inf) > 0,
     )  # fmt: skip
 
 
@@ -188,10 +238,13 @@ def _of_angles(cells: Cells) -> Iterator[Claim]:
     if len(at) < 2:
         return
     of = real(cells)
+    mean, error = (row["saturation"] / of["saturation"] for row in (at["adg"], at["adg"]["error"]))
+    half = float(scipy.stats.norm.ppf((1 + confidence(cells)) / 2)) * error
     yield _claim(
         "At ω = 7 ADG keeps saturation within 15% and norm within 10% of the real pictures', at no "
-        "lower attribute accuracy than CFG, which doesn't; saturation of the real pictures'",
-        {"mean": at["adg"]["saturation"] / of["saturation"]},
+        "lower attribute accuracy than CFG, which doesn't; saturation of the real pictures', over "
+        "captions",
+        _levelled({"mean": mean, "low": mean - half, "high": mean + half}, cells),
         kept(at["adg"], of)
         and not kept(at["cfg"], of)
         and at["adg"]["accuracy"] >= at["cfg"]["accuracy"],
@@ -271,6 +324,16 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     return figures.weights(curves, times, path)
 
 
+def _claims_as_html(found: list[Claim]) -> str:
+    """Claims that are judged, and those that can't be."""
+    judged, rest = ([c for c in found if (c["holds"] is None) == open_] for open_ in (False, True))
+    lines = [
+        f"<li>{html.escape(c['claim'])}: {html.escape(estimate(c['value']))}, {mark(c)}</li>"
+        for c in rest
+    ]
+    return (pages.claims(judged) if judged else "") + (f"<ul>{''.join(lines)}</ul>" if rest else "")
+
+
 def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str, Any]:
     """metrics.json, table.md, figures and report.html of what is finished; returns the metrics."""
     plan = cells.plan
@@ -319,7 +382,7 @@ def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str,
         pages.document(
             "guidejax: emoji",
             "<h1>Guidance of a text-to-image model, tuned and learned</h1>"
-            f"{pages.claims(results['claims'])}<p>{notes}</p>{pages.pictures(pictures)}{tables}",
+            f"{_claims_as_html(results['claims'])}<p>{notes}</p>{pages.pictures(pictures)}{tables}",
         )
     )
     return results

@@ -7,6 +7,7 @@ python -m experiments.mixtures --publish       # and write the page and what it 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -21,6 +22,7 @@ import tyro
 from experiments import sharing
 from experiments.cells import Cells
 from experiments.mixtures import cells
+from experiments.mixtures import config as settings
 from experiments.mixtures.config import (
     MODELS,
     OBJECTIVES,
@@ -37,6 +39,11 @@ from experiments.mixtures.config import (
 )
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+# What of the settings every cell depends on.
+SETTINGS = (
+    "BLUR", "SHIFT", "LEAK", "CLASSES", "COMPONENTS", "WIDTH", "DEPTH", "OMEGAS", "BATCH",
+    "PARTICLES", "BETA", "MIN_GAP", "STEPS", "PAIRS", "WIDTHS",
+)  # fmt: skip
 
 
 def chosen_rates(
@@ -80,6 +87,13 @@ def chosen_omegas(
     return {model: OMEGAS[int(np.argmin(mean))] for model, mean in means.items()}
 
 
+def identity(preset: Preset) -> dict[str, Any]:
+    """What every cell of a preset is of, beside what its name says: its sizes, and the settings."""
+    sizes = dataclasses.asdict(preset)
+    kept = {name: sizes[name] for name in sizes.keys() - {"tuned", "reported"}}
+    return kept | {name: getattr(settings, name) for name in SETTINGS}
+
+
 def measure(
     config: Config, tell: Callable[[str], Any] = lambda name: print(name, file=sys.stderr)
 ) -> dict[str, Any]:
@@ -90,6 +104,7 @@ def measure(
 
     def do(wanted: list[Cell]) -> None:
         made.functions |= {cell.name: functools.partial(cells.run, cell, preset) for cell in wanted}
+        made.about = dict.fromkeys(made.functions, identity(preset))
         made.run()
 
     tried: dict[str, tuple[float, ...]] = dict.fromkeys(OBJECTIVES, RATES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -35,8 +36,7 @@ NET = gj.OmegaNet(num_classes=CLASSES, hidden=32, depth=2, init_omega=0.5)
 
 def run(cell: Cell, preset: Preset) -> dict[str, Any]:
     """The numbers of a cell, as JSON has them."""
-    seed, stream = cell.noise()
-    key = jax.random.fold_in(jax.random.key(seed), stream)
+    key = _key(cell)
     if cell.kind == "width":
         found: dict[str, Any] = {"width": _widths(key, preset.samples)}
     else:
@@ -45,7 +45,9 @@ def run(cell: Cell, preset: Preset) -> dict[str, Any]:
         if cell.kind == "sweep":
             found = _sweep(key, data, denoise, jnp.asarray(OMEGAS), preset.samples)
         elif cell.kind == "learn":
-            learned, sampled = jax.random.split(key)
+            learned, _ = jax.random.split(key)
+            # From the sweep's noise, so that what differs is the weight.
+            sampled = _key(dataclasses.replace(cell, kind="sweep"))
             loss = objective(cell.objective)
             phi = learn(learned, data, denoise, cell.rate, loss, preset.updates)
             found = _learned(sampled, data, denoise, phi, preset.samples)
@@ -54,6 +56,11 @@ def run(cell: Cell, preset: Preset) -> dict[str, Any]:
         else:
             found = pairs(key, data, denoise, preset.pairs)
     return {name: _plain(value) for name, value in found.items()}
+
+
+def _key(cell: Cell) -> jax.Array:
+    seed, stream = cell.noise()
+    return jax.random.fold_in(jax.random.key(seed), stream)
 
 
 def _plain(value: Any) -> Any:

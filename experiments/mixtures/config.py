@@ -78,7 +78,7 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset((9000, 9001), (0, 1), 20, 50, 100, 2_000),
-    "quick": Preset((9000, 9001), tuple(range(5)), 300, 3_000, 800, 20_000),
+    "quick": Preset(tuple(range(9000, 9004)), tuple(range(5)), 300, 3_000, 800, 20_000),
     "full": Preset(
         tuple(range(9000, 9005)), tuple(range(20)), 2_000, 20_000, 2_000, 200_000
     ),

@@ -86,8 +86,11 @@ CHOICE = (
     ("good detail, but poor variety and colour", "`fdg`, `fdg_projected`",
      "low frequencies, which set colour and layout, get less ω than high ones"),
     ("samples collapse onto few modes",
-     "less ω, or a schedule: `interval`, `low_contraction`, `clamp_linear`",
-     "variety is lost by guiding early, or where modes contract"),
+     "less ω, or guidance late: `clamp_linear`, `interval`",
+     "which mode a sample goes to is settled early"),
+    ("samples of one kind too alike", "`least_contraction`, `low_contraction`",
+     "they contract a mode less at the same mean ω; weak modes they don't keep "
+     "([stage-wise](stagewise.md))"),
     ("a smaller model or an earlier checkpoint", "`autoguidance`, `mixed_autoguidance`",
      "away from the weak model's errors, not from other classes, so that variety stays"),
     ("no unconditional model", "`perturbation`", "the disturbed network stands in for u"),

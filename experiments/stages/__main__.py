@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from experiments import sharing
 from experiments.stages import page
 from experiments.stages.cells import Cells
 from experiments.stages.config import PLANS, Config
@@ -30,7 +31,7 @@ def main(config: Config) -> None:
     settings, said = folder / "plan.json", json.dumps(dataclasses.asdict(plan), indent=1)
     if settings.exists() and settings.read_text() != said:
         raise SystemExit(f"{folder} holds cells of another plan; give --out another directory.")
-    settings.write_text(said)
+    sharing.write(settings, lambda part: part.write_text(said))
     cells = Cells(plan, folder)
     compute(cells)
     write(cells, config.preset, config.out)

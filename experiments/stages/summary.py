@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import FAILS, HOLDS, PARTLY, Claim
+from experiments.claims import FAILS, HOLDS, PARTLY, Claim, verdict
 from experiments.stages import theory
 from experiments.stages.cells import Cells
 from experiments.stages.config import SETTINGS, UNEVEN, schedules
@@ -193,13 +193,13 @@ def _norms(cells: Cells) -> Claim:
 
 
 def _starving(cells: Cells) -> Claim:
-    parts, falls = [], True
+    parts, falls = [], []
     for name in UNEVEN:
         share = [values(rows(cells, "omegas", name, omega=o), "weak") for o in cells.plan.omegas]
-        falls &= all(
-            paired_difference_interval(a, b).high < 0
+        falls += [
+            bool(paired_difference_interval(a, b).high < 0)
             for a, b in zip(share[1:], share[:-1], strict=True)
-        )
+        ]
         parts.append(
             f"{SETTINGS[name].title}: {said(mean_interval(share[0]))} at ω = 0, "
             f"{said(mean_interval(share[-1]))} at ω = {cells.plan.omegas[-1]:g}"
@@ -208,7 +208,7 @@ def _starving(cells: Cells) -> Claim:
     return Claim(
         "the more guidance, the fewer samples of the weak mode", "Proposition 3.4",
         f"its share, {'; '.join(parts)}. Of two equal modes: {said(even)}",
-        HOLDS if falls else PARTLY,
+        verdict(falls),
     )  # fmt: skip
 
 
@@ -293,8 +293,7 @@ def _global(cells: Cells) -> Claim:
 
 
 def _all(found: list[tuple[Interval, str]], good: Callable[[Interval], Any]) -> str:
-    held = [bool(good(d)) for d, _ in found]
-    return HOLDS if all(held) else PARTLY if any(held) else FAILS
+    return verdict([bool(good(d)) for d, _ in found])
 
 
 def _local(cells: Cells) -> Claim:
@@ -305,7 +304,7 @@ def _local(cells: Cells) -> Claim:
         "the triangle keeps more diversity within modes than a constant of its mean", "TV-CFG",
         f"width of the strong mode (σ_y = 0.3), {'; '.join(text for _, text in found)}{less}. The "
         f"triangle keeps more of modes narrower than σ_y = {said(at)}, a constant of wider ones",
-        PARTLY if any(d.high < 0 for d, _ in found) else HOLDS,
+        _all(found, lambda d: d.low > 0),
     )  # fmt: skip
 
 
@@ -321,14 +320,14 @@ def _least(cells: Cells) -> Claim:
         _compare(cells, n, "width", "least_contraction", other)
         for n in UNEVEN for _, other in rivals
     ]  # fmt: skip
-    good = own["exponent"] < best[0] and all(d.low > 0 for d, _ in wide)
+    good = [own["exponent"] < best[0], all(bool(d.low > 0) for d, _ in wide)]
     _, text = _compare(cells, "two", "width", "least_contraction", best[1])
     return Claim(
         "least_contraction contracts modes least of all schedules of its mean and peak",
         "guidejax, from Theorem 3.5",
         f"exponent E {own['exponent']:.3f}, next {best[0]:.3f} ({best[1]}), of {len(rivals)} "
         f"schedules whose peak is no higher; width against that one, {text}",
-        HOLDS if good else PARTLY,
+        verdict(good),
     )
 
 

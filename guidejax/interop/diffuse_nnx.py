@@ -27,7 +27,7 @@ def sit(interface: Any, *, data_at: int = 0) -> Denoiser:
     `data_at=1`.
 
     Args:
-        interface: The NNX module, in eval mode.
+        interface: The NNX module, in eval mode; its parameters are taken as they are now.
         data_at: The time of clean data in the interface's own counting, 0 or 1.
 
     Returns:
@@ -62,7 +62,7 @@ def edm(interface: Any, *, process: Process | None = None) -> Denoiser:
     Its tangent is ε̂; it is told σ.
 
     Args:
-        interface: The NNX module, in eval mode.
+        interface: The NNX module, in eval mode; its parameters are taken as they are now.
         process: With α = 1; None is `gj.processes.edm()`, up to σ = 80.
 
     Returns:

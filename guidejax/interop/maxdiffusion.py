@@ -140,7 +140,8 @@ def flux(model: Any, params: Any, *, img_ids: Any, txt_ids: Any) -> Denoiser:
         txt_ids: Positions of the text's tokens, (tokens, 3).
 
     The condition is a dict: "encoder_hidden_states" (batch, tokens, width), "pooled_projections"
-    (batch, width) and, of dev, "distilled_guidance".
+    (batch, width) and, of dev, "distilled_guidance". The model is told t in the latents' dtype, as
+    upstream: in bfloat16 t keeps three digits at most, which float32 latents keep whole.
 
     Returns:
         A `Denoiser` of `rectified_flow`, whose shift by resolution is a matter of the grid:
@@ -181,7 +182,7 @@ def wan(model: Any) -> Denoiser:
     Wan 2.2 has one transformer for high noise and one for low; make a denoiser of each.
 
     Args:
-        model: The NNX module, in eval mode.
+        model: The NNX module, in eval mode; its parameters are taken as they are now.
 
     The condition is the text's embeddings, or a dict of them as "encoder_hidden_states" with
     "encoder_hidden_states_image" and "encoder_attention_mask" where the model takes them.
@@ -223,7 +224,9 @@ def combine(guidance: Guidance, noise_pred: Tree, *, first: str, **where: Any) -
         first: Which half is first: "uncond" in `generate.py` and `generate_sdxl.py`, "cond" in its
             Wan pipelines.
         **where: What the guidance uses of x, t, s, condition, process, prediction, times and state,
-            as in `Guidance.combine`; x and the condition of the undoubled batch.
+            as in `Guidance.combine`; x and the condition of the undoubled batch. t and s are times
+            in [0, 1], 1 being noise, and not the timesteps of its loops: timestep i of 1000 is
+            (i + 1)/1000 on its tables; of its flow models, whose timesteps are 1000 σ, it is σ.
 
     Returns:
         The guided prediction, (batch, ...); with `state`, a pair of it and the next state.

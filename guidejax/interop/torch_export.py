@@ -12,11 +12,12 @@ import numpy as np
 from guidejax._guidance import Guidance
 from guidejax._inputs import as_guidance
 from guidejax.processes.base import Process, check_process
+from guidejax.rules.linear import cfg, negative_prompt
 from guidejax.schedules.tables import to_table
 from guidejax.weights.base import Weight
 
 # Rules that are u + w (c − u) of two predictions, which is what those front ends compute.
-_PLAIN = ("cfg", "negative_prompt")
+_PLAIN = (cfg, negative_prompt)
 
 
 def _scales(guidance: Guidance | None, times: Any, process: Any, cond: Any) -> np.ndarray:
@@ -24,12 +25,15 @@ def _scales(guidance: Guidance | None, times: Any, process: Any, cond: Any) -> n
     guide = as_guidance(guidance)
     if process is not None:
         check_process(process)
-    rules = [link.rule.name for link in guide.links]
-    if len(rules) > 1 or (rules and rules[0] not in _PLAIN) or guide.mask is not None:
-        what = "a mask" if guide.mask is not None else f"the rule {' and '.join(rules)}"
+    rules = [link.rule for link in guide.links]
+    # By themselves, not by name: a rule of one's own may be named as one of these.
+    plain = len(rules) <= 1 and all(any(rule is known for known in _PLAIN) for rule in rules)
+    if not plain or guide.mask is not None:
+        names = " and ".join(rule.name for rule in rules)
+        what = "a mask" if guide.mask is not None else f"the rule {names}"
         raise ValueError(
             f"the guidance has {what}, of which no list of scales is the same; expected "
-            f"{' or '.join('gj.rules.' + name for name in _PLAIN)} with any ω."
+            f"{' or '.join('gj.rules.' + rule.name for rule in _PLAIN)} with any ω."
         )
     if not isinstance(guide.omega, Weight):
         raise ValueError("ω is given by parts of the state; a list of scales has one a step.")

@@ -80,7 +80,9 @@ def program(function: Callable[..., Any], *args: Any) -> dict[str, Any]:
 
     def note(value: Any) -> None:
         if jnp.ndim(value) == 0 and jnp.issubdtype(jnp.result_type(value), jnp.number):
-            numbers.add(complex(value).real)
+            number = complex(value).real
+            # NaN stands in the program, and has no place in an order.
+            numbers.update([] if math.isnan(number) else [number])
 
     def walk(jaxpr: Any) -> None:
         places = {v: i for i, v in enumerate([*jaxpr.constvars, *jaxpr.invars])}

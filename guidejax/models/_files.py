@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -265,8 +266,8 @@ def placement(key: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Nam
         key: The tensor's key.
         shape: Its shape.
         mesh: The devices.
-        rules: Regular expressions, searched for in the key; axis names that the mesh lacks, and
-            axes that its devices don't divide, are left whole.
+        rules: Regular expressions, searched for in the key; axis names that the mesh lacks are
+            left out, and axes that its devices don't divide are left whole.
 
     Example:
         >>> mesh = jax.make_mesh((1,), ("model",))
@@ -276,12 +277,18 @@ def placement(key: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Nam
     """
     for pattern, spec in rules.items():
         if re.search(pattern, key):
-            kept = (
-                name if name in mesh.shape and size % mesh.shape[name] == 0 else None
-                for name, size in zip(spec, shape, strict=False)
-            )
+            kept = (_kept(names, size, mesh) for names, size in zip(spec, shape, strict=False))
             return NamedSharding(mesh, PartitionSpec(*kept))
     return NamedSharding(mesh, PartitionSpec())
+
+
+def _kept(names: Any, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
+    """What splits an axis of this size: those of the names that the mesh has."""
+    names = names if isinstance(names, tuple) else (names,)
+    found = tuple(name for name in names if name in mesh.shape)
+    if not found or size % math.prod(mesh.shape[name] for name in found):
+        return None
+    return found if len(found) > 1 else found[0]
 
 
 def read(

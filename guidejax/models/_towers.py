@@ -199,6 +199,12 @@ def config_of(path: pathlib.Path, config_from: Callable[[dict[str, Any]], Any]) 
     return config_from(found)
 
 
+def pixels_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint says of its pixels; transformers 5 says it within another file."""
+    alone = _files.json_of(folder, "preprocessor_config.json")
+    return alone or _files.json_of(folder, "processor_config.json").get("image_processor") or {}
+
+
 def load_params(
     path: pathlib.Path,
     what: str,

@@ -22,9 +22,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from guidejax._arrays import Array
+from guidejax._arrays import Array, is_concrete
 from guidejax.models import _files, _towers
 from guidejax.models import tokenizer as _tokenizer
 from guidejax.models._files import Rules, Shapes
@@ -256,7 +257,8 @@ def text(params: Mapping[str, Array], tokens: Any, config: TextConfig) -> TextOu
         config: Of the tower.
 
     Raises:
-        ValueError: For tokens of another shape or dtype, and for those beyond the vocabulary.
+        ValueError: For tokens of another shape or dtype, for those beyond the vocabulary, and for
+            rows without the end token, where they are known.
 
     Example:
         >>> import jax.numpy as jnp
@@ -266,6 +268,7 @@ def text(params: Mapping[str, Array], tokens: Any, config: TextConfig) -> TextOu
         (1, 4)
     """
     tokens, x = _towers.embed_tokens(params, tokens, config)
+    _check_end(tokens, config)
     mask = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
     x, before = _towers.encode(params, "text_model.encoder.layers", x, config, mask)
     hidden = layer_norm(params, "text_model.final_layer_norm", x, config.eps)
@@ -275,6 +278,19 @@ def text(params: Mapping[str, Array], tokens: Any, config: TextConfig) -> TextOu
     pooled = jnp.sum(hidden * place[:, :, None], axis=1)
     projected = None if config.embedding is None else linear(params, "text_projection", pooled)
     return TextOutput(hidden, before, pooled, projected)
+
+
+def _check_end(tokens: Array, config: TextConfig) -> None:
+    """Raise `ValueError` for a row without an end token; 2 stands for the row's largest."""
+    if config.end == 2 or not (is_concrete(tokens) and tokens.is_fully_addressable):
+        return
+    without = ~np.any(np.asarray(tokens) == config.end, axis=1)
+    if np.any(without):
+        raise ValueError(
+            f"row {int(np.argmax(without))} of the tokens lacks the end token {config.end}, whose "
+            "state stands for the text: it was cut off, or is of another tokenizer; make rows with "
+            "the model's `tokenizer`."
+        )
 
 
 def image(params: Mapping[str, Array], pixels: Any, config: VisionConfig) -> ImageOutput:
@@ -359,8 +375,7 @@ def load(
     folder, preprocess, tokenizer = _towers.folder_of(path), None, None
     if config.vision is not None:
         size = config.vision.image_size
-        given = _files.json_of(folder, "preprocessor_config.json")
-        preprocess = preprocess_from(given, size, Preprocess(size))
+        preprocess = preprocess_from(_towers.pixels_of(folder), size, Preprocess(size))
     if config.text is not None:
         for place in (folder, _towers.beside(folder)):
             if tokenizer is None and place is not None and _tokenizer.has_vocabulary(place):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -325,7 +326,8 @@ def load(
         download: Whether a repository may be downloaded.
 
     Raises:
-        ValueError: If the file is of another network; it says which keys and shapes differ.
+        ValueError: If the file is of another network; it says which keys and shapes differ, or
+            which sizes of the config.json beside diffusers' layout.
         FileNotFoundError: If there is no such file.
     """
     path = _files.find(path_or_repo, download=download)
@@ -341,11 +343,37 @@ def load(
     ignored = ("transformer_blocks.*.norm1.emb.*", "projectors.*")
     what = f"{config.family}'s network of width {config.width} and depth {config.depth}"
     _files.check(what, path, _files.sources(read, layout), tensors.shapes, ignored)
+    if of_diffusers:
+        _check_sizes(config, path if path.is_dir() else path.parent)
     params = _files.read(tensors, read, layout, dtype=dtype, mesh=mesh, rules=rules)
     for key, value in made.items():
         where = None if mesh is None else _files.placement(key, value.shape, mesh, rules)
         params[key] = jax.device_put(value.astype(dtype), where)
     return ready(config, params)
+
+
+def _check_sizes(config: Config, folder: pathlib.Path) -> None:
+    """Raise `ValueError` where diffusers' config.json says other sizes, some of which no shape is
+    of: positions are computed, and heads are cut from what is as wide together.
+    """
+    found = _files.json_of(folder, "config.json")
+    sizes = {
+        "sample_size": ("side", config.side),
+        "patch_size": ("patch", config.patch),
+        "num_attention_heads": ("heads", config.heads),
+        "attention_head_dim": ("width/heads", config.width // config.heads),
+        "num_layers": ("depth", config.depth),
+    }
+    other = [
+        f"{name}={found[name]}, and the config here {ours}={value}"
+        for name, (ours, value) in sizes.items()
+        if found.get(name) not in (None, value)
+    ]
+    if other:
+        raise ValueError(
+            f"{folder / 'config.json'} has {'; '.join(other)}: give the config of these weights, "
+            "such as dit.config('DiT-XL/2', side=64) for images of 512 pixels."
+        )
 
 
 def _of_diffusers(wanted: _files.Shapes) -> _files.Layout:

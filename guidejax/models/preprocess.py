@@ -143,35 +143,63 @@ class Preprocess:
         return restore(z * scale + shift, x)
 
 
+def _sides(given: Any) -> set[Any]:
+    """The different numbers of a size, which is one, or has a height and a width."""
+    names = ("height", "width")
+    return {given.get(name) for name in names} if isinstance(given, Mapping) else {given}
+
+
+def _crops(config: Mapping[str, Any], size: int, otherwise: Preprocess) -> bool:
+    """Whether a file resizes the shorter side and crops; `ValueError` for what isn't done here."""
+    if config.get("do_resize") is False:
+        raise ValueError("preprocessor_config.json has do_resize=false; expected a resizing.")
+    given, shorter = config.get("size") or size, otherwise.crop
+    if isinstance(given, Mapping):
+        shorter = "shortest_edge" in given
+        given = given["shortest_edge"] if shorter else given
+    if _sides(given) != {size}:
+        raise ValueError(
+            f"preprocessor_config.json resizes {'the shorter side' if shorter else 'images'} to "
+            f"{given}; expected {size}, what the tower takes. Where it is to be that, write it "
+            "there."
+        )
+    crops = config.get("do_center_crop")
+    if crops is False and shorter:
+        raise ValueError(
+            "preprocessor_config.json resizes the shorter side and has do_center_crop=false; the "
+            "tower takes squares: expected a crop, or a size of height and width."
+        )
+    cut = config.get("crop_size") or size
+    if (shorter or crops) and _sides(cut) != {size}:
+        raise ValueError(
+            f"preprocessor_config.json crops images to {cut}; expected {size}, what the tower "
+            "takes. Where it is to be that, write it there."
+        )
+    return shorter
+
+
 def preprocess_from(config: Mapping[str, Any], size: int, otherwise: Preprocess) -> Preprocess:
     """What a checkpoint's preprocessor_config.json says.
 
     Args:
-        config: The file's contents; empty where there is no file.
+        config: The file's contents, or what processor_config.json has as "image_processor"; empty
+            where there is neither.
         size: What the image tower takes.
         otherwise: What holds where the file is silent.
 
     Returns:
-        Cropping where it crops or where it resizes the shorter side.
+        Cropping where it resizes the shorter side, squeezing where it gives height and width.
 
     Raises:
-        ValueError: Where the file asks for what isn't done here: a resizing of the shorter side to
-            another size than the crop's, a kernel that `resize` hasn't, pixels that aren't scaled.
+        ValueError: Where the file asks for what isn't done here: no resizing, one to another size
+            than the tower's or the crop's, one of the shorter side without a crop, a kernel that
+            `resize` hasn't, pixels that aren't scaled.
 
     Example:
         >>> preprocess_from({"image_mean": [0, 0, 0]}, 32, Preprocess(32)).mean
         (0.0, 0.0, 0.0)
     """
-    sizes = config.get("size")
-    crop = otherwise.crop
-    if isinstance(sizes, Mapping):
-        crop = "shortest_edge" in sizes
-        sizes = sizes.get("shortest_edge")
-    if sizes not in (None, size):
-        raise ValueError(
-            f"preprocessor_config.json resizes the shorter side to {sizes}; expected {size}, what "
-            "the tower takes. Where it is to be that, write it there."
-        )
+    crop = _crops(config, size, otherwise)
     number, kernel = config.get("resample"), otherwise.kernel
     if number is not None:
         if number not in _KERNELS:
@@ -192,7 +220,7 @@ def preprocess_from(config: Mapping[str, Any], size: int, otherwise: Preprocess)
         size=size,
         mean=tuple(float(m) for m in mean),
         std=tuple(float(s) for s in std),
-        crop=bool(config.get("do_center_crop") or crop),
+        crop=crop,
         kernel=kernel,
     )
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -235,7 +236,14 @@ def text(params: Mapping[str, Array], tokens: Any, config: TextConfig) -> TextOu
         >>> text(params, jnp.array([[8, 3, 1, 0, 0]]), tower).embedding.shape
         (1, 4)
     """
-    _, x = _towers.embed_tokens(params, tokens, config)
+    tokens, x = _towers.embed_tokens(params, tokens, config)
+    if tokens.shape[1] != config.length:
+        warnings.warn(
+            f"tokens have length {tokens.shape[1]}, and SigLIP's text tower was trained on rows of "
+            f"{config.length}, padding seen as well: pad them to that, as the model's `tokenizer` "
+            "does.",
+            stacklevel=2,
+        )
     x, before = _towers.encode(params, "text_model.encoder.layers", x, config)
     hidden = layer_norm(params, "text_model.final_layer_norm", x, config.eps)
     pooled = hidden[:, -1]
@@ -332,8 +340,7 @@ def load(
     if config.vision is not None:
         size = config.vision.image_size
         usual = Preprocess(size, SIGLIP_MEAN, SIGLIP_STD, crop=False)
-        given = _files.json_of(folder, "preprocessor_config.json")
-        preprocess = preprocess_from(given, size, usual)
+        preprocess = preprocess_from(_towers.pixels_of(folder), size, usual)
     if config.text is not None and (folder / "tokenizer.json").is_file():
         tokenizer = _tokenizer.load_siglip(folder, config.text.length)
     return Siglip(params, config, preprocess, tokenizer)

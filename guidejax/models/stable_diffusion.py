@@ -139,6 +139,19 @@ class Schedule:
         return np.append(times[times > last], last)
 
 
+def _check_kind(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a scheduler whose noise is no table of β."""
+    kind = str(config.get("_class_name", ""))
+    given = [name for name in ("sigma_data", "shift") if config.get(name) is not None]
+    if kind.startswith(("EDM", "FlowMatch")) or given:
+        what = [f"{name}={config[name]!r}" for name in ("_class_name", *given) if name in config]
+        raise ValueError(
+            f"the scheduler's config has {', '.join(what)}: its noise is EDM's or rectified "
+            "flow's, which isn't supported; expected a table of β, as DDIMScheduler has. Stable "
+            "Diffusion 3 is loaded by guidejax.models.stable_diffusion_3."
+        )
+
+
 def schedule_from(config: Mapping[str, Any]) -> Schedule:
     """What a checkpoint's `scheduler/scheduler_config.json` says of its noise.
 
@@ -165,7 +178,8 @@ zero_snr=False, spacing='leading', offset=1, to_data=False)
                 f"the scheduler's config has {name}={value!r}, which isn't supported; expected one "
                 f"of {', '.join(known)}."
             )
-    for name in ("trained_betas", "clip_sample", "thresholding"):
+    _check_kind(config)
+    for name in ("trained_betas", "clip_sample", "thresholding", "use_flow_sigmas"):
         if config.get(name):
             raise ValueError(
                 f"the scheduler's config has {name}={config[name]!r}, which isn't supported."

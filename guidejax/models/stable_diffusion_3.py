@@ -73,6 +73,18 @@ def shift_from(config: Mapping[str, Any]) -> float:
         >>> shift_from({"num_train_timesteps": 1000, "shift": 3.0})
         3.0
     """
+    kind = str(config.get("_class_name", "FlowMatch"))
+    if not kind.startswith("FlowMatch"):
+        raise ValueError(
+            f"the scheduler's config has _class_name={kind!r}, which isn't supported; expected one "
+            "of rectified flow, such as FlowMatchEulerDiscreteScheduler."
+        )
+    if "flow_shift" in config and "shift" not in config:
+        raise ValueError(
+            f"the scheduler's config has flow_shift={config['flow_shift']!r}, whose times aren't "
+            "those of FlowMatchEulerDiscreteScheduler; where they are to be these, write it there "
+            "as shift."
+        )
     for name in (
         "invert_sigmas", "shift_terminal", "stochastic_sampling", "use_beta_sigmas",
         "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas",

@@ -244,8 +244,8 @@ class T5:
 
     def text(self, tokens: Any, mask: Any = None) -> Array:
         """States of tokens (batch, length): `encode`."""
-        run = lambda params, tokens: encode(params, tokens, mask, self.config)  # noqa: E731
-        return automatic(run, self.params, tokens)
+        run = lambda params, tokens, mask: encode(params, tokens, mask, self.config)  # noqa: E731
+        return automatic(run, self.params, tokens, None if mask is None else jnp.asarray(mask))
 
 
 def layout(config: Config, found: Shapes) -> Layout:

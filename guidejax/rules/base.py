@@ -15,14 +15,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, accumulator, square_norm
+from guidejax._arrays import Array, accumulator, broadcasts_to, is_concrete, square_norm
 
 # What `guidance` can hand a rule besides the branches: the state, the times of the step, the
 # process and the rule's own carried state.
@@ -81,6 +83,9 @@ class Rule:
             Where that is known to be 0 the branch isn't evaluated, and `cond` stands in for it.
         wants: For a rule whose state lets its branches go, `wants(state, **options)`: (batch,)
             flags, False where this step needs `cond` alone. The others then come as None.
+        raw: Branches that are no predictions, and are never converted to another space.
+        check: `check(**numbers)`, which raises `ValueError` for numbers that can't be meant; of
+            those alone that are known when the rule is bound, or called.
         renamed: What the function calls the arguments that `on` gave another name.
     """
 
@@ -95,6 +100,8 @@ class Rule:
     static: tuple[str, ...] = ()
     needs: Mapping[str, Need] = dataclasses.field(default_factory=dict)
     wants: Callable[..., Any] | None = None
+    raw: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,7 +134,8 @@ class Rule:
 
         Raises:
             TypeError: If an argument is missing, given twice, unknown, or one too many.
-            ValueError: If ω is of another batch than the predictions.
+            ValueError: If a prediction is of another shape than the rest, or ω or a number of
+                another batch.
         """
         given = dict(zip(self.takes, args, strict=False))
         if len(args) > len(self.takes) or given.keys() & kwargs.keys():
@@ -147,9 +155,29 @@ class Rule:
                 f"for guidance or a chain, {self.name}.bind(...)."
             )
         given = self.defaults | given
-        if {"cond", "omega"} <= given.keys():
-            _check_batch(self.name, np.shape(given["cond"]), np.shape(given["omega"]))
+        self._check_shapes(given)
+        self._check_numbers(given)
         return self.fn(**{self.renamed.get(name, name): value for name, value in given.items()})
+
+    def _check_numbers(self, given: Mapping[str, Any]) -> None:
+        if self.check is not None:
+            numbers = {n: given[n] for n in self.numbers}
+            self.check(**{n: v if _is_known(v) else math.nan for n, v in numbers.items()})
+
+    def _check_shapes(self, given: Mapping[str, Any]) -> None:
+        """Raise `ValueError` for what would broadcast the predictions to another shape."""
+        base = "cond" if "cond" in given else "guided"
+        shape = np.shape(given[base])
+        for name in {*self.branches, *(("guided",) if self.refines else ())} - {base}:
+            other = np.shape(given[name])
+            if other and (len(other) != len(shape) or not broadcasts_to(other, shape)):
+                raise ValueError(
+                    f"{self.name}: {name} has shape {other}, and {base} {shape}; expected the same."
+                )
+        numbers = [name for name in self.numbers if name not in self.static]
+        for name in (*numbers, *(("omega",) if "omega" in given else ())):
+            if not isinstance(given[name], (tuple, list, str)):
+                _check_batch(self.name, name, shape, np.shape(given[name]))
 
     def bind(self, **numbers: Any) -> Bound:
         """The rule with its numbers set, for `guidance` and `chain`.
@@ -158,7 +186,8 @@ class Rule:
             **numbers: Each a number or a `Weight`; the others keep their defaults.
 
         Raises:
-            ValueError: If it has no such number, or one without a default is not given.
+            ValueError: If it has no such number, one without a default is not given, or one can't
+                be meant.
 
         Example:
             >>> from guidejax.rules import rescale
@@ -174,6 +203,7 @@ class Rule:
             raise ValueError(
                 f"{self.name} needs a value for {', '.join(missing)}, which has no default."
             )
+        self._check_numbers(self.defaults | numbers)
         return Bound(self, self.defaults | numbers)
 
     def on(self, **branches: str) -> Rule:
@@ -195,11 +225,17 @@ class Rule:
         return f"<rule {self.name}, space {self.space}>"
 
 
-def _check_batch(name: str, cond: tuple[int, ...], omega: tuple[int, ...]) -> None:
+def _is_known(value: Any) -> bool:
+    """Whether it is a number or numbers that Python may look at now."""
+    numbers = isinstance(value, (int, float, np.generic, np.ndarray, jax.Array))
+    return numbers and is_concrete(value) and getattr(value, "is_fully_addressable", True)
+
+
+def _check_batch(rule: str, name: str, cond: tuple[int, ...], shape: tuple[int, ...]) -> None:
     # Else a batch of 1 would broadcast, to as many samples as there are numbers.
-    if len(omega) == 1 and len(cond) and omega[0] not in (1, cond[0]):
+    if len(shape) == 1 and len(cond) and shape[0] not in (1, cond[0]):
         raise ValueError(
-            f"{name} is given {omega[0]} numbers as omega for a batch of {cond[0]}: one a sample "
+            f"{rule} is given {shape[0]} numbers as {name} for a batch of {cond[0]}: one a sample "
             f"is ({cond[0]},), one a channel has as many axes as the predictions."
         )
 
@@ -225,6 +261,7 @@ def _renamed(rule: Rule, names: tuple[tuple[str, str], ...]) -> Rule:
         rule,
         takes=takes,
         needs={new.get(name, name): need for name, need in rule.needs.items()},
+        raw=tuple(new.get(name, name) for name in rule.raw),
         renamed={new.get(n, n): rule.renamed.get(n, n) for n in rule.branches},
     )
 
@@ -250,6 +287,8 @@ def make_rule(
     static: tuple[str, ...] = (),
     needs: Mapping[str, Need] | None = None,
     wants: Callable[..., Any] | None = None,
+    raw: tuple[str, ...] = (),
+    check: Callable[..., None] | None = None,
 ) -> Rule:
     """A `Rule` of any function whose signature follows the convention above, unregistered.
 
@@ -288,7 +327,7 @@ def make_rule(
         raise ValueError(f"{name}: a rule with state has `init` and takes `state`, or neither.")
     made = Rule(
         fn, name, space, paper, tuple(takes), numbers, init, exact_at_zero, tuple(static),
-        wants=wants,
+        wants=wants, raw=tuple(raw), check=check,
     )  # fmt: skip
     if exact_at_zero and "omega" in takes:
         made.needs = dict.fromkeys(set(made.branches) - {"cond"}, operator.itemgetter("omega"))

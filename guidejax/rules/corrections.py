@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from guidejax._arrays import Array, Tree, expand, restore, safe_divide, upcast
 from guidejax._denoisers import Denoiser
 from guidejax.processes import Process
+from guidejax.processes.base import check_time
 from guidejax.rules.base import rule
 from guidejax.weights.base import Step, Weight
 
 
-@rule(space="x0", paper="Gao et al. (REG), arXiv 2501.18865, §4")
+@rule(space="x0", paper="Gao et al. (REG), arXiv 2501.18865, §4", raw=("gradient",))
 def reg(
     cond: Array, uncond: Array, omega: Array, gradient: Array, t: Array, process: Process
 ) -> Array:
@@ -31,7 +32,8 @@ def reg(
         cond: Conditional clean prediction c, (batch, ...).
         uncond: Unconditional clean prediction u, the same shape.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
-        gradient: ∇ₓ(1ᵀ x̂0(x_t, c)), the same shape.
+        gradient: ∇ₓ(1ᵀ x̂0(x_t, c)), the same shape; of x̂0 whatever the predictions are, and never
+            converted.
         t: Time, scalar or (batch,).
         process: The noising process.
 
@@ -124,6 +126,7 @@ def recfg_table(times: Array, cond: Array, uncond: Array, *, estimator: str = "p
         >>> recfg_table(jnp.array([0.5]), c, u)(s=0.4, t=0.5).tolist()
         [[0.800000011920929]]
     """
+    check_time("recfg_table's times", times)
     times = jnp.asarray(times)
     if cond.shape != uncond.shape or cond.ndim < 3 or cond.shape[:1] != times.shape:
         raise ValueError(

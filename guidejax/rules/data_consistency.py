@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from guidejax._arrays import Array, expand, restore, upcast
+from guidejax._arrays import Array, check_mask, expand, restore, upcast
 from guidejax.rules.base import rule
+
+
+def _check(known: Array, mask: Array | float) -> None:
+    check_mask("inpaint's mask", mask)
 
 
 @rule(
     space="x0",
     paper="Wang et al. (DDNM), arXiv 2212.00490, Eq. (13), A a mask; Song et al., 2011.13456, §I.2",
     exact_at_zero=False,
+    check=_check,
 )
 def inpaint(guided: Array, *, known: Array, mask: Array | float) -> Array:
     """Inpainting: m ⊙ k + (1 − m) ⊙ g, the known part of the picture in place of the predicted.
@@ -31,7 +36,7 @@ def inpaint(guided: Array, *, known: Array, mask: Array | float) -> Array:
         The prediction, in the dtype of `guided`.
 
     Raises:
-        ValueError: If `known` or `mask` has another number of axes.
+        ValueError: If `known` or `mask` has another number of axes, or m isn't from 0 to 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,5 +45,6 @@ def inpaint(guided: Array, *, known: Array, mask: Array | float) -> Array:
         [[5.0, 6.0, 1.0]]
     """
     g = upcast(guided)
-    mask = expand(mask, g)
+    # Of a picture's own dtype, which may be unsigned, 1 − m would wrap around.
+    mask = expand(mask, g).astype(g.dtype)
     return restore(mask * expand(known, g) + (1 - mask) * g, guided)

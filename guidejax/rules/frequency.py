@@ -227,7 +227,8 @@ def fresca(
         omega: ω, scalar or (batch,).
         low: Scale of the low frequencies, scalar or (batch,).
         high: Scale of the high frequencies, scalar or (batch,).
-        cutoff: Lowest high frequency, an integer ≥ 0; beyond half the size all are low.
+        cutoff: Lowest high frequency, an integer ≥ 0; beyond half the size all are low, so that
+            20 changes nothing below 40 pixels a side.
 
     Returns:
         The guided prediction, in the dtype of `cond`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from guidejax._arrays import Array, expand, upcast
+from guidejax._arrays import Array, expand, restore, upcast
 from guidejax.rules.base import rule
 
 
@@ -55,4 +55,4 @@ def logits_cfg(cond: Array, uncond: Array, omega: Array, *, axis: int = -1) -> A
     # large logit would not be the peak that it is compared with.
     guided = c + jnp.where(known, expand(omega, c) * (c - u), 0)
     guided = _log_softmax(guided, allowed, axis)
-    return jnp.where(allowed, guided, -jnp.inf).astype(cond.dtype)
+    return restore(jnp.where(allowed, guided, -jnp.inf), cond)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 
 from guidejax._arrays import (
@@ -14,7 +16,6 @@ from guidejax._arrays import (
     restore,
     safe_divide,
     safe_sqrt,
-    square_norm,
     unit,
     upcast,
 )
@@ -52,9 +53,9 @@ def mambo_g(cond: Array, uncond: Array, omega: Array, *, damping: Array | float 
     """
     c, u = upcast(cond), upcast(uncond)
     # 10⁶ is infinite to the exponential and finite to its gradient.
-    ratio = safe_divide(norm(c - u), norm(u), otherwise=1e6)
-    share = jnp.exp(-jnp.asarray(damping) * ratio)
-    return restore(c + expand(omega, c) * expand(share, c) * (c - u), cond)
+    ratio = safe_divide(norm(c - u, keepdims=True), norm(u, keepdims=True), otherwise=1e6)
+    share = jnp.exp(-expand(damping, c) * ratio)
+    return restore(c + expand(omega, c) * share * (c - u), cond)
 
 
 @rule(space="score", paper="Pavasovic et al., arXiv 2502.07849")
@@ -80,14 +81,15 @@ def power_law(cond: Array, uncond: Array, omega: Array, *, power: Array | float 
     """
     c = upcast(cond)
     delta = c - upcast(uncond)
-    size, most = norm(delta), float(jnp.finfo(c.dtype).max) ** 0.8
-    over = (1 + jnp.asarray(power)) * jnp.log(jnp.where(size > 0, size, 1)) > jnp.log(most)
+    power = expand(power, c)
+    size, most = norm(delta, keepdims=True), float(jnp.finfo(c.dtype).max) ** 0.8
+    over = (1 + power) * jnp.log(jnp.where(size > 0, size, 1)) > jnp.log(most)
     weight = jnp.where(
         over,
         safe_divide(most, jnp.where(over, size, 1)),
         _power(jnp.where(over, 1, size), power),
     )
-    return restore(c + expand(omega, c) * (expand(weight, c) * delta), cond)
+    return restore(c + expand(omega, c) * (weight * delta), cond)
 
 
 @rule(space="eps", paper="Malarz et al., arXiv 2502.10574", exact_at_zero=False)
@@ -113,8 +115,8 @@ def beta_cfg(cond: Array, uncond: Array, omega: Array, *, gamma: Array | float =
     """
     c, u = upcast(cond), upcast(uncond)
     delta = c - u
-    length = _power(norm(delta), 1 - jnp.asarray(gamma))
-    return restore(u + (expand(omega, c) + 1) * expand(length, c) * unit(delta), cond)
+    length = _power(norm(delta, keepdims=True), 1 - expand(gamma, c))
+    return restore(u + (expand(omega, c) + 1) * length * unit(delta), cond)
 
 
 @rule(space="x0", paper="PMC-CFG, arXiv 2609.24287")
@@ -143,13 +145,14 @@ def pmc(cond: Array, uncond: Array, omega: Array, *, cap: Array | float = 1.05) 
     # β of c and δ of length 1 or so: of the true ones it is β · ‖c‖/‖δ‖.
     size, step = magnitude(c), magnitude(delta)
     small, towards = over(c, size), over(delta, step)
-    a, b = square_norm(towards), dot(small, towards)
-    room = square_norm(small) * (jnp.asarray(cap) ** 2 - 1)
+    whole = functools.partial(dot, keepdims=True)
+    a, b = whole(towards, towards), whole(small, towards)
+    room = whole(small, small) * (expand(cap, c) ** 2 - 1)
     root = safe_sqrt(jnp.maximum(b * b + a * room, 0))
     # Of the two forms of the root, the one that doesn't cancel.
     forward = b > 0
     beta = safe_divide(
         jnp.where(forward, room, root - b), jnp.where(forward, b + root, a), otherwise=jnp.inf
     )
-    most = expand(jnp.maximum(beta, 0), c) * (size / step)
+    most = jnp.maximum(beta, 0) * (size / step)
     return restore(c + jnp.minimum(expand(omega, c), most) * delta, cond)

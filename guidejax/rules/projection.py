@@ -21,7 +21,7 @@ from guidejax._arrays import (
     square_norm,
     upcast,
 )
-from guidejax.rules.base import any_of, rule
+from guidejax.rules.base import any_of, buffer, rule
 
 FORMS = ("paper", "diffusers", "comfy")
 
@@ -30,7 +30,7 @@ def _cap(a: Array, max_norm: Array | None) -> Array:
     """`a` · min(1, max_norm/‖a‖)."""
     if max_norm is None:
         return a
-    return a * expand(shrink_to(norm(a), jnp.asarray(max_norm)), a)
+    return a * shrink_to(norm(a, keepdims=True), expand(max_norm, a))
 
 
 def _apg(c, u, delta, omega, eta, max_norm, form):
@@ -93,7 +93,7 @@ def apg(
     space="x0",
     paper="Sadat et al., arXiv 2410.02416, Algorithm 1",
     static=("form",),
-    init=lambda x: jnp.zeros_like(upcast(x)),
+    init=buffer,
 )
 def apg_momentum(
     cond: Array,

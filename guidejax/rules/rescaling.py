@@ -15,7 +15,6 @@ from guidejax._arrays import (
     blend_resized,
     expand,
     flatten,
-    is_concrete,
     magnitude,
     norm,
     over,
@@ -25,6 +24,7 @@ from guidejax._arrays import (
 )
 from guidejax.processes import Process
 from guidejax.rules.base import rule
+from guidejax.rules.thresholding import check_percentile
 
 
 def _spread(x: Array) -> Array:
@@ -142,7 +142,14 @@ def _length(x: Array, lo: Array | float, hi: Array | float) -> Array:
     return expand(length, like)
 
 
-@rule(space="eps", paper="Zhang et al., arXiv 2412.09966")
+def _check_percentiles(lo: Array | float, hi: Array | float) -> None:
+    if np.any(np.asarray(lo) > np.asarray(hi)):
+        raise ValueError(f"ep_cfg expects lo ≤ hi, got lo={lo}, hi={hi}.")
+    check_percentile("ep_cfg's lo", lo)
+    check_percentile("ep_cfg's hi", hi)
+
+
+@rule(space="eps", paper="Zhang et al., arXiv 2412.09966", check=_check_percentiles)
 def ep_cfg(
     cond: Array, guided: Array, *, lo: Array | float = 45.0, hi: Array | float = 55.0
 ) -> Array:
@@ -162,15 +169,13 @@ def ep_cfg(
         The prediction with the energy set, in the dtype of `guided`; where E(g) = 0, `guided`.
 
     Raises:
-        ValueError: If lo > hi.
+        ValueError: If lo > hi, or one of them is no percentile.
 
     Example:
         >>> c, g = jnp.array([[1.0, 2.0, 9.0]]), jnp.array([[2.0, 4.0, 5.0]])
         >>> ep_cfg(c, g).tolist()
         [[1.0, 2.0, 2.5]]
     """
-    if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
-        raise ValueError(f"ep_cfg expects lo ≤ hi, got lo={lo}, hi={hi}.")
     c, g = upcast(cond), upcast(guided)
     return restore(blend_resized(g, _length(c, lo, hi), _length(g, lo, hi), 1), guided)
 

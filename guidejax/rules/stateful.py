@@ -50,8 +50,10 @@ def adaptive(
             when guidance is over for every sample: the sampler then leaves that pass out.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
         state: (batch,) flags, True where guidance is over.
-        threshold: γ̄, scalar or (batch,): 0.991 for the paper's 20-step latent model. ComfyUI's
-            node compares x0 instead and needs more, 0.999.
+        threshold: γ̄, scalar or (batch,): 0.991 for the paper's 20-step latent model, a
+            variance-preserving one that predicts ε. On rectified flow and EDM ε is nearly the same
+            for both at high noise, and guidance would be over after a step: compare x̂0 there, as
+            ComfyUI's node does, with guidance(adaptive, ω, space="x0", threshold=0.999).
 
     Returns:
         The guided prediction, in the dtype of `cond`, and the next state.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,6 @@ from guidejax._arrays import (
     Array,
     expand,
     flatten,
-    is_concrete,
     norm,
     quantile,
     resized,
@@ -23,7 +23,34 @@ from guidejax._arrays import (
 from guidejax.rules.base import rule
 
 
-@rule(space="x0", paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3", exact_at_zero=False)
+def check_percentile(name: str, value: Array | float) -> None:
+    """Raise `ValueError` for what is no percentile: a fraction of 1 above all."""
+    number = np.asarray(value)
+    if np.any((number < 0) | (number > 100) | ((number > 0) & (number <= 1))):
+        raise ValueError(
+            f"{name} is {value}; expected a percentile from 0 to 100, as 99.5, not 0.995."
+        )
+
+
+def _check_ends(lo: Array | float, hi: Array | float) -> None:
+    if np.any(np.asarray(lo) > np.asarray(hi)):
+        raise ValueError(f"threshold expects lo ≤ hi, got lo={lo}, hi={hi}.")
+
+
+def _check_dynamic(percentile: Array | float, limit: Any, most: Any) -> None:
+    check_percentile("dynamic_threshold's percentile", percentile)
+
+
+def _check_mimic(percentile: Array | float, **others: Any) -> None:
+    check_percentile("mimic's percentile", percentile)
+
+
+@rule(
+    space="x0",
+    paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3",
+    exact_at_zero=False,
+    check=_check_ends,
+)
 def threshold(guided: Array, *, lo: Array | float = -1.0, hi: Array | float = 1.0) -> Array:
     """Static thresholding: clip x̂0 to [lo, hi] (Saharia et al. 2205.11487, §2.3).
 
@@ -42,13 +69,16 @@ def threshold(guided: Array, *, lo: Array | float = -1.0, hi: Array | float = 1.
         >>> threshold(jnp.array([[-3.0, 0.5, 2.0]])).tolist()
         [[-1.0, 0.5, 1.0]]
     """
-    if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
-        raise ValueError(f"threshold expects lo ≤ hi, got lo={lo}, hi={hi}.")
     g = upcast(guided)
     return restore(jnp.clip(g, expand(lo, g), expand(hi, g)), guided)
 
 
-@rule(space="x0", paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3", exact_at_zero=False)
+@rule(
+    space="x0",
+    paper="Saharia et al. (Imagen), arXiv 2205.11487, §2.3",
+    exact_at_zero=False,
+    check=_check_dynamic,
+)
 def dynamic_threshold(
     guided: Array,
     *,
@@ -64,12 +94,15 @@ def dynamic_threshold(
 
     Args:
         guided: The clean prediction so far, (batch, ...).
-        percentile: In [0, 100], scalar or (batch,).
+        percentile: In per cent, 0 to 100 and not within (0, 1], scalar or (batch,).
         limit: Range of the data, where it is not [−1, 1]: x̂0/limit is thresholded.
         most: Largest q, in units of `limit`; None is no limit.
 
     Returns:
         The prediction in [−limit, limit], in the dtype of `guided`.
+
+    Raises:
+        ValueError: If `percentile` is none; 0.995 is meant as 99.5.
 
     Example:
         >>> dynamic_threshold(jnp.array([[-4.0, 1.0, 2.0]]), percentile=50.0).tolist()
@@ -88,6 +121,7 @@ def dynamic_threshold(
     paper="mcmonkey, sd-dynamic-thresholding (no paper)",
     exact_at_zero=False,
     static=("centre", "measure"),
+    check=_check_mimic,
 )
 def mimic(
     cond: Array,
@@ -113,7 +147,7 @@ def mimic(
         uncond: Unconditional clean prediction u, the same shape.
         guided: The clean prediction so far, the same shape.
         mimic_omega: ω_m, scalar or (batch,).
-        percentile: In [0, 100], for R_g; the "threshold percentile".
+        percentile: In per cent, 0 to 100, for R_g; the "threshold percentile".
         phi: 0 leaves `guided` as it is, 1 is the full effect.
         centre: "mean", or "zero": g · R_m/R_g without clipping or centring the result.
         measure: "range" as above (the extension's AD), or "std" for both R.
@@ -122,7 +156,7 @@ def mimic(
         The prediction with its range set, in the dtype of `guided`.
 
     Raises:
-        ValueError: If `centre` or `measure` is unknown.
+        ValueError: If `centre` or `measure` is unknown, or `percentile` is none.
 
     Example:
         >>> c, u = jnp.array([[-1.0, 1.0]]), jnp.zeros((1, 2))

@@ -16,6 +16,7 @@ import numpy as np
 
 from guidejax._arrays import Array, check_finite, is_concrete
 from guidejax.processes import Process
+from guidejax.processes.base import check_time
 from guidejax.schedules.base import require, row_of, schedule
 from guidejax.weights.base import Step, Weight, as_weight
 from guidejax.weights.omega_net import check_labels
@@ -26,6 +27,13 @@ class _Table:
     """One row a step, or knots in t with straight lines between; a column a class, or none."""
 
     classes: int | None
+
+    def windowed(self, params: Any) -> bool:
+        """Whether it is 0 on a step, or between two knots, where that is known."""
+        if not is_concrete(params):
+            return False
+        off = ~np.any(np.asarray(params["values"]).reshape(len(params["values"]), -1), axis=1)
+        return bool(np.any(off if params["times"] is None else off[1:] & off[:-1]))
 
     def __call__(self, params: Any, step: Step) -> Array:
         values = jnp.asarray(params["values"], jnp.result_type(float))
@@ -42,7 +50,9 @@ class _Table:
             self.check(None)
         # A one-hot sum, not a gather, which raises on labels sharded over an explicit mesh.
         chosen = jnp.asarray(step.cond)[..., None] == jnp.arange(self.classes)
-        return jnp.sum(jnp.where(chosen, row, 0), axis=-1)
+        found = jnp.sum(jnp.where(chosen, row, 0), axis=-1)
+        # A label that isn't known yet, and is none of the table's, must not be ω = 0.
+        return jnp.where(jnp.any(chosen, axis=-1), found, jnp.nan)
 
     def check(self, cond: Any, who: str = "table") -> None:
         """Raise `ValueError` where `cond` is no label of the table: the sampler and `fit` ask."""
@@ -132,6 +142,7 @@ def table(values: Any, times: Any = None) -> Weight:
                 f"table expects one time a row and at least two, got times of shape {times.shape} "
                 f"and values of shape {shape}."
             )
+        check_time("table's times", times)
         monotone = lambda x: np.all(np.diff(x) > 0) or np.all(np.diff(x) < 0)  # noqa: E731
         require("table", "times that rise or fall throughout", monotone, times)
         order = jnp.argsort(times)
@@ -164,6 +175,7 @@ def to_table(
     times = np.asarray(times, jnp.result_type(float))
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) < 0):
         raise ValueError(f"to_table expects falling times, (steps + 1,), got {times}.")
+    check_time("to_table's times", times)
     weight = as_weight(weight)
     try:
         values = weight.table(jnp.asarray(times), conditions, process=process)

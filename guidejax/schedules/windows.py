@@ -134,7 +134,7 @@ def cads_gate(value: Any, full: Any = 0.6, off: Any = 0.9, on: str = "excess") -
         on: "excess" or "total".
 
     Raises:
-        ValueError: If full > off.
+        ValueError: If full > off, or one of them is no time.
 
     Example:
         >>> weight = cads_gate(4.0, full=0.5, off=1.0)
@@ -142,6 +142,7 @@ def cads_gate(value: Any, full: Any = 0.6, off: Any = 0.9, on: str = "excess") -
         [0.0, 2.0, 4.0]
     """
     require("cads_gate", "full ≤ off", lambda a, b: a <= b, full, off)
+    require("cads_gate", "times in [0, 1]", lambda a, b: (a >= 0) & (b <= 1), full, off)
     return scaled(value, curve(_faded, {"full": full, "off": off}, where=_not_faded), on)
 
 

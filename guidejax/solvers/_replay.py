@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, concretely, is_concrete, tree_map
+from guidejax._arrays import Array, Tree, batch_size, concretely, is_concrete, tree_map
 from guidejax.processes.base import Process
 from guidejax.solvers.base import Solver
 
@@ -69,7 +69,9 @@ def _itself(branches: tuple[str, ...]) -> Callable[[Tree], Answer]:
     return lambda x: (x, dict.fromkeys(branches, x))
 
 
-def kinds(solver: Solver, process: Process, batched: bool, into_data: bool) -> tuple[str, ...]:
+def kinds(
+    solver: Solver, process: Process, batched: bool, into_data: bool, like: Tree = None
+) -> tuple[str, ...]:
     """For each call of a step, where it is made: "start" (t), "end" (s), or "between".
 
     Args:
@@ -77,14 +79,34 @@ def kinds(solver: Solver, process: Process, batched: bool, into_data: bool) -> t
         process: The noising process.
         batched: Whether each sample has times of its own.
         into_data: Whether the step is known to end at s = 0.
+        like: The state, whose shapes a step may look at; (1, 1) by default.
     """
-    leaves, treedef = jax.tree.flatten((solver.numbers, process))
-    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _kinds(solver.step, solver.init, solver.branches, treedef, shapes, batched, into_data)
+    known = _Shapes.of((solver.numbers, process))
+    state = _Shapes.of(_SMALL if like is None else like)
+    return _kinds(solver.step, solver.init, solver.branches, known, state, batched, into_data)
+
+
+class _Shapes(NamedTuple):
+    """Arrays without their values, which can be hashed."""
+
+    treedef: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    @staticmethod
+    def of(tree: Tree) -> _Shapes:
+        leaves, treedef = jax.tree.flatten(tree)
+        return _Shapes(treedef, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+
+    def map(self, fn: Callable[..., Any]) -> Tree:
+        """`fn(shape, dtype)` of each."""
+        return jax.tree.unflatten(self.treedef, [fn(*leaf) for leaf in self.leaves])
+
+
+_SMALL = jax.ShapeDtypeStruct((1, 1), jnp.float32)
 
 
 @functools.lru_cache(maxsize=512)
-def _kinds(step, init, branches, treedef, shapes, batched, into_data):
+def _kinds(step, init, branches, known, state, batched, into_data):
     found: list[str] = []
 
     def run(numbers_and_process, x, t, s, key):
@@ -97,10 +119,10 @@ def _kinds(step, init, branches, treedef, shapes, batched, into_data):
         )
         return out
 
-    time = jax.ShapeDtypeStruct((1,) if batched else (), jnp.result_type(float))
-    x = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    known = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    jax.eval_shape(run, known, x, time, time, jax.eval_shape(lambda: jax.random.key(0)))
+    x = state.map(jax.ShapeDtypeStruct)
+    time = jax.ShapeDtypeStruct((batch_size(x),) if batched else (), jnp.result_type(float))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(run, known.map(jax.ShapeDtypeStruct), x, time, time, key)
     if not found:
         raise ValueError("the solver's step never calls the denoiser.")
     return tuple(found)
@@ -113,25 +135,30 @@ def evaluations(solver: Solver) -> int:
     return len(kinds(solver, rectified_flow(), batched=False, into_data=False))
 
 
-def asked_times(solver: Solver, process: Process, times: Any, into_data: bool) -> tuple[Any, ...]:
+def asked_times(
+    solver: Solver, process: Process, times: Any, into_data: bool, like: Tree = None
+) -> tuple[Any, ...]:
     """The time of each query at each step of a grid: (steps,) or (steps, batch) a query.
 
     With `into_data` those of a step that is known to end at s = 0 follow those of a usual step.
-    NumPy where they are known now, under jit too, where JAX would trace them.
+    NumPy where they are known now, under jit too, where JAX would trace them. `like` is the state,
+    as for `kinds`.
     """
+    small = jax.ShapeDtypeStruct((*(np.shape(times)[1:] or (1,)), 1), jnp.float32)
+    state = _Shapes.of(small if like is None else like)
     if not is_concrete(solver, process, times):
-        return _asked_times(solver, process, times, into_data)
+        return _asked_times(solver, process, times, into_data, state)
     with concretely():
-        return tuple(np.asarray(t) for t in _asked_times(solver, process, times, into_data))
+        return tuple(np.asarray(t) for t in _asked_times(solver, process, times, into_data, state))
 
 
-@functools.partial(jax.jit, static_argnames="into_data")
+@functools.partial(jax.jit, static_argnames=("into_data", "state"))
 def _asked_times(
-    solver: Solver, process: Process, times: Array, into_data: bool
+    solver: Solver, process: Process, times: Array, into_data: bool, state: _Shapes
 ) -> tuple[Array, ...]:
 
     def calls(t, s):
-        x = jnp.zeros((*(t.shape or (1,)), 1))
+        x = state.map(jnp.zeros)
         denoise = Recorded(_itself(solver.branches))
         key, memory = jax.random.key(0), solver.init(x, t)
         solver.step(solver.numbers, denoise, process, x, t, s, key, memory)

@@ -12,6 +12,7 @@ import numpy as np
 
 from guidejax._arrays import Array, Times, concretely, is_concrete
 from guidejax.processes.base import ROUNDING, Process
+from guidejax.processes.continuous import RectifiedFlow
 
 
 @jax.tree_util.register_dataclass
@@ -149,9 +150,11 @@ class Step:
         """An attribute, or an error that says who wants it."""
         value = getattr(self, what)
         if value is None:
+            grid = " `rollout` knows it too; self-consistency draws t and s, and has no grid."
             raise ValueError(
                 f"{who} needs `{what}`, which `sample` knows; to `guided`, `combine` or the weight "
                 f"itself give {'times' if what == 's' else what}=..."
+                + (grid if what == "times" else "")
             )
         return value
 
@@ -167,6 +170,8 @@ class Step:
         A step holds its start and not its end, both to a rounding: t = 1 − 0.8 is 0.2.
         """
         times = jnp.asarray(self.needs("times", "a weight of the step's index"))
+        if times.ndim == 1 and jnp.ndim(self.t):  # Each sample at its own step of one grid.
+            times = times[:, None]
         ahead = jnp.where(times[0] > times[-1], times[1:] - self.t, self.t - times[1:])
         return jnp.minimum(jnp.sum(ahead > -ROUNDING, axis=0), self.num_steps - 1)
 
@@ -313,14 +318,21 @@ def _windowed(weight: Weight) -> bool:
     if weight.support in (_both, _first, _clip_support):
         factors = weight.params if weight.support is _both else weight.params[:1]
         return any(map(_windowed, factors))
-    return True
+    if hasattr(weight.fn, "windowed"):
+        return weight.fn.windowed(weight.params)
+    grid = np.linspace(1, 0, 101)
+    try:  # Any process and any grid: is there a step on which it is off?
+        on = weight.active(grid[1:], grid[:-1], process=RectifiedFlow(), times=grid)
+    except ValueError:  # It wants a grid of so many steps.
+        return True
+    return not is_concrete(on) or not np.all(on)
 
 
 def from_scale(scale: Any) -> Any:
     """ω of the common guidance scale w, where 1 is the conditional model: ω = w − 1.
 
     Args:
-        scale: w, a number, an array, or a `Weight` of scales at every step.
+        scale: w, a number, numbers, an array, or a `Weight` of scales at every step.
 
     Raises:
         ValueError: If it is a `Weight` that is 0 outside of a window. A scale of 0 is the
@@ -335,7 +347,7 @@ def from_scale(scale: Any) -> Any:
             "from_scale of a weight that is 0 on some steps is the unconditional model there, "
             "ω = −1; take it inside: gj.interval(gj.from_scale(7.5), lo=..., hi=...)."
         )
-    return scale - 1
+    return (np.asarray(scale) if isinstance(scale, (list, tuple)) else scale) - 1
 
 
 def to_scale(omega: Any) -> Any:

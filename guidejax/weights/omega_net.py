@@ -292,8 +292,18 @@ class OmegaNet:
         }
 
     def weight(self, phi: Any) -> Weight:
-        """ω as a `Weight`, to be used wherever a number is."""
-        return self.weights(phi)["omega"]
+        """ω as a `Weight`, to be used wherever a number is.
+
+        Raises:
+            ValueError: If none of `outputs` is "omega".
+        """
+        found = self.weights(phi)
+        if "omega" not in found:
+            raise ValueError(
+                f"this OmegaNet gives {', '.join(found)} and no omega: "
+                "gj.guidance(rule, omega=..., **net.weights(phi))."
+            )
+        return found["omega"]
 
     def check(self, cond: Any, who: str = "OmegaNet") -> None:
         """Raise `ValueError` where `cond` is not what this network was built for."""
@@ -354,7 +364,9 @@ def _mlp() -> Any:
                 # over an explicit mesh.
                 one_hot = jax.nn.one_hot(cond, self.num_classes, dtype=features.dtype)
                 table = dense(self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0))
-                h = h + table(one_hot)
+                # A label that isn't known when this is traced, and is no class, has no ω.
+                known = jnp.any(one_hot != 0, axis=-1, keepdims=True)
+                h = h + jnp.where(known, table(one_hot), jnp.nan)
             elif cond is not None:
                 projected = nn.silu(dense(self.hidden)(cond.astype(features.dtype)))
                 h = h + dense(self.hidden)(projected)

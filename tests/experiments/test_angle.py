@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import guidejax as gj
+from experiments import results
 from experiments.angle import cells as angle
 from experiments.angle import figures, page, theory
 from experiments.angle.cells import Cells
@@ -185,6 +186,27 @@ def test_a_run_is_resumed_cell_by_cell(tmp_path):
     assert again["geometry/1"] == {"of": "geometry/1"}
     page.keep(again, tmp_path)
     assert json.loads((tmp_path / "tiny.json").read_text()) == again.known
+
+
+def test_cells_of_a_plan_of_other_sizes_are_made_again(tmp_path):
+    cells = Cells(TINY, tmp_path, print)
+    cells.functions = {"a": lambda: 1}
+    cells.about["a"] = angle.identity(TINY)
+    cells.run()
+    for changed, same in (({"samples": 32}, False), ({"seeds": (0, 1, 2)}, True)):
+        plan = dataclasses.replace(TINY, **changed)
+        again = Cells(plan, tmp_path, print)
+        again.about["a"] = angle.identity(plan)
+        assert again.done("a") == same
+
+
+def test_the_page_of_claims_computes_nothing_that_is_missing(tmp_path, monkeypatch):
+    more = dataclasses.replace(PLANS["full"], seeds=(*PLANS["full"].seeds, 10))
+    monkeypatch.setattr(results, "ANGLE", {"full": more})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"norm/.*/10 among them: python -m experiments.angle"):
+        results._angle()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

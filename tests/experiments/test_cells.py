@@ -1,10 +1,13 @@
 """Cells: each is made once, by whoever is first, and isn't taken for another experiment's."""
 
 import json
+import pathlib
 
 import pytest
 
+from experiments import sharing
 from experiments.cells import Cells
+from experiments.stages import __main__ as stages
 
 
 class Counted(Cells):
@@ -62,3 +65,57 @@ def test_without_a_folder_cells_stay_in_memory():
     cells.run()
     assert cells.made == ["b/1", "b/2"]
     assert cells["b/2"] is cells["b/2"]
+
+
+def test_a_cell_that_says_what_it_is_of_is_made_again_where_that_changes(tmp_path):
+    made = []
+
+    def cells(**about):
+        function = lambda: made.append(about) or {"number": len(made)}
+        return Cells([("a", function)], [tmp_path], about={"a": about})
+
+    assert cells(sizes=(1, 2))["a"] == {"number": 1}
+    kept = {"about": {"sizes": [1, 2]}, "found": {"number": 1}}
+    assert json.loads((tmp_path / "a.json").read_text()) == kept
+    assert cells(sizes=(1, 2)).done("a")
+    other = cells(sizes=(1, 3))
+    assert not other.done("a")
+    other.run()
+    assert made == [{"sizes": (1, 2)}, {"sizes": (1, 3)}]
+    # What says nothing is of no known experiment; cells that aren't told apart read it as it is.
+    (tmp_path / "a.json").write_text('{"of": "another"}')
+    assert not cells(sizes=(1, 3)).done("a")
+    assert Cells([("a", None)], [tmp_path])["a"] == {"of": "another"}
+
+
+def test_it_is_known_from_which_folder_a_result_came(tmp_path):
+    ours, published = tmp_path / "ours", tmp_path / "published"
+    Counted([published])["a"]
+    cells = Counted([ours, published])
+    cells.run()
+    assert cells.places == {"a": published, "b/1": ours, "b/2": ours}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder" / "0.5.json"
+    sharing.write(path, lambda part: part.write_text("old"))
+
+    def stopped(part):
+        part.write_text("torn")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sharing.write(path, stopped)
+    assert [each.name for each in path.parent.iterdir()] == ["0.5.json"]
+    assert path.read_text() == "old"
+
+
+def test_the_plan_of_the_stages_is_written_whole(tmp_path, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "compute", None)  # It doesn't come to that.
+    monkeypatch.setattr(pathlib.Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stages.main(stages.Config(out=tmp_path))
+    assert not list(tmp_path.rglob("*.*"))

@@ -1,6 +1,8 @@
 """The emoji experiment with every size cut down, on the networks of the repository."""
 
+import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -9,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
+import scipy.stats
+from flax import traverse_util
 
 import guidejax as gj
 from experiments.emoji import __main__ as emoji
@@ -160,6 +165,154 @@ def test_the_quick_preset_never_takes_hours(tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "RESULTS", tmp_path / "none")
     with pytest.raises(SystemExit, match="tune/0/constant"):
         emoji.main(Config(out=tmp_path))
+    with pytest.raises(SystemExit, match="--preset full --publish"):
+        emoji.main(Config(out=tmp_path, publish=True))
+
+
+# Claims
+
+
+def a_report(plan, frechet, score=0.5):
+    """Cells whose report is made up: distance and score by denoiser, method and seed."""
+    cells = Cells(plan, storage.WEIGHTS, [], print)
+    for denoiser in cells.denoisers:
+        for method in cells.compared:
+            rows = []
+            for seed in range(plan.seeds):
+                value = frechet(denoiser, method, seed)
+                row = dict.fromkeys((name for name, _, _ in report.COLUMNS), score)
+                row |= {"frechet": value, "frechet resampled": [value, 1.01 * value]}
+                rows.append({"report": row, "composed": row, "evaluations": 4})
+            cells.known[f"{plan.label}/{denoiser}/{method}"] = rows
+    return cells
+
+
+CLAIMED = Plan(
+    early=("0", "1", "2"), long=("long",), seeds=4, methods=("unguided", "interval"), both=(),
+    omegas=(), anew=0,
+)  # fmt: skip
+
+
+def test_one_pair_has_no_interval_and_is_not_judged():
+    plan = dataclasses.replace(CLAIMED, early=("0",), long=(), seeds=1)
+    cells = a_report(plan, lambda d, method, s: 0.5 if method == "learned" else 1.0)
+    found = report.claims(cells)
+    assert len(found) == report.asked(cells) == 6
+    assert {claim["holds"] for claim in found} == {None}
+    assert report.mark(found[0]) == "not judged: one pair"
+    page = report._claims_as_html(found)
+    assert "reached" not in page
+    assert page.count("0.500, not judged: one pair") == 3
+
+
+def test_seeds_of_a_denoiser_are_no_independent_pairs():
+    """Denoisers differ, seeds hardly: many pairs would make an interval far too small."""
+    rng = np.random.default_rng(0)
+    by = {"0": 0.80, "1": 0.88, "2": 0.96, "long": 0.9}
+
+    def frechet(denoiser, method, seed):
+        return (by[denoiser] if method == "learned" else 1.0) * (1 + 1e-4 * rng.normal())
+
+    cells = a_report(CLAIMED, frechet)
+    assert report.asked(cells) == 12
+    found = {claim["claim"]: claim for claim in report.claims(cells)}
+    assert len(found) == 12
+    first, *_ = found.values()
+    value, each = first["value"], np.log([by[name] for name in "012"])
+    half = scipy.stats.t.ppf(1 - 0.025 / 12, 2) * each.std(ddof=1) / np.sqrt(3)
+    assert value["level"] == pytest.approx(100 * (1 - 0.05 / 12))
+    assert np.log(value["high"] / value["mean"]) == pytest.approx(half, rel=0.01)
+    assert value["mean"] <= 0.95
+    assert first["holds"] is False  # The interval over three denoisers reaches beyond 1.
+    np.testing.assert_allclose(value["each denoiser"], [by[name] for name in "012"], rtol=1e-3)
+    # Of one denoiser the interval is over its noise.
+    alone = next(c for text, c in found.items() if "trained for long" in text)
+    assert alone["holds"] is True
+    assert alone["value"]["high"] < 0.91
+    table = report.summarise(cells, CLAIMED.early)
+    row = table["learned"]["frechet"]
+    assert row["high"] - row["low"] > 0.3
+
+
+def test_the_best_tuned_is_the_best_of_all():
+    cells = a_report(CLAIMED, lambda d, method, s: 1.0 + 0.01 * s)
+    del cells.known["report/1/interval"]
+    assert {"long" in claim["claim"] for claim in report.claims(cells)} == {True}
+
+
+def test_a_score_is_higher_where_its_interval_is():
+    plan = dataclasses.replace(CLAIMED, long=(), both=("interval",))
+    cells = a_report(plan, lambda d, method, s: 1.0)
+    last = report.claims(cells)[-1]
+    assert "interval above 0" in last["claim"]
+    assert (last["value"]["low"], last["holds"]) == (0.0, False)
+    for denoiser in plan.early:
+        for row in cells.known[f"report/{denoiser}/learned, for both"]:
+            row["report"] = row["report"] | {"clip score": 0.6}
+    assert report.claims(cells)[-1]["holds"] is True
+
+
+# Results in folders
+
+
+def a_result(folder, name, **found):
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_learned_weights_are_those_of_the_result(tmp_path):
+    ours, published = tmp_path / "ours", tmp_path / "published"
+    net = methods.LEARNED["rollout, times alone"].net
+    for folder, size in ((ours, 0.0), (published, 1.0)):
+        phi = jax.tree.map(lambda a, size=size: a + size, net.init(jax.random.key(0)))
+        file = folder / "learn/0/0.safetensors"
+        file.parent.mkdir(parents=True)
+        safetensors.flax.save_file(traverse_util.flatten_dict(phi, sep="/"), file)
+    a_result(published, "learn/0/0", form="rollout, times alone")
+    # A run that was stopped left weights without a result in the first folder.
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [ours, published], print)
+    expected = methods.LEARNED["rollout, times alone"].guide(phi)
+    jax.tree.map(np.testing.assert_array_equal, cells.learned("0", 0), expected)
+    (published / "learn/0/0.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"delete 0\.json there"):
+        cells.learned("0", 0)
+
+
+def test_learned_weights_are_written_whole(tmp_path, monkeypatch):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    cells = Cells(PLANS["full"], storage.WEIGHTS, [tmp_path], print)
+    cells.known["choice/distance"] = {"form": "rollout"}
+    monkeypatch.setattr(Cells, "learned_from", lambda *args: None)
+    monkeypatch.setattr(Cells, "_fit", lambda *args: {"a": jnp.ones(2)})
+    monkeypatch.setattr(pathlib.Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cells._learn("0", 0)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_publishing_keeps_what_is_finished_and_draws_the_page(tmp_path, monkeypatch):
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    found = {"numbers": {"omega": 1.0}, "distance": 1.0, "reward": 0.0, "trace": []}
+    done = a_result(out / "cells", "tune/0/constant", **found, rests=True)
+    a_result(out / "cells", "tune/0/adg", **found, rests=False)  # Settings are left to score.
+    a_result(out / "cells", "learn/0/0", form="rollout")
+    (out / "cells/learn/0/0.safetensors").write_bytes(b"weights")
+    a_result(kept, "sweep/0/cfg/0", omega=0.0)
+    monkeypatch.setattr(emoji, "RESULTS", kept)
+    monkeypatch.setattr(Cells, "run", lambda self, patterns: None)
+    drawn = []
+    monkeypatch.setattr(docs, "main", lambda: drawn.append(sorted(kept.rglob("*.*"))))
+    emoji.main(Config("full", out, cells=("tune/*",), jobs=1, publish=True))
+    names = [str(path.relative_to(kept)) for path in drawn[0]]
+    assert names == [
+        "learn/0/0.json", "learn/0/0.safetensors", "sweep/0/cfg/0.json", "tune/0/constant.json"
+    ]  # fmt: skip
+    assert (kept / "tune/0/constant.json").read_text() == done.read_text()
+    assert (kept / "learn/0/0.safetensors").read_bytes() == b"weights"
 
 
 # Measures

@@ -1,5 +1,6 @@
 """Learn to Guide on mixtures: closed forms, seeds apart, cells resumed, the page from results."""
 
+import dataclasses
 import json
 import pathlib
 import zlib
@@ -156,6 +157,23 @@ def test_a_run_goes_on_from_its_cells(tmp_path, monkeypatch):
     assert mixtures.measure(config) == results
     assert len(asked) == len(results["cells"])
     assert set(results["omegas"]) == set(MODELS)
+
+
+def test_a_changed_preset_reuses_no_cell(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cells, "run", lambda *args: asked.append(args[0].name) or made_up(*args))
+    results = mixtures.measure(Config("tiny", tmp_path))
+    count = len(results["cells"])
+    more = dataclasses.replace(PRESETS["tiny"], updates=21)
+    monkeypatch.setitem(PRESETS, "tiny", more)
+    assert mixtures.measure(Config("tiny", tmp_path)) == results
+    assert len(asked) == 2 * count
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(more, reported=(0,)))
+    mixtures.measure(Config("tiny", tmp_path))  # Of fewer seeds all is there.
+    assert len(asked) == 2 * count
+    monkeypatch.setattr(mixtures.settings, "BATCH", 128)
+    mixtures.measure(Config("tiny", tmp_path))
+    assert len(asked) > 2 * count
 
 
 def test_every_claim_has_its_numbers_and_a_verdict(tmp_path, monkeypatch):

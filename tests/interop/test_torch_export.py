@@ -12,10 +12,15 @@ import guidejax as gj
 from experiments.interop.snippets.comfyui_function import with_scales
 from experiments.interop.snippets.diffusers_callback import Scales
 from guidejax.interop.torch_export import to_comfyui, to_diffusers
+from guidejax.rules import make_rule
 from tests.interop.common import learned
 
 TIMES = gj.uniform_times(4)
 FLOW, TABLE = gj.processes.rectified_flow(), gj.processes.scaled_linear()
+
+
+def _halved(cond, uncond, omega):
+    return cond + omega / 2 * (cond - uncond)
 
 
 @pytest.mark.slow
@@ -40,6 +45,9 @@ def test_guidance_that_is_no_list_of_scales_is_refused():
         to_diffusers(gj.guidance(gj.adg, omega=1.0), TIMES)
     with pytest.raises(ValueError, match="the rule cfg and rescale"):
         to_diffusers(gj.guidance(gj.chain(gj.cfg, gj.rescale.bind(phi=0.5)), omega=1.0), TIMES)
+    own = make_rule(_halved, space="x0", name="cfg")
+    with pytest.raises(ValueError, match="the rule cfg"):
+        to_diffusers(gj.guidance(own, omega=1.0), TIMES)
     with pytest.raises(ValueError, match="a mask"):
         to_diffusers(gj.guidance(gj.cfg, omega=1.0, mask=jnp.ones(3)), TIMES)
     with pytest.raises(ValueError, match="fall"):

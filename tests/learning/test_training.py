@@ -18,7 +18,7 @@ import pytest
 
 import guidejax as gj
 from guidejax import learning, objectives
-from guidejax.learning import _log, checkpoints
+from guidejax.learning import _identity, _log, checkpoints
 from guidejax.learning._data import Conditions, Feed
 from tests.learning.common import (
     KEY,
@@ -558,3 +558,12 @@ def test_omega_step_over_seeds():
     alone, _ = jax.jit(step)(seeds[1])
     got = jax.tree.map(lambda a: a[1], together.phi)
     np.testing.assert_allclose(flat(got), flat(alone.phi), atol=1e-5)
+
+
+def test_a_program_with_a_nan_is_known_again():
+    def losing(x):
+        return jnp.where(x > 2, x * 3, jnp.nan) + jnp.where(x > 5, jnp.nan, 1.0)
+
+    found = [_identity.program(losing, jnp.ones(2)) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["numbers"] == [1, 2, 3, 5]

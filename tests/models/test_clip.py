@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.parity import clip as parity
 from experiments.parity.originals.common import layout, value
-from guidejax.models import clip
+from guidejax.models import _towers, clip
 from guidejax.models.preprocess import Preprocess
 
 from .common import close, reference
@@ -171,6 +171,23 @@ def test_a_checkpoint_is_what_was_saved(tmp_path, x0):
         clip.load(folder / "model.safetensors")
     half = clip.load(folder / "model.safetensors", config=SMALL, dtype=jnp.bfloat16)
     assert {value.dtype for value in half.params.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_pixels_are_described_in_either_of_two_files(tmp_path):
+    """transformers 5 writes the image processor within processor_config.json."""
+    assert _towers.pixels_of(tmp_path) == {}
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"processor_class": "CLIPProcessor", "image_processor": {"resample": 2}})
+    )
+    assert _towers.pixels_of(tmp_path) == {"resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 3}))
+    assert _towers.pixels_of(tmp_path) == {"resample": 3}
+
+
+def test_tokens_without_an_end_are_told():
+    cut = TOKENS.at[1, 2].set(6)
+    with pytest.raises(ValueError, match="row 1 of the tokens lacks the end token 19"):
+        clip.text(make(), cut, TEXT)
 
 
 def test_a_text_tower_of_a_pipeline_finds_its_tokenizer(tmp_path):

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ import PIL.Image
 import pytest
 import tyro
 
-from experiments import checkpoints, evaluate, generate, guides, learn, logs, pictures
+from experiments import checkpoints, evaluate, generate, guides, learn, logs, pictures, tuned
+from guidejax.data import load_examples
 
 from . import small
 
@@ -236,6 +238,8 @@ def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp
     assert all(np.isfinite(e["mean"]) for row in found.values() for e in row.values())
     report = (tmp_path / "report.md").read_text()
     assert "the network that judges also tuned" in report
+    assert found["unguided"]["over the best tuned"].keys() == {"mean", "low", "high"}
+    assert "| method | Fréchet distance / constant |" in report
     assert "6 pictures to report on, 6 others to tune on" in report
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.json")}
     assert len(before) == 5
@@ -247,6 +251,134 @@ def test_an_evaluation_tunes_on_other_pictures_and_does_nothing_twice(place, tmp
     assert all(path.stat().st_mtime_ns != after[path] for path in after)
     with pytest.raises(SystemExit, match="--judge is missing"):
         run(evaluate, "--model.checkpoint", place / "sd", "--data", "x")
+
+
+# What is learned on isn't reported on
+
+
+def of_pixels():
+    """What `pictures` asks of a checkpoint: one of 16 pixels without a VAE."""
+    return types.SimpleNamespace(
+        pixels=16, kind="prompts", encode=None, told="a model",
+        noise=lambda key, count: np.zeros((count, 16, 16, 3)),
+    )  # fmt: skip
+
+
+def prepared(folder):
+    return np.concatenate([row["x0"] for row in load_examples(
+        folder, batch_size=1, shuffle=False, epochs=1
+    )])  # fmt: skip
+
+
+def as_rows(x0):
+    return {np.asarray(each, np.float32).tobytes() for each in x0}
+
+
+def test_half_of_the_pictures_is_the_half_that_is_tuned_on(place, tmp_path):
+    data, found = str(place / "pictures"), of_pixels()
+    where = pictures.prepare(data, found, tmp_path / "omega" / "latents", half_of=10)
+    order = [picture for picture, _ in pictures.examples(data, found, 0)][:10]
+    learned, tuned, reported = (
+        as_rows(x0)
+        for x0 in (prepared(where), *(order[pictures.HALVES[part]] for part in pictures.HALVES))
+    )
+    assert learned == tuned
+    assert len(learned) == 5
+    assert not learned & reported
+    assert "the half of 10 pictures" in pictures.learned_on(where.parent, data, 1000)
+    # Whatever number of pictures an evaluation takes, it reports on none of them.
+    assert not learned & as_rows([x for x, _ in pictures.examples(data, found, 0)][1::2])
+    for other in (None, 12):
+        with pytest.raises(SystemExit, match=r"of another run \(half_of 10"):
+            pictures.prepare(data, found, where, half_of=other)
+
+
+def test_a_weight_learned_on_what_is_reported_on_is_refused(place, tmp_path):
+    data, found, weight = str(place / "pictures"), of_pixels(), tmp_path / "omega"
+    pictures.prepare(data, found, weight / "latents")
+    with pytest.raises(SystemExit, match=r"learned on all of .*--half-of 600"):
+        pictures.learned_on(weight, data, 600)
+    # Before anything is loaded: there is no such checkpoint.
+    with pytest.raises(SystemExit, match=r"learned on all of .*--half-of 1000"):
+        run(evaluate, "--model.checkpoint", tmp_path / "none", "--data", data, "--judge",
+            place / "clip", "--weights", weight)  # fmt: skip
+    assert "other data" in pictures.learned_on(weight, str(place / "classed"), 1000)
+    # A folder as it was written before there was a half.
+    record = weight / "latents.json"
+    old = json.loads(record.read_text())
+    del old["half_of"]
+    record.write_text(json.dumps(old))
+    with pytest.raises(SystemExit, match="learned on all of"):
+        pictures.learned_on(weight, data, 1000)
+    pictures.prepare(data, found, weight / "latents")  # It goes on.
+    # What is learned on those latents is of those pictures.
+    other = tmp_path / "other"
+    assert pictures.prepare(str(weight / "latents"), found, other / "latents") == weight / "latents"
+    with pytest.raises(SystemExit, match="learned on all of"):
+        pictures.learned_on(other, data, 1000)
+    with pytest.raises(SystemExit, match="with the pictures themselves"):
+        pictures.prepare(str(weight / "latents"), found, other / "latents", half_of=4)
+    assert "isn't noted" in pictures.learned_on(tmp_path / "unknown", data, 1000)
+
+
+def test_methods_are_compared_pair_by_pair():
+    """Noise and pictures that move all methods alike don't hide which is better."""
+    distances = {"unguided": (12.0, 21.0, 33.0), "constant": (10.0, 19.0, 30.0),
+                 "learned": (9.0, 17.2, 27.0), "at 0": (0.0, 1.0, 1.0)}  # fmt: skip
+    rows = {
+        method: [
+            dict.fromkeys(evaluate.COLUMNS, value)
+            | {"frechet resampled": [value * by for by in (0.8, 1.0, 1.3)]}
+            for value in values
+        ]
+        for method, values in distances.items()
+    }
+    results = {method: evaluate.summary(each) for method, each in rows.items()}
+    apart = results["learned"]["frechet"]["mean"] - results["constant"]["frechet"]["mean"]
+    assert abs(apart) < results["constant"]["frechet"]["half width"]
+    found = evaluate.ratios(rows, "constant")
+    assert list(found) == ["unguided", "learned"]
+    assert found["learned"]["mean"] == pytest.approx(0.902, abs=1e-3)
+    assert 0.88 < found["learned"]["low"] < found["learned"]["high"] < 0.92
+    # How the ratio, and not each distance, varies over resampled pictures widens it.
+    for row in rows["learned"]:
+        row["frechet resampled"] = [row["frechet"] * by for by in (1.0, 1.0, 1.0)]
+    assert evaluate.ratios(rows, "constant")["learned"]["high"] > 1
+    shown = evaluate.ratio_table(found, "constant")
+    assert "| method | Fréchet distance / constant |" in shown
+    assert "| learned | 0.902 (0." in shown
+    one = evaluate.ratios({method: each[:1] for method, each in rows.items()}, "constant")
+    assert set(one["learned"]) == {"mean"}
+    assert evaluate.best_tuned(results, ("constant", "learned")) == "learned"
+    assert evaluate.best_tuned(results, ()) is None
+
+
+def an_evaluation(out):
+    """One that has loaded nothing."""
+    found = object.__new__(evaluate.Evaluation)
+    found.config, found.told = evaluate.Config(checkpoints.Model(""), out=out), ["of", 1]
+    found.kept = evaluate.Cells((), [out / "cells"])
+    return found
+
+
+def test_another_search_space_is_searched_anew(tmp_path, monkeypatch):
+    made = []
+
+    def tune(self, method, special):
+        made.append(method)
+        return {"numbers": {name: n.start for name, n in tuned.TUNED[method].space.items()}}
+
+    monkeypatch.setattr(evaluate.Evaluation, "tune", tune)
+    first = list(an_evaluation(tmp_path).guides())
+    assert first == ["unguided", *evaluate.TUNED]
+    an_evaluation(tmp_path).guides()
+    assert made == list(evaluate.TUNED)
+    other = dataclasses.replace(tuned.TUNED["apg"], others=())
+    monkeypatch.setitem(tuned.TUNED, "apg", other)
+    an_evaluation(tmp_path).guides()
+    assert made == [*evaluate.TUNED, "apg"]
+    kept = json.loads((tmp_path / "cells/tune/apg.json").read_text())
+    assert kept.keys() == {"about", "found"}
 
 
 def test_what_pictures_are_of(tmp_path, place):

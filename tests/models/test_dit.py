@@ -1,5 +1,7 @@
 """DiT, SiT, REPA and LightningDiT: equal to their originals, each with its own time and output."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,8 +194,6 @@ def test_half_a_file_a_pickle_and_nothing_are_named(tmp_path):
 
 
 def test_a_model_in_parts_is_one_and_says_which_part_is_missing(tmp_path):
-    import json
-
     net, params = small()
     keys = sorted(params)
     parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
@@ -209,6 +209,37 @@ def test_a_model_in_parts_is_one_and_says_which_part_is_missing(tmp_path):
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks b.safetensors of the 2 files"):
         dit.load(tmp_path, net)
+
+
+def test_sizes_that_no_shape_shows_are_those_of_diffusers_config(tmp_path):
+    net, params = small("dit")
+    place = tmp_path / "transformer"
+    place.mkdir()
+    layout = dit._of_diffusers(dit.shapes(net))
+    theirs = {}
+    for key, source in layout.items():
+        if key != "pos_embed":  # Computed there.
+            parts = np.split(np.asarray(params[key]), len(source.keys))
+            theirs |= dict(zip(source.keys, parts, strict=True))
+    write(place, theirs, "diffusion_pytorch_model.safetensors")
+    says = {"sample_size": 4, "patch_size": 2, "num_attention_heads": 2, "attention_head_dim": 12,
+            "num_layers": 1}  # fmt: skip
+    (place / "config.json").write_text(json.dumps(says))
+    found = dit.load(tmp_path, net).params
+    np.testing.assert_array_equal(found["blocks.0.attn.qkv.bias"], params["blocks.0.attn.qkv.bias"])
+    for change, match in (({"side": 8}, "sample_size=4"), ({"heads": 4}, "num_attention_heads=2")):
+        with pytest.raises(ValueError, match=match):
+            dit.load(tmp_path, dit.Config(**{**vars(net), **change}))
+
+
+@pytest.mark.devices
+def test_an_axis_may_be_split_by_several_names():
+    mesh = jax.make_mesh((2, 4), ("fsdp", "model"))
+    spec = lambda rule, shape: _files.placement("w", shape, mesh, {"w": PartitionSpec(*rule)}).spec
+    both = ("fsdp", "model")
+    assert spec((both, None), (8, 3)) == PartitionSpec(both, None)
+    assert spec((both, None), (4, 3)) == PartitionSpec(None, None)  # 8 devices don't divide it
+    assert spec((("data", "model"), None), (4, 3)) == PartitionSpec("model", None)
 
 
 @pytest.mark.devices

@@ -65,6 +65,9 @@ def test_what_a_file_says():
     assert preprocess_from(siglip, 32, usual) == Preprocess(32, (0.5,) * 3, crop=False)
     second = {**siglip, "resample": 2, "rescale_factor": 0.00392156862745098}
     assert preprocess_from(second, 32, usual).kernel == "linear"
+    # Squeezed to what the crop would leave as it is.
+    assert not preprocess_from({**siglip, "do_center_crop": True, "crop_size": 32}, 32, usual).crop
+    assert preprocess_from({**clip, "crop_size": {"height": 32, "width": 32}}, 32, usual).crop
     plain = {"size": 32, "image_mean": [0.5, 0.5, 0.5], "do_normalize": False}
     assert preprocess_from(plain, 32, usual) == Preprocess(32, (0.0,) * 3, (1.0,) * 3)
 
@@ -77,6 +80,12 @@ def test_what_a_file_says():
         ({"resample": 5}, "resample=5; expected one of 0"),
         ({"rescale_factor": 1.0}, "by 1.0; expected 1/255"),
         ({"do_rescale": False}, "by 1; expected 1/255"),
+        ({"size": {"height": 36, "width": 32}}, "'height': 36.*expected 32"),
+        ({"size": {"longest_edge": 32}}, "longest_edge.*expected 32"),
+        ({"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}, "crops.*28"),
+        ({"size": {"height": 32, "width": 32}, "do_center_crop": True, "crop_size": 28}, "to 28"),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": False}, "do_center_crop=false"),
+        ({"do_resize": False}, "do_resize=false"),
     ],
 )
 def test_a_file_that_asks_for_what_is_not_done_is_refused(config, message):

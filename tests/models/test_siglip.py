@@ -77,6 +77,11 @@ def test_a_text_sees_all_of_itself():
     np.testing.assert_allclose(a.pooled, a.hidden[:, -1], rtol=1e-5)
 
 
+def test_rows_that_are_not_padded_are_told():
+    with pytest.warns(UserWarning, match="length 4, .* rows of 6"):
+        jax.eval_shape(lambda tokens: siglip.text(make(), tokens, TEXT), TOKENS[:, :4])
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_what_was_saved(tmp_path, x0):
     params = make()

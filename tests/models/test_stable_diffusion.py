@@ -98,6 +98,19 @@ def test_what_a_scheduler_says():
             read(wrong)
 
 
+def test_a_scheduler_whose_noise_is_no_table_is_refused():
+    read = stable_diffusion.schedule_from
+    for wrong in (
+        {"_class_name": "EDMDPMSolverMultistepScheduler"},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        {"sigma_data": 0.5}, {"shift": 1.0}, {"use_flow_sigmas": True},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=next(reversed(wrong))):
+            read(wrong)
+    usual = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": False, "flow_shift": 1.0}
+    assert read(usual) == read({})
+
+
 def test_conditions_have_one_structure(sd):
     cond, null = sd.prompt(["a cat", "dog"]), sd.uncond
     assert cond["text"].shape == (2, 77, 32)

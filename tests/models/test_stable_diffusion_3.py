@@ -111,6 +111,14 @@ def test_what_a_scheduler_says():
             read(wrong)
 
 
+def test_another_scheduler_s_shift_is_not_read_as_1():
+    read = stable_diffusion_3.shift_from
+    for wrong in ({"_class_name": "DDIMScheduler"}, {"flow_shift": 3.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            read(wrong)
+    assert read({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 2.0}) == 2
+
+
 def copy(folder, tmp_path, part, **changes):
     """A checkpoint with another config of a part, and its tensors."""
     place = tmp_path / "copy"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.parity import t5 as parity
 from experiments.parity.originals import tiny
@@ -149,3 +149,7 @@ def test_parameters_are_placed_by_the_patterns_of_their_keys(kind, tmp_path, par
     assert spec("1.layer_norm") == PartitionSpec()
     found = jax.jit(lambda model: model.text(TOKENS))(placed)
     np.testing.assert_allclose(found, run(params, TOKENS, None, TINY), atol=1e-5)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    tokens, mask = (jax.device_put(a, split) for a in (TOKENS, TOKENS > 0))
+    masked = jax.jit(lambda model, tokens, mask: model.text(tokens, mask))(placed, tokens, mask)
+    np.testing.assert_allclose(masked, run(params, TOKENS, TOKENS > 0, TINY), atol=1e-5)

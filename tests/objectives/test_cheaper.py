@@ -104,18 +104,6 @@ def test_kept_evaluations_have_the_same_expectation(beta):
 
 
 @pytest.mark.slow
-def test_pairs_that_are_antithetic_would_not_have_it():
-    """The test above sees what leaving them in does."""
-    whole = dataclasses.replace(consistency(antithetic=True), antithetic=False)
-    mirrored = lambda a: jnp.concatenate([a, -a])
-    noise = mirrored(jax.random.normal(KEY, (N, 2)).T).T  # (N, 4): two pairs
-    own = lambda x: np.abs(x[:, :, None] - x[:, None]).sum(axis=(1, 2)) / 12
-    independent = own(np.asarray(jax.random.normal(jax.random.key(1), (N, 4))))
-    assert whole.particles == 4
-    assert abs(own(np.asarray(noise)).mean() - independent.mean()) > 0.05
-
-
-@pytest.mark.slow
 def test_fewer_evaluations_do_more():
     """The variance of the gradient an evaluation, at least four times below the paper's."""
     cost = lambda particles, **options: (

@@ -161,14 +161,13 @@ def test_state_of_several_arrays():
     x0 = jnp.concatenate([BATCH.x0, BATCH.x0], axis=-1)
     halves = lambda x: {"a": x[..., :2], "b": x[..., 2:]}
     still = lambda x, t, cond: jax.tree.map(jnp.zeros_like, x)
-    loss = lambda x0: objectives.l2(s_min=0.2, t_max=0.3)(
+    loss = lambda x0: objectives.l2(400, s_min=0.2, t_max=0.3)(
         KEYS, gj.guidance(gj.cfg, omega=1.0), gj.denoiser(still, PROCESS), BATCH._replace(x0=x0)
     )
     two, one = loss(halves(x0)), loss(x0)
     assert two.shape == one.shape == (N,)
-    # Other noise: E‖A x_t − x_s‖² doesn't depend on it, its value does, by far less than twice.
-    assert np.all(two / one < 4)
-    assert np.all(one / two < 4)
+    # Other noise, of which the mean over particles depends little.
+    np.testing.assert_allclose(two, one, rtol=0.1)
 
 
 @pytest.mark.slow

@@ -30,9 +30,10 @@ LINEAR = [rule for rule in RULES.values() if rule.fn.__module__.endswith("linear
 def test_a_call_computes_whatever_the_rank(rule):
     """Numbers are predictions of one element; and `vmap` over a batch hands them to the rule."""
     taken = np.random.default_rng(0).normal(size=(len(rule.takes), 3)).astype(np.float32)
-    want = rule(*(jnp.asarray(row)[:, None] for row in taken[:-1]), taken[-1])[:, 0]
-    if rule.takes[-1] != "omega":
-        want = rule(*(jnp.asarray(row)[:, None] for row in taken))[:, 0]
+    given = [jnp.asarray(row)[:, None] for row in taken]
+    if rule.takes[-1] == "omega":
+        given[-1] = taken[-1]
+    want = rule(*given)[:, 0]
     np.testing.assert_allclose(jax.vmap(rule)(*jnp.asarray(taken)), want, rtol=1e-6)
     one = rule(*taken[:, 1].tolist())
     np.testing.assert_allclose(one, want[1], rtol=1e-6)
@@ -126,3 +127,66 @@ def test_renamed_twice_is_the_same_function():
 
 def test_a_rule_shows_its_signature():
     assert list(inspect.signature(mimic).parameters) == [*mimic.takes, *mimic.numbers]
+
+
+@pytest.mark.parametrize(
+    ("rule", "shapes", "kwargs", "message"),
+    [
+        (cfg, ((8, 1), (8,)), {}, r"uncond has shape \(8,\), and cond \(8, 1\)"),
+        (cfg, ((1, 3), (8, 3)), {}, r"uncond has shape \(8, 3\), and cond \(1, 3\)"),
+        (gj.apg, ((1, 3), (1, 3)), {"eta": np.ones(8)}, "8 numbers as eta for a batch of 1"),
+    ],
+)
+def test_what_would_make_more_of_it_is_refused(rule, shapes, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        rule(*map(jnp.ones, shapes), 2.0, **kwargs)
+
+
+def test_one_prediction_for_all_is_one():
+    assert cfg(jnp.ones((4, 3)), jnp.zeros((1, 3)), 2.0).shape == (4, 3)
+    assert cfg(jnp.ones((4, 3)), 0.0, 2.0).shape == (4, 3)
+
+
+NUMBERS_OF_NORMS = [
+    (gj.apg, "max_norm"), (gj.rules.mambo_g, "damping"), (gj.rules.power_law, "power"),
+    (gj.rules.beta_cfg, "gamma"), (gj.rules.pmc, "cap"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"), NUMBERS_OF_NORMS, ids=[name for _, name in NUMBERS_OF_NORMS]
+)
+def test_a_number_a_sample_has_any_trailing_axes(rule, name):
+    cond, uncond = jax.random.normal(jax.random.key(0), (2, 4, 3, 3, 4))  # As many channels.
+    numbers = jnp.linspace(1.0, 1.3, 4)
+    want = rule(cond, uncond, 1.0, **{name: numbers})
+    got = rule(cond, uncond, 1.0, **{name: numbers[:, None, None, None]})
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        (lambda: gj.rules.dynamic_threshold.bind(percentile=0.995), "99.5, not 0.995"),
+        (lambda: gj.rules.dynamic_threshold.bind(percentile=995.0), "from 0 to 100"),
+        (lambda: mimic.bind(percentile=1.0), "from 0 to 100"),
+        (lambda: gj.rules.ep_cfg.bind(lo=0.45, hi=0.55), "from 0 to 100"),
+        (lambda: gj.rules.ep_cfg.bind(lo=60.0, hi=50.0), "lo ≤ hi"),
+        (lambda: gj.rules.threshold.bind(lo=1.0, hi=-1.0), "lo ≤ hi"),
+        (
+            lambda: gj.rules.inpaint.bind(known=0.5, mask=np.full((1, 2), 255, np.uint8)),
+            "expected 0 to 1",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_when_they_are_bound(bound, message):
+    with pytest.raises(ValueError, match=message):
+        bound()
+
+
+def test_numbers_that_are_not_known_are_not_looked_at():
+    g = jnp.array([[-4.0, 1.0, 2.0]])
+    clipped = jax.jit(lambda p: gj.rules.dynamic_threshold(g, percentile=p))(50.0)
+    np.testing.assert_allclose(clipped, [[-1.0, 0.5, 1.0]])
+    schedule = gj.rules.threshold.bind(hi=gj.schedules.linear_ramp(1.0))
+    assert schedule.numbers["lo"] == -1

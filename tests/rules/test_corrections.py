@@ -106,3 +106,19 @@ def test_a_table_needs_pairs():
         recfg_table(jnp.array([0.5]), jnp.ones((1, 4, 2)), jnp.ones((1, 3, 2)))
     with pytest.raises(ValueError, match="unknown estimator 'mean'"):
         recfg_table(jnp.array([0.5]), jnp.ones((1, 4, 2)), jnp.ones((1, 4, 2)), estimator="mean")
+
+
+@pytest.mark.parametrize("space", [None, "eps", "v"])
+@pytest.mark.parametrize("prediction", ["x0", "eps", "velocity"])
+def test_the_gradient_is_of_x0_whatever_the_predictions_are(prediction, space):
+    process, t = rectified_flow(), 0.5
+    x, c, u, gradient = jax.random.normal(jax.random.key(0), (4, 2, 3))
+    want = reg(c, u, 2.0, gradient, t, process)
+    as_said = lambda x0: gj.processes.from_x0(x0, x, t, process, prediction)
+    predictions = {"cond": as_said(c), "uncond": as_said(u), "gradient": gradient}
+    found = guidance(reg, 2.0, space=space).combine(
+        predictions, x=x, t=t, process=process, prediction=prediction
+    )
+    np.testing.assert_allclose(
+        gj.processes.to_x0(found, x, t, process, prediction), want, rtol=1e-4, atol=1e-5
+    )

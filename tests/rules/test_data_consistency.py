@@ -37,3 +37,11 @@ def test_sampling_keeps_the_known_part_and_the_rest_follows_it():
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(4, 3\)"):
         inpaint(picture(0), known=picture(1), mask=jnp.ones((4, 3)))
+
+
+def test_a_mask_of_whole_numbers_is_one():
+    g, known = jnp.full((1, 3), 0.5), jnp.ones((1, 3))
+    mask = np.array([[1, 1, 0]], np.uint8)
+    np.testing.assert_allclose(inpaint(g, known=known, mask=mask), [[1, 1, 0.5]])
+    with pytest.raises(ValueError, match="3 numbers as mask for a batch of 1"):
+        inpaint(g, known=known, mask=mask[0])

@@ -154,3 +154,55 @@ def test_wrong_input():
         gj.weights.constant(1.0).clip(2.0, 1.0)
     with pytest.raises(ValueError, match="lo ≤ hi"):
         gj.weights.constant(1.0).clip(float("nan"), 1.0)
+
+
+def test_samples_at_their_own_steps_of_one_grid():
+    grid, t = jnp.linspace(1, 0, 5), jnp.array([0.25, 1.0, 0.5, 0.75])
+    rows = gj.schedules.table([0.0, 1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(rows(None, t, times=grid), [3, 0, 2, 1])
+    np.testing.assert_array_equal(rows(None, t[:2], times=grid), [3, 0])
+    by_step = gj.schedules.linear_ramp(1.0, unit="step")
+    want = [by_step(None, each, times=grid) for each in t]
+    np.testing.assert_allclose(by_step(None, t, times=grid), want, rtol=1e-6)
+    columns = gj.schedules.table(jnp.arange(12.0).reshape(4, 3))
+    labels = jnp.array([0, 1, 2, 0])
+    np.testing.assert_array_equal(columns(None, t, labels, times=grid), [9, 1, 8, 3])
+
+
+def test_scales_that_are_0_nowhere():
+    grid = jnp.array([1.0, 0.5, 0.0])
+    found = gj.from_scale(gj.schedules.table([7.5, 5.0])).table(grid)
+    np.testing.assert_array_equal(found, [6.5, 4.0])
+    np.testing.assert_array_equal(gj.from_scale([7.5, 5]), [6.5, 4.0])
+    assert float(gj.from_scale(gj.schedules.step_up(7.5, 0.5))(0.0, 1.0, times=grid)) == 2.75
+    gj.from_scale(gj.schedules.with_mean(gj.schedules.linear_ramp(1.0), 7.5))
+    for off in (
+        gj.schedules.table([7.5, 0.0]),
+        gj.schedules.table([7.5, 0.0, 0.0], times=[1.0, 0.5, 0.0]),
+        gj.schedules.step_up(7.5, 0.0),
+    ):
+        with pytest.raises(ValueError, match="unconditional model there"):
+            gj.from_scale(off)
+
+
+def test_a_label_that_is_not_known_yet_and_none_of_the_table_s():
+    table = gj.schedules.table([[1.0, 2.0, 3.0]] * 2, times=[1.0, 0.0])
+    net = gj.OmegaNet(num_classes=3, hidden=4, depth=1)
+    learned = net.weight(net.init(jax.random.key(0)))
+    process = gj.processes.rectified_flow()
+    for weight in (table, learned):
+        at = jax.jit(lambda c, w=weight: w(0.4, 0.5, c, process=process))
+        found = at(jnp.array([0, 3, -1, 2]))
+        np.testing.assert_array_equal(np.isnan(found), [False, True, True, False])
+
+
+def test_times_that_are_indices_are_refused():
+    pairs = jnp.ones((2, 2, 1))
+    for call in (
+        lambda: gj.schedules.table([8.0, 0.0], times=[999, 0]),
+        lambda: gj.schedules.to_table(1.0, [1000, 500, 0]),
+        lambda: gj.schedules.cads_gate(4.0, full=600, off=900),
+        lambda: gj.rules.recfg_table(jnp.array([999, 0]), pairs, pairs),
+    ):
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            call()
