@@ -90,17 +90,45 @@ def test_loops_of_one_s_own_come_out_as_ours():
 def test_the_costs_are_the_benchmarks():
     from experiments.benchmarks import report
 
-    rows = json.loads((ROOT / "docs" / "benchmarks" / "results.json").read_text())["rows"]
-    section = README.split("## What a sampler costs")[1].split("## ")[0]
-    median = lambda row: np.median(rows[row]["guidejax"]["run_s"])
-    said = [median(row) / median("cfg") for row in ("interval of 20%", "omega = 0")]
-    peers = ("hackable_diffusion", "DiffusionLab", "diffusers")
-    said += [report.over_ours(rows["interval of 20%"], peer)["median"] for peer in peers]
-    ours = [row["guidejax"] for row in rows.values()]
-    said.append(max(report.over_floor(found)["median"] for found in ours))
-    for value in said:
-        assert f"{value:.2f}" in section
-    assert f"{max(found['flops'] / found['floor_flops'] for found in ours):.3f}" in section
+    files = ROOT / "docs" / "benchmarks"
+    cpu, gpu = (json.loads((files / f"{n}.json").read_text())["rows"] for n in ("results", "gpu"))
+    section = " ".join(README.split("## What a sampler costs")[1].split("## ")[0].split())
+    number = r"([\d.]+\d)"
+
+    def said(pattern):
+        found = re.search(pattern.replace("#", number), section)
+        assert found, pattern
+        return found.groups()
+
+    def share(rows, row):
+        return np.median(rows[row]["guidejax"]["run_s"]) / np.median(
+            rows["cfg"]["guidejax"]["run_s"]
+        )
+
+    def beside(rows, peer):
+        return report.over_ours(rows["interval of 20%"], peer)["median"]
+
+    ours = [row["guidejax"] for row in cpu.values()]
+    time = max(report.over_floor(found)["median"] for found in ours)
+    flops = max(found["flops"] / found["floor_flops"] for found in ours)
+    bare = said("takes at most # times the time, and # times the FLOPs, of a bare")
+    assert bare == (f"{time:.2f}", f"{flops:.3f}")
+    shares = said("20% of the steps are guided, a run takes # times.*where none is, #\\.")
+    assert shares == tuple(f"{share(cpu, row):.2f}" for row in ("interval of 20%", "omega = 0"))
+    peers = said(
+        "hackable_diffusion takes # times.*DiffusionLab # times.*diffusers leaves.*takes #"
+    )
+    names = ("hackable_diffusion", "DiffusionLab", "diffusers")
+    assert peers == tuple(f"{beside(cpu, name):.2f}" for name in names)
+    on_gpu = said(
+        "H200.*full guidance takes # times.*guiding 20% of the steps # times.*"
+        "hackable_diffusion takes # times as long as guidejax, and diffusers #"
+    )
+    full = report.over_floor(gpu["cfg"]["guidejax"])["median"]
+    assert on_gpu == (
+        f"{full:.2f}", f"{share(gpu, 'interval of 20%'):.3f}",
+        f"{beside(gpu, 'hackable_diffusion'):.2f}", f"{beside(gpu, 'diffusers'):.2f}",
+    )  # fmt: skip
 
 
 def test_the_counts_are_the_library_s():

@@ -1,7 +1,7 @@
 """Solvers of several evaluations a step: the network once in the program, or once an evaluation.
 
-    python -m experiments.benchmarks.stages              # minutes, on this machine
-    python -m experiments.benchmarks.stages --publish    # and write docs/stages.md
+    python -m experiments.benchmarks.program_size              # minutes, on this machine
+    python -m experiments.benchmarks.program_size --publish    # and write docs/program-size.md
 
 `gj.sample` loops over evaluations and runs a solver's own arithmetic again for each, so that the
 network stands once in its program. Written by hand, a loop over steps holds a copy of it for each
@@ -42,10 +42,10 @@ class Config:
     """Timings of each program."""
     firsts: int = 3
     """Compilations of each."""
-    out: pathlib.Path = pathlib.Path("runs/benchmarks/stages")
+    out: pathlib.Path = pathlib.Path("runs/benchmarks/program-size")
     """Where results.json goes."""
     publish: bool = False
-    """Write docs/stages.md and its file too."""
+    """Write docs/program-size.md and its file too."""
     docs: pathlib.Path = pathlib.Path("docs")
     """Where that is."""
 
@@ -128,12 +128,12 @@ def table(results: dict[str, Any]) -> str:
 
 
 def page(results: dict[str, Any]) -> str:
-    """docs/stages.md."""
+    """docs/program-size.md."""
     size = results["size"]
     return f"""# The network once in the program
 
-Written by `python -m experiments.benchmarks.stages --publish` on
-{results["machine"]}; every timing is in `docs/benchmarks/stages.json`.
+Written by `python -m experiments.benchmarks.program_size --publish` on
+{results["machine"]}; every timing is in `docs/benchmarks/program-size.json`.
 
 `gj.sample` loops over evaluations; a loop over steps holds the network once for each call that the
 solver's step makes, and again for the last step, which ends in data. Under CFG, a DiT of width
@@ -160,8 +160,8 @@ def main(config: Config, size: problem.Size = SIZE) -> None:
     if config.publish:
         files = config.docs / "benchmarks"
         files.mkdir(parents=True, exist_ok=True)
-        shutil.copy(config.out / "results.json", files / "stages.json")
-        (config.docs / "stages.md").write_text(page(results))
+        shutil.copy(config.out / "results.json", files / "program-size.json")
+        (config.docs / "program-size.md").write_text(page(results))
 
 
 if __name__ == "__main__":

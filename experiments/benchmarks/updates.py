@@ -1,7 +1,7 @@
 """What learning ω takes beside the network's own forward passes.
 
-    python -m experiments.benchmarks.steps              # a few minutes, on this machine
-    python -m experiments.benchmarks.steps --publish    # and write docs/steps.md
+    python -m experiments.benchmarks.updates              # a few minutes, on this machine
+    python -m experiments.benchmarks.updates --publish    # and write docs/updates.md
 
 A frozen diffusion transformer. One update of self-consistency is timed beside the bare evaluations
 of as many states, one after another in each round; then `fit` as users call it, without saving and
@@ -51,10 +51,10 @@ class Config:
     """Timings of each program."""
     updates: int = 100
     """Of `fit`, in each timing of it."""
-    out: pathlib.Path = pathlib.Path("runs/benchmarks/steps")
+    out: pathlib.Path = pathlib.Path("runs/benchmarks/updates")
     """Where the results go."""
     publish: bool = False
-    """Write docs/steps.md and docs/benchmarks/steps.json too."""
+    """Write docs/updates.md and docs/benchmarks/updates.json too."""
     docs: pathlib.Path = pathlib.Path("docs")
     """Where that is."""
 
@@ -170,7 +170,7 @@ def _loops(
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """docs/steps.md."""
+    """docs/updates.md."""
     rows = []
     for where, found in results.items():
         size = found["network"]
@@ -188,8 +188,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
             "fit / updates", "saving / not"]  # fmt: skip
     return f"""# What learning ω takes
 
-Written by `python -m experiments.benchmarks.steps --publish`, a row a machine;
-`docs/benchmarks/steps.json` holds every timing.
+Written by `python -m experiments.benchmarks.updates --publish`, a row a machine;
+`docs/benchmarks/updates.json` holds every timing.
 
 * **Passes**: the two evaluations, conditional and unconditional, of as many states as an update of
   self-consistency asks for. *FLOPs / passes* and *time / passes* are those of the whole update over
@@ -217,11 +217,11 @@ def main(config: Config) -> None:
 
 def publish(results: pathlib.Path, docs: pathlib.Path) -> None:
     """Put the row of one machine beside those of the others."""
-    kept = docs / "benchmarks" / "steps.json"
+    kept = docs / "benchmarks" / "updates.json"
     rows = json.loads(kept.read_text()) if kept.exists() else {}
     rows |= json.loads(results.read_text())
     kept.write_text(json.dumps(rows, indent=1))
-    (docs / "steps.md").write_text(page(rows))
+    (docs / "updates.md").write_text(page(rows))
 
 
 if __name__ == "__main__":
