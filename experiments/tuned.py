@@ -29,7 +29,8 @@ class Tuned:
         guide: The guidance that they make.
         allowed: Settings that make sense.
         after: The method that is a special case of it, and is searched first.
-        begin: That method's numbers as its own: where its search begins, so that it is never worse.
+        begin: That method's numbers as its own: where its search begins. Where they are that very
+            method it is never worse where it is searched; ADG at a constant's ω is another method.
         others: Other starts, far from there.
         together: Numbers that are also moved at once.
     """

@@ -82,7 +82,7 @@ def search(
         budget: How often `score` is called at most, at least once, with what `trace` holds.
         allowed: Settings that make sense; others are passed over, at no cost.
         starts: Settings to begin at beside the numbers' own starts: what special cases of the
-            method were found to be best at, so that it is never worse than they are.
+            method were found to be best at, so that it is never worse here than they are.
         together: Numbers that are also moved at once by the step of the first, as both ends of a
             window are.
         trace: Settings that were scored already, with their scores.

@@ -56,7 +56,6 @@ class Denoiser:
         """x̂0(x_t, t, cond): x and x̂0 are (batch, ...), `t` a scalar or (batch,) in [0, 1]."""
         check_floating("x", x)
         check_time("t", t)
-        check_no_index("t", t)
         t = jnp.asarray(t, jnp.result_type(float))
         own, inner, seen = self.process, t, x
         if self.trained_on is not None:
@@ -323,11 +322,11 @@ def denoiser(
             - a function `network(x, t, cond) -> output`;
             - a function `network(params, x, t, cond) -> output`, with `params`;
             - a Flax linen module, with its variables as `params`;
-            - a Flax NNX module, which holds its own parameters; in eval mode. The denoiser has
-              them as they are now: make it anew after training.
-            Define it once: a function made anew at each call, as a lambda within a loop is,
-            compiles anew at each call. What a function reads beside its arguments, of globals, of
-            a closure or of `self`, is read once, when it compiles; what changes goes in as
+            - a Flax NNX module, which holds its own parameters; in eval mode.
+            Of a module the denoiser has the parameters as they are now: make it anew after
+            training. Define a function once: one made anew at each call, as a lambda within a loop
+            is, compiles anew at each call. What a function reads beside its arguments, of globals,
+            of a closure or of `self`, is read once, when it compiles; what changes goes in as
             `params`.
         process: The noising process that the network was trained on.
         prediction: What the network outputs: "x0", "eps", "v", "velocity" (ε − x0 on every
@@ -421,15 +420,6 @@ def _check_comparable(network: Any) -> None:
                 "compare. Give what holds arrays as `params`, gj.denoiser(function, process, "
                 "params=...) of a function(params, x, t, cond)."
             )
-
-
-def check_no_index(name: str, t: Any) -> None:
-    """Raise `ValueError` where a time that is traced is an integer, as an index is."""
-    if not is_concrete(t) and not jnp.issubdtype(jnp.result_type(t), jnp.inexact):
-        raise ValueError(
-            f"{name} is {jnp.result_type(t)}, an index and no time; give the process's, in [0, 1], "
-            "1 being noise: of index i of N noise levels it is (i + 1)/N."
-        )
 
 
 def check_floating(what: str, x: Tree) -> None:

@@ -150,11 +150,6 @@ class Guidance:
         names = self.branches[1:]
         return self.needed(names, times[1:], times[:-1], process, times)
 
-    def active_branches(self, times: Any, process: Process | None = None) -> dict[str, Any]:
-        """For each branch but "cond", the steps on which it matters: NumPy if known now."""
-        ends = times[1:], times[:-1]
-        return {n: self.needed((n,), *ends, process, times) for n in self.branches[1:]}
-
     def wants(self, state: Tree) -> dict[str, Array]:
         """For each branch that the rules' state may let go, whether any sample wants it now."""
         flags: dict[str, Array] = {}
@@ -556,11 +551,6 @@ def as_time(name: str, t: Any) -> Any:
         return None
     # Under jit JAX would trace what is known, and no branch could be left out.
     check_time(name, t)
-    if not is_concrete(t) and not jnp.issubdtype(jnp.result_type(t), jnp.inexact):
-        raise ValueError(
-            f"{name} is {jnp.result_type(t)}, an index and no time; give the process's, in [0, 1], "
-            "1 being noise: of index i of N noise levels it is (i + 1)/N."
-        )
     known = is_concrete(t) and getattr(t, "is_fully_addressable", True)
     return (np if known else jnp).asarray(t, jnp.result_type(float))
 

@@ -202,7 +202,7 @@ def text() -> str:
         WARNINGS,
         RULES_TEXT,
         _table(
-            ("rule", "formula", "space", "passes", "state", "off at 0", "defaults", "paper"),
+            ("rule", "formula", "space", "further passes", "state", "off at 0", "defaults", "paper"),
             map(_rule_row, ordered()),
         ),
         SCHEDULES_TEXT,
@@ -300,6 +300,6 @@ def _section(rule: Rule) -> str:
     note = "" if rule.space == "log_prob" else setting(rule.name).note
     return (
         f"### {rule.name}\n\n{headline(rule.fn)}.\n\n`{rule.name}({takes})` · space {rule.space} · "
-        f"passes {passes(rule)}{' · carries state' if rule.init is not None else ''}\n\n"
+        f"further passes {passes(rule)}{' · carries state' if rule.init is not None else ''}\n\n"
         f"![{rule.name}](rules/{rule.name}.png)\n" + (f"\n{note}\n" if note else "")
     )

@@ -84,7 +84,7 @@ def fit_omega(
         >>> import guidejax as gj
         >>> process, net = gj.processes.rectified_flow(), gj.OmegaNet(num_classes=2)
         >>> denoise = gj.denoiser(lambda x, t, c: jnp.where(c[:, None] == 2, 0.0, 1.0) * x, process)
-        >>> batches = itertools.repeat({"x0": np.ones((4, 3)), "cond": np.array([0, 1, 0, 1])})
+        >>> batches = itertools.repeat({"x0": jnp.ones((4, 3)), "cond": jnp.array([0, 1, 0, 1])})
         >>> phi = fit_omega(jax.random.key(0), net, denoise, batches, steps=2,
         ...                 objective=gj.self_consistency(), optimizer=optax.adam(1e-3))
         >>> net.weight(phi)(0.4, 0.5, jnp.array([0, 1]), process=process).shape
@@ -209,7 +209,7 @@ def fit(
         >>> import guidejax as gj
         >>> process = gj.processes.rectified_flow()
         >>> denoise = gj.denoiser(lambda x, t, c: c[:, None] * x, process)
-        >>> batches = itertools.repeat({"x0": np.ones((4, 3)), "cond": np.ones(4)})
+        >>> batches = itertools.repeat({"x0": jnp.ones((4, 3)), "cond": jnp.ones(4)})
         >>> phi = fit(jax.random.key(0), lambda phi: gj.guidance(gj.cfg, omega=phi), jnp.array(1.0),
         ...           denoise, batches, uncond=0.0, objective=gj.self_consistency(),
         ...           optimizer=optax.adam(1e-2), steps=3)

@@ -174,8 +174,16 @@ ROUNDING = 1e-6
 
 
 def check_time(name: str, t: Any) -> None:
-    """Raise `ValueError` where a time that is known now isn't in [0, 1]."""
-    if not is_concrete(t) or not getattr(t, "is_fully_addressable", True):
+    """Raise `ValueError` where a time isn't in [0, 1], or is traced and an index."""
+    if not is_concrete(t):
+        dtype = getattr(t, "dtype", None)
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"{name} is {dtype}, an index and no time; give the process's, in [0, 1], 1 being "
+                "noise: of index i of N noise levels it is (i + 1)/N."
+            )
+        return
+    if not getattr(t, "is_fully_addressable", True):
         return
     value = np.asarray(t, np.float32)
     if not np.all((value >= -ROUNDING) & (value <= 1 + ROUNDING)):

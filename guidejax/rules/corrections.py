@@ -15,22 +15,23 @@ from guidejax.rules.base import rule
 from guidejax.weights.base import Step, Weight
 
 
-@rule(space="x0", paper="Gao et al. (REG), arXiv 2501.18865, §4", raw=("gradient",))
+@rule(space="any", paper="Gao et al. (REG), arXiv 2501.18865, §4", raw=("gradient",))
 def reg(
     cond: Array, uncond: Array, omega: Array, gradient: Array, t: Array, process: Process
 ) -> Array:
     """Rectified gradient guidance: c + ω α ∇ₓ(1ᵀ x̂0(x, c)) ⊙ (c − u).
 
-    The gradient is a stand-in for the diagonal of the Jacobian of x̂0 (Gao et al. 2501.18865). In ε
-    this is the paper's c + ω (1 − σ ∇ₓ(1ᵀε̂)) ⊙ (c − u), in EDM (α = 1) its x̂0 form. One
-    vector-Jacobian product a step: `input_gradient` makes the branch,
+    The gradient is a stand-in for the diagonal of the Jacobian of x̂0 (Gao et al. 2501.18865). It is
+    of x̂0 whatever c and u are: α ∇ₓ(1ᵀx̂0) = 1 − σ ∇ₓ(1ᵀε̂), so that in ε this is the paper's
+    c + ω (1 − σ ∇ₓ(1ᵀε̂)) ⊙ (c − u), and in EDM (α = 1) its x̂0 form. One vector-Jacobian product a
+    step: `input_gradient` makes the branch,
 
         sample(..., guidance=guidance(reg, 2.0),
                conditions={"gradient": (input_gradient(denoise), labels)})
 
     Args:
-        cond: Conditional clean prediction c, (batch, ...).
-        uncond: Unconditional clean prediction u, the same shape.
+        cond: Conditional prediction c, (batch, ...), in any parameterisation.
+        uncond: Unconditional prediction u, the same shape and parameterisation.
         omega: ω, scalar or (batch,); 0 returns `cond` exactly.
         gradient: ∇ₓ(1ᵀ x̂0(x_t, c)), the same shape; of x̂0 whatever the predictions are, and never
             converted.
@@ -38,7 +39,7 @@ def reg(
         process: The noising process.
 
     Returns:
-        The guided clean prediction, in the dtype of `cond`.
+        The guided prediction, in the dtype of `cond`.
 
     Example:
         >>> from guidejax.processes import rectified_flow
