@@ -202,7 +202,16 @@ def text() -> str:
         WARNINGS,
         RULES_TEXT,
         _table(
-            ("rule", "formula", "space", "further passes", "state", "off at 0", "defaults", "paper"),
+            (
+                "rule",
+                "formula",
+                "space",
+                "further passes",
+                "state",
+                "off at 0",
+                "defaults",
+                "paper",
+            ),
             map(_rule_row, ordered()),
         ),
         SCHEDULES_TEXT,
