@@ -180,6 +180,7 @@ def test_the_dtype_is_the_state_s(prediction):
     assert denoise(X.astype(jnp.bfloat16), T).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_a_noise_network_that_never_saw_pure_noise_starts_at_it_elsewhere():
     """On rectified flow it is asked at the noisiest of its own times, where its α isn't 0."""
     trained = gj.processes.scaled_linear()

@@ -161,7 +161,7 @@ def test_every_name_of_guidejax_is_there(page):
 
 # Those of other tests, and those that learn, which takes seconds.
 OWN_TEST = ("README", "design", "devices", "your-loop")
-LEARN = ("index", "learned-weights", "resuming")
+LEARN = ("index", "learned-weights", "resuming", "latents", "from-diffusers")
 
 
 @pytest.mark.parametrize(

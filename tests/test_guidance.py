@@ -83,6 +83,7 @@ def test_where_alpha_is_zero_a_noise_rule_falls_back_on_the_conditional(space):
     np.testing.assert_array_equal(got, branches["cond"])
 
 
+@pytest.mark.slow
 def test_omega_of_each_sample():
     x, branches = _branches()
     got = _apply(gj.guidance(gj.adg, omega=jnp.array([0.3, 0.6])), x, branches)
@@ -440,6 +441,7 @@ def _adg64(c, u, omega, cap):
     return np.cos(turn) * c + np.sin(turn) / np.sin(theta) * e
 
 
+@pytest.mark.slow
 def test_adg_is_the_paper_s_formula(x64):
     rng = np.random.default_rng(0)
     for omega, cap in ((0.5, 3.0), (4.0, np.pi / 3)):

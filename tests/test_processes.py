@@ -316,6 +316,7 @@ def test_a_table_s_gradients_are_finite(bars):
     assert np.any(number != 0)
 
 
+@pytest.mark.slow
 def test_presets_are_their_papers_formulas(x64):
     entries = np.arange(1, 1001) / 1000
     bars = lambda process: np.asarray(process.alpha(entries)) ** 2
@@ -579,6 +580,7 @@ def test_a_shifted_process_ends_where_its_process_does():
         assert float(process.sigma(0.0)) == 0
 
 
+@pytest.mark.slow
 def test_a_table_of_times_in_bfloat16():
     """It counts a thousand entries, of which bfloat16 tells 256 apart."""
     process, t = pr.scaled_linear(), jnp.asarray([1.0, 1 / 3, 0.7, 1e-4, 0.0], jnp.bfloat16)

@@ -110,8 +110,11 @@ def prepared(tmp_path_factory):
     return path
 
 
-# Those of public models build them, which takes seconds each.
-SECONDS = ("guidejax.models.", "guidejax.rewards", "guidejax.learning._fit")
+# These take seconds each; those of public models build them.
+SECONDS = (
+    "guidejax.models.", "guidejax.rewards", "guidejax.learning._fit", "guidejax.rules.frequency",
+    "guidejax.rules.rescaling", "guidejax.metrics.stages", "guidejax.weights.omega_net",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_it_is_the_cosine_of_the_embeddings(name, x0):
         np.testing.assert_allclose(score(one, x0, None)[1], want[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parameters_are_leaves_and_those_of_texts_go_where_the_text_is_fixed(x0):
     model = make()
     count = len(model.params)

@@ -80,6 +80,7 @@ def test_conditions_are_the_words_and_nothing_where_there_are_none():
     assert captions.tokens(["red heart"])[0].tolist() == cond["tokens"][0].tolist()
 
 
+@pytest.mark.slow
 def test_networks_of_another_copy_of_the_emoji_are_refused(tmp_path, monkeypatch):
     storage.save(tmp_path / "net.safetensors", {"a": jnp.ones(2)}, {"width": 3})
     params, about = storage.read(tmp_path / "net.safetensors")

@@ -19,6 +19,7 @@ def solve(omega):
     return diffrax.diffeqsolve(term, diffrax.Heun(), 0.9, 0.1, -0.1, NOISE, args=field).ys[-1]
 
 
+@pytest.mark.slow
 def test_its_heun_is_ours():
     times = np.linspace(0.9, 0.1, 9)
     want = sample(FLOW, "x0", gj.guidance(gj.adg, omega=2.0), gj.heun(), times)

@@ -58,6 +58,7 @@ def test_its_loop_is_sample_on_edm(name):
     np.testing.assert_allclose(euler(made), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rules_in_eps_see_a_state_of_the_process():
     guide = gj.guidance(gj.adg, omega=1.0, space="eps")
     sigma = jnp.float32(1.5)

@@ -40,6 +40,7 @@ def test_a_list_is_omega_plus_1_on_the_grid(tmp_path):
     np.testing.assert_allclose(read.params["values"], want - 1, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_guidance_that_is_no_list_of_scales_is_refused():
     with pytest.raises(ValueError, match="the rule adg"):
         to_diffusers(gj.guidance(gj.adg, omega=1.0), TIMES)

@@ -158,6 +158,7 @@ def test_anyway(run):
         fit(batches(12), checkpoint_dir=run)
 
 
+@pytest.mark.slow
 def test_anyway_with_other_data(run):
     """They are taken from their beginning: where the others stood says nothing of them."""
     other = batches(6, size=4, seed=1)

@@ -318,6 +318,7 @@ def level(keys, guidance, denoise, batch, networks=()):
     return (1 + omega - jax.lax.stop_gradient(omega)) * jnp.ones(len(keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 4])  # Until it looks, its best loss is infinite.
 def test_an_optimizer_that_looks_at_the_loss(tmp_path, every):
     plateau = optax.chain(
@@ -396,6 +397,7 @@ def test_a_null_condition_of_fewer_parts_is_one_for_all():
     np.testing.assert_allclose(phi, 0.7, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 5])
 def test_omega_of_a_negative_prompt_by_its_objective(length):
     """Tokens (batch, n, d): c predicts half of x0 and n nothing, so that ω = 1 makes x0."""

@@ -168,6 +168,7 @@ def test_the_log_is_cut_where_it_is_torn(tmp_path, straight):
         assert path.read_text() == "".join(text.splitlines(keepends=True)[:kept]) + "next\n"
 
 
+@pytest.mark.slow
 def test_load_omega(tmp_path, straight):
     fit(batches(12), checkpoint_dir=tmp_path)
     net, phi = gj.load_omega(tmp_path)

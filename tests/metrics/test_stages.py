@@ -42,6 +42,7 @@ def leaves(found):
 # What is true of the paper's setting
 
 
+@pytest.mark.slow
 def test_direction_shift_is_the_theorem_s():
     """Theorem 3.2, and its first order: the gap is 2 ω (1 + ω) ‖μ̄‖² (1 − t)."""
     for omega in (1.0, 2.0, 4.0):

@@ -48,6 +48,7 @@ def test_sit_has_data_at_its_time_1(x):
     np.testing.assert_allclose(dit.ready(net, params)(x, t, classes), x + t * output, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_repa_has_data_at_time_0(x):
     net, params = small("repa", learn_sigma=False)
     classes, t = jnp.array([0, 3]), 0.3

@@ -79,6 +79,7 @@ def test_resizing_takes_the_place_i_old_over_new_between_its_neighbours():
     assert inception.resize(x.astype(jnp.bfloat16), 2, 2).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_pictures_are_of_8_bits():
     levels = jnp.arange(256.0)
     images = jnp.tile((levels / 127.5 - 1)[:, None, None], (1, 1, 3))[None]

@@ -111,6 +111,7 @@ def test_a_scheduler_whose_noise_is_no_table_is_refused():
     assert read(usual) == read({})
 
 
+@pytest.mark.slow
 def test_conditions_have_one_structure(sd):
     cond, null = sd.prompt(["a cat", "dog"]), sd.uncond
     assert cond["text"].shape == (2, 77, 32)

@@ -86,6 +86,7 @@ def test_fdg_weighs_each_band():
     np.testing.assert_allclose(three, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_fdg_projected_on_one_band_is_apg():
     c, u = normal(6), normal(7)

@@ -114,6 +114,7 @@ def test_an_empty_batch_comes_back_empty():
         assert guided.shape == none.shape
 
 
+@pytest.mark.slow
 def test_mimic_of_channels_that_are_constant_or_short():
     """A constant channel has no range but rounding; a short one grows to any."""
     c = jnp.stack([jnp.full((12, 2), 1e21), jnp.full((12, 2), 0.1)])
