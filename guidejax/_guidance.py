@@ -380,10 +380,9 @@ class Guidance:
 
     def _check_branches(self, predictions, s, t, process, times, state):
         self.check_known(predictions)
-        wanted = self.wants(state) if self.stateful else {}
-        for name in self.branches:
-            if name in predictions:
-                continue
+        missing = [name for name in self.branches if name not in predictions]
+        wanted = self.wants(state) if missing and self.stateful else {}
+        for name in missing:
             row = lambda time: None if time is None else time[None]  # noqa: E731
             known = row(s), row(t)
             if name != "cond" and t is not None:
@@ -497,7 +496,7 @@ def _apply_link(link, values, state, predictions, omega, x, step, space):
         if known[name] is None:
             raise ValueError(f"{rule.name} needs {name}: give {name}=...")
     arguments = {name: known[name] for name in rule.takes}
-    result = rule(**arguments, **values, **dict(link.options))
+    result = rule.evaluate({**arguments, **values, **dict(link.options)})
     result, state = result if rule.init is not None else (result, state)
     if native:
         return result, state

@@ -190,3 +190,20 @@ def test_numbers_that_are_not_known_are_not_looked_at():
     np.testing.assert_allclose(clipped, [[-1.0, 0.5, 1.0]])
     schedule = gj.rules.threshold.bind(hi=gj.schedules.linear_ramp(1.0))
     assert schedule.numbers["lo"] == -1
+
+
+def test_numbers_are_looked_at_when_they_are_bound_and_not_at_every_step():
+    looked = []
+
+    def double(cond, *, factor=2.0):
+        return factor * cond
+
+    rule = make_rule(double, space="any", check=lambda factor: looked.append(factor))
+    guide = gj.guidance(rule, factor=3.0)
+    bound = len(looked)
+    assert bound
+    for _ in range(3):
+        np.testing.assert_array_equal(guide.combine({"cond": jnp.ones((2, 3))}), 3)
+    assert len(looked) == bound
+    rule(jnp.ones((2, 3)), factor=4.0)
+    assert looked[bound:] == [4.0]
