@@ -72,17 +72,20 @@ class Cells(cells.Cells):
         """All of them."""
         return (*self.plan.early, *self.plan.long)
 
-    @property
-    def tuned(self) -> tuple[str, ...]:
-        """The tuned methods of the plan."""
-        return self.plan.methods or tuple(methods.TUNED)
+    def tuned(self, denoiser: str) -> tuple[str, ...]:
+        """The methods that are tuned for a denoiser, and no guidance."""
+        plan, every = self.plan, self.plan.methods or tuple(methods.TUNED)
+        return every if denoiser in plan.early else plan.long_methods or every
 
-    @property
-    def compared(self) -> tuple[str, ...]:
-        """Every method of the report."""
+    def both(self, denoiser: str) -> tuple[str, ...]:
+        """Those of them that are tuned for the distance and the reward together too."""
+        return self.plan.both if denoiser in self.plan.early else ()
+
+    def compared(self, denoiser: str) -> tuple[str, ...]:
+        """Every method of a denoiser's report."""
         learned = ("learned", "learned, gated", *(("learned anew",) if self.plan.anew else ()))
-        both = (*self.plan.both, "learned") if self.plan.both else ()
-        return (*self.tuned, *learned, *(method + BOTH for method in both))
+        both = (*self.both(denoiser), "learned") if self.both(denoiser) else ()
+        return (*self.tuned(denoiser), *learned, *(method + BOTH for method in both))
 
     def like(self, denoiser: str) -> str:
         """The denoiser on which the methods of this one are tuned and learned."""
@@ -92,7 +95,7 @@ class Cells(cells.Cells):
         plan, partial = self.plan, functools.partial
         homes = dict.fromkeys(self.like(denoiser) for denoiser in self.denoisers)
         for home in homes:
-            for method in self.tuned:
+            for method in self.tuned(home):
                 if method != "unguided":
                     yield f"tune/{home}/{method}", partial(self._tune, home, method)
         aims = tuple(AIMS) if plan.both else ("distance",)
@@ -103,13 +106,13 @@ class Cells(cells.Cells):
         for home in homes:
             for seed in range(plan.seeds):
                 yield f"learn/{home}/{seed}", partial(self._learn, home, seed)
-        for home in homes if plan.both else ():
-            for method in plan.both:
+        for home in homes:
+            for method in self.both(home):
                 yield f"tune/{home}/{method}{BOTH}", partial(self._tune, home, method, "both")
-            for seed in range(plan.seeds):
+            for seed in range(plan.seeds if self.both(home) else 0):
                 yield f"learn/{home}/{seed}{BOTH}", partial(self._learn, home, seed, "both")
         for denoiser in self.denoisers:
-            for method in self.compared:
+            for method in self.compared(denoiser):
                 name = f"{plan.label}/{denoiser}/{method}"
                 yield name, partial(self._report, denoiser, method)
         if not plan.omegas:
@@ -199,7 +202,7 @@ class Cells(cells.Cells):
             return value if math.isfinite(value) else math.inf
 
         special = None
-        if tuned.after in (self.tuned if aim == "distance" else plan.both):
+        if tuned.after in (self.tuned(home) if aim == "distance" else self.both(home)):
             special = self[f"tune/{home}/{tuned.after}{'' if aim == 'distance' else BOTH}"][
                 "numbers"
             ]
@@ -359,7 +362,12 @@ class Cells(cells.Cells):
 
     def _report(self, denoiser: str, method: str) -> list[dict[str, Any]]:
         """A row a seed, on captions, noise and towers that nothing was chosen on."""
-        rows, plan = [], self.plan
+        rows, plan = list[dict[str, Any]](), self.plan
+        if method == "learned, gated":
+            gated, free = (self.guide(denoiser, m, 0) for m in (method, "learned"))
+            if evaluations(gated, plan.steps) == evaluations(free, plan.steps):
+                # Nothing was gated.
+                return self[f"{plan.label}/{denoiser}/learned"]
         for seed in range(plan.seeds):
             row: dict[str, Any] = {}
             guide = self.guide(denoiser, method, seed)

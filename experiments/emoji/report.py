@@ -70,7 +70,7 @@ def summarise(
     The interval is over `independent` values, of which there must be two.
     """
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for method in cells.compared:
+    for method in cells.compared(denoisers[0]):
         rows = rows_of(cells, denoisers, method)
         if len(rows) < len(denoisers) * cells.plan.seeds:
             continue  # Of a part of the denoisers it would be another comparison.
@@ -143,9 +143,10 @@ Claim = dict[str, Any]
 
 def asked(cells: Cells) -> int:
     """How many claims the plan asks in all, finished or not: each has to hold beside the others."""
-    plan, ours = cells.plan, len(_learned(cells))
-    kinds = bool(plan.early) + bool(plan.long)
-    return kinds * (3 * ours + bool(plan.both)) + (7 in plan.omegas)
+    plan = cells.plan
+    kinds = [denoisers[0] for denoisers in (plan.early, plan.long) if denoisers]
+    each = (3 * len(_learned(cells, home)) + bool(cells.both(home)) for home in kinds)
+    return sum(each) + (7 in plan.omegas)
 
 
 def confidence(cells: Cells) -> float:
@@ -169,20 +170,21 @@ def mark(claim: Claim) -> str:
     return "reached" if claim["holds"] else "NOT reached"
 
 
-def _learned(cells: Cells) -> list[str]:
+def _learned(cells: Cells, denoiser: str) -> list[str]:
     """The learned methods that are chosen for the distance."""
-    return [m for m in cells.compared if m.startswith("learned") and not m.endswith(BOTH)]
+    compared = cells.compared(denoiser)
+    return [m for m in compared if m.startswith("learned") and not m.endswith(BOTH)]
 
 
 def _of_distance(cells: Cells, denoisers: tuple[str, ...], kind: str) -> Iterator[Claim]:
     """Learned weights beside the best tuned method, and beside no guidance."""
-    rivals = [method for method in cells.tuned if method != "unguided"]
+    rivals = [method for method in cells.tuned(denoisers[0]) if method != "unguided"]
     for split, where in (("report", ""), ("composed", ", on composed captions")):
         table = summarise(cells, denoisers, split)
         if not rivals or any(method not in table for method in rivals):
             return  # The best of some isn't the best.
         best = min(rivals, key=lambda m: table[m]["frechet"]["mean"])
-        for learned in [m for m in _learned(cells) if m in table]:
+        for learned in [m for m in _learned(cells, denoisers[0]) if m in table]:
             value = ratio(cells, denoisers, learned, best, split)
             seen = table[learned]["clip score"]["mean"] - table[best]["clip score"]["mean"]
             value |= {"clip score more": seen}
@@ -204,7 +206,8 @@ def _of_both(cells: Cells, denoisers: tuple[str, ...], kind: str) -> Iterator[Cl
     """The CLIP score of what was learned with the reward beside all that are no further away."""
     table = summarise(cells, denoisers)
     ours = table.get("learned" + BOTH)
-    rivals = (*cells.tuned, *(method + BOTH for method in cells.plan.both))
+    home = denoisers[0]
+    rivals = (*cells.tuned(home), *(method + BOTH for method in cells.both(home)))
     if ours is None or any(method not in table for method in rivals):
         return
     others = {
@@ -298,7 +301,7 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     some = jax.tree.map(lambda a: a[::7], dict(arena.cond))
     times = jnp.asarray(gj.uniform_times(steps))
     curves: dict[str, tuple[Any, str, str]] = {}
-    for method in cells.compared:
+    for method in cells.compared(home):
         guide = cells.guide(home, method, 0)
         weight = gj.weights.as_weight(guide.omega)
         both = method.endswith(BOTH)

@@ -177,7 +177,7 @@ def a_report(plan, frechet, score=0.5):
     """Cells whose report is made up: distance and score by denoiser, method and seed."""
     cells = Cells(plan, storage.WEIGHTS, [], print)
     for denoiser in cells.denoisers:
-        for method in cells.compared:
+        for method in cells.compared(denoiser):
             rows = []
             for seed in range(plan.seeds):
                 value = frechet(denoiser, method, seed)
@@ -239,6 +239,23 @@ def test_the_best_tuned_is_the_best_of_all():
     cells = a_report(CLAIMED, lambda d, method, s: 1.0 + 0.01 * s)
     del cells.known["report/1/interval"]
     assert {"long" in claim["claim"] for claim in report.claims(cells)} == {True}
+
+
+def test_denoisers_trained_for_long_may_have_fewer_methods():
+    plan = dataclasses.replace(
+        CLAIMED, methods=("unguided", "constant", "interval"),
+        long_methods=("unguided", "interval"), both=("interval",), seeds=2,
+    )  # fmt: skip
+    cells = a_report(plan, lambda d, method, s: 0.8 if method == "constant" else 1.0)
+    assert {name for name in cells.functions if "/long/" in name} == {
+        "tune/long/interval", "learn/long/0", "learn/long/1",
+        *(f"report/long/{m}" for m in ("unguided", "interval", "learned", "learned, gated")),
+    }  # fmt: skip
+    found = [claim["claim"] for claim in report.claims(cells)]
+    assert len(found) == report.asked(cells) == 13
+    best = {text.split(" / ")[1].split(",")[0]: "trained for long" in text for text in found[:-1]
+            if "best tuned" in text}  # fmt: skip
+    assert best == {"constant": False, "interval": True}
 
 
 def test_a_score_is_higher_where_its_interval_is():
@@ -314,6 +331,27 @@ def test_publishing_keeps_what_is_finished_and_draws_the_page(tmp_path, monkeypa
     ]  # fmt: skip
     assert (kept / "tune/0/constant.json").read_text() == done.read_text()
     assert (kept / "learn/0/0.safetensors").read_bytes() == b"weights"
+
+
+def test_what_is_not_gated_is_not_drawn_again(monkeypatch):
+    plan = dataclasses.replace(PLANS["full"], steps=4)
+    cells = Cells(plan, storage.WEIGHTS, [], print)
+    cells.known["report/0/learned"] = rows = [{"evaluations": 8}]
+    whole = {"lo": 0.0, "hi": 1.0}
+    gate = dict(whole)
+
+    def guide(self, denoiser, method, seed):
+        return gj.guidance(gj.cfg, gj.interval(2.0, **(gate if "gated" in method else whole)))
+
+    def drawn(*args):
+        raise InterruptedError
+
+    monkeypatch.setattr(Cells, "guide", guide)
+    monkeypatch.setattr(Cells, "reported", drawn)
+    assert cells._report("0", "learned, gated") == rows
+    gate["hi"] = 0.5
+    with pytest.raises(InterruptedError):
+        cells._report("0", "learned, gated")
 
 
 # Measures
