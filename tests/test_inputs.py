@@ -184,7 +184,7 @@ WRONG = {
     "a number for a range": (lambda: gj.OmegaNet(outputs={"eta": 0.1}), "expected a range"),
     "ends for a range": (lambda: gj.OmegaNet(outputs={"omega": (0.0, 5.0)}), "expected a range"),
     "a reference that nothing is compared with": (
-        lambda: gj.rollout(reference=NOISE), "pooled > 0",
+        lambda: gj.rollout(reference=(NOISE, None)), "pooled > 0",
     ),
     "a batch of three": (
         lambda: _fit(batches=[(np.ones((4, 2), np.float32), np.arange(4), np.arange(4))]),

@@ -109,7 +109,7 @@ class World:
             arenas.generate, self._keys["select"], self.denoise, TUNED["unguided"].guide(),
             sizes.tune_samples, self._steps,
         )  # fmt: skip
-        seen = methods.seen(sizes, self._classifiers, self.learned_on["x0"], unguided)
+        seen = methods.seen(sizes, self._classifiers, self.learned_on, unguided)
         return methods.OBJECTIVES[name](seen)
 
     def sample(self, guide: gj.Guidance) -> jax.Array:

@@ -126,18 +126,24 @@ LEARNED: dict[str, Learned] = {
 
 
 class Seen(NamedTuple):
-    """What an objective may be made of: sizes, feature spaces, true samples, unguided ones."""
+    """What an objective may be made of: sizes, feature spaces, true samples with their classes,
+    unguided ones.
+    """
 
     sizes: Sizes
     features: list[Callable[[Any], Any]]
     x0: jax.Array
+    cond: jax.Array
     unguided: Callable[[], jax.Array]
 
 
-def seen(sizes: Sizes, params: dict[str, Any], x0: Any, unguided: Callable[[], jax.Array]) -> Seen:
+def seen(
+    sizes: Sizes, params: dict[str, Any], true: dict[str, Any], unguided: Callable[[], jax.Array]
+) -> Seen:
     """Pixels, and the networks that learning may see."""
     looks = [networks.feature(name, params[name]) for name in networks.SEEN]
-    return Seen(sizes, [gj.objectives.pixels, *looks], jnp.asarray(x0), unguided)
+    x0, cond = (jnp.asarray(true[name]) for name in ("x0", "cond"))
+    return Seen(sizes, [gj.objectives.pixels, *looks], x0, cond, unguided)
 
 
 def rollout(seen: Seen, features: list[Any] | None = None, **options: Any) -> gj.objectives.Rollout:
@@ -171,7 +177,7 @@ def _energy(seen: Seen) -> gj.objectives.Rollout:
 
 OBJECTIVES: dict[str, Callable[[Seen], Any]] = {
     "moments": rollout,
-    "all true samples": lambda seen: rollout(seen, reference=seen.x0),
+    "all true samples": lambda seen: rollout(seen, reference=(seen.x0, seen.cond)),
     "features made equal": _made_equal,
     "energy distance": _energy,
     "self-consistency": lambda seen: gj.self_consistency(1.75, 4),

@@ -118,7 +118,7 @@ def objective(form: Learned, x0: Any, steps: int, particles: int, folder: Any) -
     # No two captions are alike: the captions' pictures are compared as a whole.
     return gj.rollout(
         [gj.objectives.frechet_moments(feature, jnp.asarray(x0)) for feature in features],
-        particles=2, steps=steps, pooled=1.0, beta=2.0, reference=jnp.asarray(x0), **reward,
+        particles=2, steps=steps, pooled=1.0, beta=2.0, reference=(jnp.asarray(x0), None), **reward,
     )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from guidejax._random import fold_in, normal_like
 from guidejax._sampling import sample
 from guidejax._times import uniform_times
 from guidejax.metrics._checks import real_array
+from guidejax.metrics._pairs import power
+from guidejax.metrics.energy import pairwise_distance_power
 from guidejax.objectives.base import (
     Batch,
     Networks,
@@ -28,6 +30,7 @@ from guidejax.objectives.base import (
     cross,
     flat,
     groups,
+    mean_of_others,
     own,
     rewards_of,
 )
@@ -52,15 +55,15 @@ class Rollout:
     reward: Callable[[Tree, Any], Array] | None
     reward_weight: Any
     differentiate: int = dataclasses.field(metadata={"static": True})
-    reference: tuple[tuple[Array, Array], ...] | None
+    reference: tuple[tuple[tuple[Array, Array], ...], Any] | None
     axis_name: Any = dataclasses.field(default=None, metadata={"static": True})
 
     def across(self, axis_name: Any) -> Rollout:
         """The same of a batch that is split over the devices of a mapped axis, or of several.
 
         Features, not images, are gathered where samples that are compared lie on several devices;
-        at β = 2 none are, but their moments are summed. The losses of a device's own examples are
-        those that one device would find.
+        at β = 2 none are, but their moments are summed. Beside a reference conditions are gathered
+        too. The losses of a device's own examples are those that one device would find.
         """
         return dataclasses.replace(self, axis_name=axis_name)
 
@@ -71,7 +74,8 @@ class Rollout:
     def check_batch(self, batch: Batch, where: str) -> None:
         """Raise `ValueError` where a group of a batch on the host is of several conditions."""
         size, m = batch_size(batch.x0), self.particles
-        if self.pooled == 1 or size % m:  # A process may hold a part of a group.
+        alone = self.pooled == 1 and self.differentiate == m
+        if alone or size % m:  # A process may hold a part of a group.
             return
         for leaf in map(np.asarray, jax.tree.leaves(batch.cond)):
             first = np.repeat(leaf[::m], m, axis=0)
@@ -81,7 +85,7 @@ class Rollout:
                 raise ValueError(
                     f"{where}: rows {start} to {start + m - 1} are of several conditions; rollout "
                     f"compares groups of particles={m} examples of one, as gj.data.grouped gives. "
-                    "pooled=1 compares the batch as a whole, whatever its conditions."
+                    "pooled=1, without differentiate, takes batches of any conditions."
                 )
 
     def __call__(
@@ -109,12 +113,16 @@ class Rollout:
 
     def compare(self, x0: Tree, batch: Batch) -> Array:
         """Losses (batch,) of guided samples x0 beside the batch's true ones."""
-        size = batch_size(x0)
+        size, pooled = batch_size(x0), self.pooled
         whole = size if self.axis_name is None else size * jax.lax.psum(1, self.axis_name)
-        # (samples compared, share of the loss): each condition alone, the batch as a whole.
-        levels = ((self.particles, 1 - self.pooled), (whole, self.pooled))
-        apart = self.axis_name is not None and (self.pooled > 0 or size % self.particles > 0)
+        apart = self.axis_name is not None and (pooled > 0 or size % self.particles > 0)
         gathered = apart and self.beta < 2
+        mine = slice(None)  # the rows of this device, of all there are
+        if apart:
+            mine = jax.lax.axis_index(self.axis_name) * size + jnp.arange(size)
+        share = self._share(batch.cond, whole) if pooled and self._grouped else 0.0
+        if not gathered and jnp.ndim(share):
+            share = share[mine]
         loss = jnp.zeros(whole if gathered else size)
         for index, feature in enumerate(self.features):
             ours, real = flat(feature(x0)), flat(feature(batch.x0))
@@ -122,23 +130,106 @@ class Rollout:
                 both = jnp.concatenate([ours, real], axis=-1)
                 both = jax.lax.all_gather(both, self.axis_name, tiled=True)
                 ours, real = jnp.split(both, 2, axis=-1)
-            for level, (count, share) in enumerate(levels):
-                if not share:
-                    continue
-                known = self.reference[index] if level and self.reference is not None else None
-                if self.beta == 2:
-                    found = self._by_moments(ours, real, count, known)
-                elif known is not None:
-                    found = self._far(ours, *known)
-                else:
-                    found = self._distance(ours, real, count)
-                loss += share / len(self.features) * found
-        if gathered:  # the rows of this device
-            start = jax.lax.axis_index(self.axis_name) * size
-            loss = jax.lax.dynamic_slice_in_dim(loss, start, size)
+            found = jnp.zeros_like(loss)
+            if pooled < 1:
+                found += (1 - pooled) * self._each(ours, real)
+            if pooled:
+                known = None if self.reference is None else self.reference[0][index]
+                found += pooled * self._together(ours, real, whole, share, known)
+            loss += found / len(self.features)
+        if gathered:
+            loss = loss[mine]
         if self.reward is not None:
             loss = loss - self.reward_weight * rewards_of(self.reward, x0, batch.cond)
         return loss
+
+    def _each(self, ours: Array, real: Array) -> Array:
+        """Each sample's share of the distance of its condition's samples, (batch,)."""
+        m = self.particles
+        self_terms = self._among(ours, m) + self._among(real, m)
+        return self._apart(ours, real, m) - self.lam / 2 * self_terms
+
+    def _together(self, ours: Array, real: Array, n: int, share: Any, known: Any) -> Array:
+        """Each sample's share of the distance of all samples, (batch,).
+
+        A sample and an independent one are of one condition with a probability p. Pairs of the
+        batch come in another proportion: each has m − 1 others of its own condition, itself left
+        out. So what is within groups and what is between them are weighed anew, alike in all three
+        terms: else the loss is not 0, nor its slope, where the distributions agree.
+
+        Args:
+            ours: Features of guided samples.
+            real: Of the batch's true ones.
+            n: Samples of the whole batch.
+            share: For each sample, what its own group counts among all; 0 where there are none.
+            known: Features of the reference, and the mean power of their distances.
+        """
+        m = self.particles
+
+        def among(x: Array) -> Array:
+            every = self._among(x, n)
+            if not self._grouped or n == m:
+                return every
+            # The mean over other groups is ((n − 1) every − (m − 1) within) / (n − m).
+            rest = (1 - share) / (n - m)
+            own_group = share - rest * (m - 1)
+            return rest * (n - 1) * every + own_group * self._among(x, m)
+
+        if known is not None:
+            values, self_term = known
+            return self._apart(ours, values, 0) - self.lam / 2 * (among(ours) + self_term)
+        beside = self._apart(ours, real, n)
+        if not self._grouped:  # Sample and true sample j are of one condition, as no others are.
+            pair = power(_square(upcast(ours) - upcast(real)), self.beta)
+            beside = (n * beside - pair) / (n - 1)
+        return beside - self.lam / 2 * (among(ours) + among(real))
+
+    @property
+    def _grouped(self) -> bool:
+        """Whether every `particles` samples are of one condition."""
+        return self.pooled < 1 or self.differentiate < self.particles
+
+    def _share(self, cond: Any, n: int) -> Any:
+        """What a sample's own group counts in `_together`, a number or (n,).
+
+        Beside the batch's own true samples it is 1/G of G groups. A reference knows how often a
+        sample of it is of the same condition, p. Of the other groups f are of that condition too,
+        so that the own one is to count a with a + (1 − a) f = p.
+        """
+        count = n // self.particles
+        if self.reference is None or count == 1:
+            return 1 / count
+        if self.axis_name is not None:
+            cond = jax.lax.all_gather(cond, self.axis_name, tiled=True)
+        heads = tree_map(lambda a: a[:: self.particles], cond)
+        p = jnp.mean(_alike(heads, self.reference[1]), axis=1)
+        f = (jnp.sum(_alike(heads, heads), axis=1) - 1) / (count - 1)
+        a = jnp.where(f < 1, (p - f) / jnp.where(f < 1, 1 - f, 1), 1)
+        return jnp.repeat(a, self.particles, total_repeat_length=n)
+
+    def _apart(self, x: Array, y: Array, size: int) -> Array:
+        """mean_k ‖x_j − y_k‖^β over the y of every `size` samples, or over all of another set: 0.
+
+        At β = 2 it is ‖x_j − ȳ‖² + V_y, with V_y = mean_k ‖y_k − ȳ‖²: means are all that samples
+        need of each other.
+        """
+        if self.beta < 2:
+            x = groups(x, size or x.shape[0])
+            return cross(x, groups(y, size or y.shape[0]), self.beta).reshape(-1)
+        x, y = (real_array("features", a) for a in (x, y))
+        if not size:
+            center, spread = _moments(y[None], y.shape[0])
+            return (_square(x[None] - center) + spread).reshape(-1)
+        # (groups, size, d); where a group lies on several devices, what is here: (1, batch, d).
+        here = x.shape[0] if x.shape[0] % size else size
+        center, spread = _moments(groups(y, here), size, self.axis_name)
+        return (_square(groups(x, here) - center) + spread).reshape(-1)
+
+    def _among(self, x: Array, size: int) -> Array:
+        """mean_{k≠j} ‖x_j − x_k‖^β over the others of every `size` samples, (batch,)."""
+        if self.beta < 2:
+            return own(groups(x, size), self.beta).reshape(-1)
+        return size / (size - 1) * self._apart(x, x, size)
 
     def _samples(self, keys, guidance, denoise, noise, batch, networks):
         """Guided samples (batch, ...), those that are differentiated first in their group."""
@@ -166,40 +257,16 @@ class Rollout:
         sides = lambda a, b: (_grouped(a, d), _grouped(b, m - d))  # noqa: E731
         return tree_map(lambda a, b: _rows(jnp.concatenate(sides(a, b), axis=1)), some, rest)
 
-    def _far(self, ours: Array, real: Array, spread: Array) -> Array:
-        """Each sample's share of the distance of all from the reference: (batch,)."""
-        ours = groups(ours, ours.shape[0])
-        self_terms = own(ours, self.beta) + spread
-        return (cross(ours, real[None], self.beta) - self.lam / 2 * self_terms).reshape(-1)
 
-    def _distance(self, ours: Array, real: Array, size: int) -> Array:
-        """Each sample's share of the energy distance within every `size` samples: (batch,)."""
-        ours, real = groups(ours, size), groups(real, size)
-        # The real samples' own term doesn't depend on ω: with it the loss is a distance.
-        self_terms = own(ours, self.beta) + jnp.mean(own(real, self.beta), axis=-1, keepdims=True)
-        return (cross(ours, real, self.beta) - self.lam / 2 * self_terms).reshape(-1)
+def _alike(one: Any, other: Any) -> Array:
+    """Which rows of two conditions are the same: (n, m)."""
 
-    def _by_moments(self, ours: Array, real: Array, size: int, known: Any) -> Array:
-        """What `_distance`, or `_far` of a known reference, is at β = 2: (batch,).
+    def leaf(a: Array, b: Array) -> Array:
+        a, b = (jnp.asarray(c).reshape(c.shape[0], -1) for c in (a, b))
+        return jax.lax.map(lambda row: jnp.all(row == b, axis=-1), a)
 
-        mean_k ‖x_j − y_k‖² = ‖x_j − ȳ‖² + V_y, with V_y = mean_k ‖y_k − ȳ‖². Over k ≠ j, of
-        the n samples x themselves, it is n/(n − 1) (‖x_j − x̄‖² + V_x), and 2n/(n − 1) V_y over all
-        pairs of the y. Means are all that samples need of each other.
-        """
-        # (groups, size, d); where a group lies on several devices, what is here: (1, batch, d).
-        here = ours.shape[0] if ours.shape[0] % size else size
-        ours = groups(real_array("features of x0", ours), here)
-        real = groups(real_array("features of true samples", real), here)
-        unbiased = size / (size - 1)
-        mean, variance = _moments(ours, size, self.axis_name)
-        if known is None:
-            center, spread = _moments(real, size, self.axis_name)
-            self_term = 2 * unbiased * spread
-        else:
-            values, self_term = known
-            center, spread = _moments(upcast(values)[None], values.shape[0])
-        self_terms = unbiased * (_square(ours - mean) + variance) + self_term
-        return (_square(ours - center) + spread - self.lam / 2 * self_terms).reshape(-1)
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return functools.reduce(jnp.logical_and, (leaf(a, b) for a, b in pairs))
 
 
 def _moments(x: Array, size: int, axis_name: Any = None) -> tuple[Array, Array]:
@@ -261,7 +328,7 @@ def rollout(
     reward: Callable[[Tree, Any], Array] | None = None,
     reward_weight: float = 0.0,
     differentiate: int | None = None,
-    reference: Tree = None,
+    reference: tuple[Tree, Any] | None = None,
 ) -> Rollout:
     """Rollout consistency: whole guided samples should look like real ones of their condition.
 
@@ -281,10 +348,10 @@ def rollout(
         steps: Steps of the sampler, uniform in t.
         pooled: Share in [0, 1] of the loss that compares the batch as a whole, over its
             conditions, in place of each condition alone: 0 matches the conditional
-            distributions, 1 the marginal one.
+            distributions, 1 the marginal one. At 1 a batch is of any conditions, shuffled.
         beta: β in (0, 2]; at 2 the distance is that of the means, and takes no pairs.
         lam: λ in [0, 1]; 1 is the distance.
-        times: Another grid, in place of `steps`.
+        times: Another grid, in place of `steps`, down to 0.
         solver: DDIM without churn by default.
         remat: "step" recomputes activations in the backward pass; "none" keeps them.
         reward: `reward(x0, cond) -> (batch,)` of the final samples, differentiable in x0.
@@ -292,8 +359,10 @@ def rollout(
         differentiate: Samples of each group that the gradient runs back through, by default all
             `particles`. The others are sampled only, and the slope of the few counts for all: the
             same gradient in expectation, as a group's samples are alike, for a part of its price.
-        reference: True samples (n, ...), n ≥ 2, that the pooled term compares with in place of the
-            batch's, which are so much fewer; more of them cost no evaluation. None: the batch's.
+        reference: True samples and their conditions, (n, ...) each, n ≥ 2, that the pooled term
+            compares with in place of the batch's, which are so much fewer; more of them cost no
+            evaluation. Conditions come in them as often as in batches; where pooled is 1 they
+            aren't looked at and may be None. None: the batch's.
 
     Raises:
         ValueError: If a number is out of its range, or there is a reference that nothing is
@@ -315,24 +384,22 @@ def rollout(
     check_numbers(beta, lam, reward, reward_weight)
     grid = np.asarray(uniform_times(steps) if times is None else times, float)
     falls = grid.ndim == 1 and grid.size > 1 and bool(np.all(np.diff(grid) < 0))
-    if not (falls and grid[0] <= 1 and grid[-1] >= 0):
-        raise ValueError(f"rollout expects times that fall within [0, 1], got {times}.")
+    if not (falls and grid[0] <= 1 and grid[-1] == 0):
+        raise ValueError(
+            "rollout expects times in [0, 1] that fall to 0, where the true samples are; got "
+            f"{times}."
+        )
     differentiate = particles if differentiate is None else differentiate
     if not 1 <= differentiate <= particles:
         raise ValueError(
             f"rollout expects differentiate from 1 to particles = {particles}, got {differentiate}."
         )
-    if reference is not None and batch_size(reference) < 2:
-        raise ValueError("rollout expects at least 2 samples of reference.")
-    if reference is not None and not pooled:
-        raise ValueError(
-            "rollout expects pooled > 0 with a reference, which the pooled term compares with; "
-            "1 is that term alone."
-        )
-    spaces = tuple(as_pytree(feature) for feature in features)
     known = None
+    spaces = tuple(as_pytree(feature) for feature in features)
     if reference is not None:
-        known = tuple(_known(evaluated(space, reference), float(beta)) for space in spaces)
+        x0, cond = _checked(reference, pooled, grouped=pooled < 1 or differentiate < particles)
+        found = (_known(evaluated(space, x0), cond, float(beta)) for space in spaces)
+        known = tuple(found), cond
     return Rollout(
         spaces,
         particles,
@@ -349,6 +416,35 @@ def rollout(
     )
 
 
-def _known(values: Array, beta: float) -> tuple[Array, Array]:
-    """Features of the reference, and the mean power of their distances."""
-    return values, jnp.mean(own(values, beta))
+def _checked(reference: Any, pooled: float, grouped: bool) -> tuple[Tree, Any]:
+    """The reference as (x0, cond), or an error where it is none."""
+    if not (isinstance(reference, tuple) and len(reference) == 2):
+        raise ValueError("rollout expects reference=(x0, cond), true samples and their conditions.")
+    x0, cond = reference
+    if batch_size(x0) < 2:
+        raise ValueError("rollout expects at least 2 samples of reference.")
+    if not pooled:
+        raise ValueError(
+            "rollout expects pooled > 0 with a reference, which the pooled term compares with; "
+            "1 is that term alone."
+        )
+    if grouped and not (jax.tree.leaves(cond) and batch_size(cond) == batch_size(x0)):
+        raise ValueError("rollout expects a condition for each sample of the reference.")
+    return x0, tree_map(jnp.asarray, cond) if grouped else None
+
+
+def _known(values: Array, cond: Any, beta: float) -> tuple[Array, Array]:
+    """Features of the reference, and the mean power of their distances, weighed as in `_together`.
+
+    Where conditions are given, a sample's own counts as often as it is there.
+    """
+    pairs = pairwise_distance_power(values, values, beta)
+    if cond is None:
+        return values, jnp.mean(mean_of_others(pairs))
+    n = values.shape[0]
+    same = _alike(cond, cond) & ~np.eye(n, dtype=bool)
+    count = jnp.sum(same, axis=1)
+    within = jnp.sum(jnp.where(same, pairs, 0), axis=1) / jnp.maximum(count, 1)
+    between = jnp.sum(jnp.where(same, 0, pairs), axis=1) / jnp.maximum(n - 1 - count, 1)
+    share = jnp.where(count > 0, (count + 1) / n, 0)
+    return values, jnp.mean(share * within + (1 - share) * between)

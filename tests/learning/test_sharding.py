@@ -21,6 +21,7 @@ from tests.learning.common import (
     SGD,
     batches,
     begin,
+    chase,
     examples,
     fit,
     flat,
@@ -150,11 +151,12 @@ def test_a_group_that_would_be_split(mesh):
 
 FEATURE = jax.tree_util.Partial(lambda x: jnp.concatenate([x[:, :1], x[:, :1] ** 2], axis=-1))
 REAL = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
+KINDS = np.arange(20) % 3 % 2
 ACROSS = {
     "groups over two devices": {"particles": 4},
     "pooled": {"particles": 2, "pooled": 0.9},
     "both": {"particles": 8, "pooled": 0.5},
-    "a reference": {"particles": 2, "pooled": 0.5, "reference": REAL},
+    "a reference": {"particles": 2, "pooled": 0.5, "reference": (REAL, KINDS)},
 }
 ACROSS |= {f"{name}, moments": {**given, "beta": 2.0} for name, given in ACROSS.items()}
 PULLED = gj.denoiser(lambda x, t, cond: jnp.where(cond == 2, 0.2, 0.6)[:, None] * x, PROCESS)
@@ -316,6 +318,62 @@ def test_samples_of_a_shard_are_those_of_the_batch():
     assert jnp.ptp(whole) > 0
 
 
+# Batches held out.
+
+TABLE = jnp.asarray(np.random.default_rng(4).normal(size=(3, 1)), jnp.float32)
+# On an explicit mesh this look-up is of rows that are mapped over, or it raises.
+LOOKS_UP = gj.denoiser(lambda p, x, t, cond: jnp.tanh(x + p[cond]), PROCESS, params=TABLE)
+
+
+def _held_out(held, **options):
+    """The held-out loss before and after the second of two updates."""
+    found = []
+    options = {"objective": OBJECTIVE, "denoise": LOOKS_UP, **options}
+    fit(
+        pairs(2), steps=2, optimizer=SGD, held_out=held, score_every=1, steps_per_dispatch=1,
+        progress=lambda step, metrics: found.append(metrics["held_out"]), **options,
+    )  # fmt: skip
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("size", [N, 12])  # 12 is no multiple of the devices.
+def test_held_out_batches_are_those_of_one_device(mesh, name, size):
+    held = [batch | {"cond": batch["cond"] // 2} for batch in batches(2, size, shape=(1,), seed=3)]
+    options = {"objective": OBJECTIVES[name]}
+    alone, shared = (_held_out(held, mesh=m, **options) for m in (None, mesh))
+    np.testing.assert_allclose(shared, alone, rtol=1e-4)
+
+
+def test_held_out_batches_are_shared_out(mesh):
+    rows = []
+
+    def counted(keys, guidance, denoise, batch, networks=()):
+        rows.append(len(keys))
+        return chase(keys, guidance, denoise, batch)
+
+    _held_out(batches(1, 3 * N, shape=(1,)), mesh=mesh, objective=counted)
+    assert set(rows) == {N // 8, 3 * N // 8}
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_held_out_batches_of_a_network_in_pieces(kind):
+    held = pairs(2, (WIDTH,))
+    mesh, denoise = _frozen("data and model", kind)
+    options = {"denoise": denoise, "mesh": mesh, "batch_axes": "data"}
+    update = lambda **options: fit(
+        pairs(1, (WIDTH,)), steps=1, optimizer=SGD, objective=OBJECTIVE, held_out=held,
+        progress=lambda step, metrics: found.append(metrics["held_out"]), **options,
+    )  # fmt: skip
+    found = []
+    update(denoise=WHOLE)
+    update(**options)
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
 # A frozen network in pieces.
 
 WIDTH, HIDDEN = 4, 24
@@ -411,7 +469,8 @@ def test_nothing_of_a_network_is_gathered_where_no_axis_splits_the_batch(monkeyp
     programs = []
     made = lambda *args, **kwargs: programs.append(training.Program(*args, **kwargs)) or programs[0]
     monkeypatch.setattr("guidejax.learning._fit.Program", made)
-    fit(pairs(1, (WIDTH,)), steps=1, optimizer=SGD, denoise=denoise, mesh=mesh)
+    with pytest.warns(UserWarning, match="leaves no axis of the mesh"):
+        fit(pairs(1, (WIDTH,)), steps=1, optimizer=SGD, denoise=denoise, mesh=mesh)
     assert not programs[0].mapped
 
 

@@ -326,13 +326,16 @@ def test_a_few_samples_stand_for_the_slope_of_all():
 def test_a_reference_takes_noise_away():
     cond = jnp.arange(2000) % 2
     whole = roll()
-    found = roll(reference=MODEL.sample(jax.random.key(1), cond))
+    found = roll(reference=(MODEL.sample(jax.random.key(1), cond), cond))
     assert abs(found[:, 1].mean() - whole[:, 1].mean()) < 0.1 * abs(whole[:, 1].mean())
     assert found.std(axis=0)[1] < 0.7 * whole.std(axis=0)[1]
 
 
 @pytest.mark.parametrize("options", [{"differentiate": 0}, {"differentiate": 9},
-                                     {"reference": jnp.zeros((1, 2))}])  # fmt: skip
+                                     {"pooled": 0.5, "reference": (jnp.ones((1, 2)), jnp.ones(1))},
+                                     {"reference": jnp.zeros((4, 2)), "pooled": 0.5},
+                                     {"reference": (jnp.zeros((4, 2)), None), "pooled": 0.5},
+                                     {"times": [1.0, 0.5, 0.2]}])  # fmt: skip
 def test_rollout_refuses(options):
     with pytest.raises(ValueError, match="rollout expects"):
         gj.rollout(particles=8, **options)

@@ -1,4 +1,4 @@
-"""Features in which the energy distance at β = 2 is a Fréchet distance; and the pooled rollout."""
+"""Features in which the energy distance at β = 2 is a Fréchet distance."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 import guidejax as gj
 from guidejax.metrics import energy_distance, frechet_from_moments
-from tests.learning.common import EXACT, KEY, NET, examples
+from tests.learning.common import KEY
 
 DIM = 4
 
@@ -55,39 +55,6 @@ def test_a_flat_feature_is_refused():
         gj.objectives.frechet_moments(
             gj.objectives.pixels, jnp.arange(6.0)[:, None] * jnp.ones((6, 3)), rank=2
         )
-
-
-@pytest.mark.slow
-def test_pooled_compares_the_batch_as_a_whole():
-    batch, keys = examples(8), jax.random.split(KEY, 8)
-    guide = gj.guidance(gj.cfg, NET.weight(NET.init(KEY)))
-
-    def loss(**options):
-        objective = gj.rollout(steps=3, **options)
-        return np.asarray(objective(keys, guide, EXACT, batch))
-
-    each, whole = loss(particles=2), loss(particles=8)
-    np.testing.assert_allclose(loss(particles=2, pooled=1.0), whole, rtol=1e-5, atol=1e-6)
-    mixed = loss(particles=2, pooled=0.25)
-    np.testing.assert_allclose(mixed, 0.75 * each + 0.25 * whole, rtol=1e-5, atol=1e-6)
-    assert np.abs(each - whole).max() > 1e-2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"pooled": 0.4}, {"pooled": 0.4, "reference": True}])
-def test_means_say_what_pairs_do(options):
-    """At β = 2 no pairs are made: each sample's loss and slope are those of β just below."""
-    x, y, far = 10 + np.random.default_rng(0).normal(size=(3, 12, 5)).astype(np.float32)
-    options = {**options, "reference": far[:7] if "reference" in options else None}
-    batch = gj.objectives.Batch(x0=jnp.asarray(y), cond=None, conditions={})
-
-    def found(beta):
-        objective = gj.rollout(particles=4, steps=2, lam=0.8, beta=beta, **options)
-        losses, pull = jax.vjp(lambda x: objective.compare(x, batch), jnp.asarray(x))
-        return losses, *pull(jnp.linspace(-1.0, 1.0, 12))
-
-    for means, pairs in zip(found(2.0), found(2 - 1e-6), strict=True):
-        np.testing.assert_allclose(means, pairs, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow
