@@ -272,6 +272,13 @@ def check_finite(what: str, value: Any) -> None:
                 raise ValueError(f"{what} holds NaN or infinite values; expected finite numbers.")
 
 
+def check_floating(what: str, x: Tree) -> None:
+    """Raise `ValueError` where an array of `x` is not of floating point numbers."""
+    for leaf in jax.tree.leaves(x):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(f"{what} is {jnp.result_type(leaf)}; expected floating point numbers.")
+
+
 def check_not_nan(what: str, value: Any) -> None:
     """Raise `ValueError` if a concrete `value` holds a NaN; infinities may stand for "no limit"."""
     for leaf in jax.tree.leaves(value):

@@ -16,6 +16,7 @@ from guidejax._arrays import (
     Array,
     Tree,
     batch_size,
+    check_floating,
     combine,
     concretely,
     is_concrete,
@@ -23,7 +24,7 @@ from guidejax._arrays import (
     tree_map,
 )
 from guidejax.processes.base import PREDICTIONS, Process, check_process, check_time, to_x0
-from guidejax.processes.continuous import Shifted
+from guidejax.processes.continuous import EDM, Shifted
 
 # What a network may be told of the time, beside any function of t.
 TOLD = ("t", "index", "sigma", "log_snr")
@@ -367,6 +368,14 @@ def denoiser(
             "time=lambda t: t says that this t is meant, and the network may scale it itself.",
             stacklevel=2,
         )
+    if time == "t" and (hasattr(process, "index") or isinstance(process, EDM)):
+        told = "sigma" if isinstance(process, EDM) else "index"
+        warnings.warn(
+            f"the network is told t in [0, 1]. One that was published for {type(process).__name__} "
+            f"is told something else: give time={told!r}, or what it is. time=lambda t: t says "
+            "that this t is meant.",
+            stacklevel=2,
+        )
     if time == "index" and not hasattr(process, "index"):
         raise ValueError(
             f"time='index' needs a process with a table, such as gj.processes.discrete(...); got "
@@ -420,13 +429,6 @@ def _check_comparable(network: Any) -> None:
                 "compare. Give what holds arrays as `params`, gj.denoiser(function, process, "
                 "params=...) of a function(params, x, t, cond)."
             )
-
-
-def check_floating(what: str, x: Tree) -> None:
-    """Raise `ValueError` where an array of `x` is not of floating point numbers."""
-    for leaf in jax.tree.leaves(x):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(f"{what} is {jnp.result_type(leaf)}; expected floating point numbers.")
 
 
 def check_denoiser(denoise: Any) -> None:

@@ -21,6 +21,7 @@ from guidejax._arrays import (
     Tree,
     batch_size,
     broadcasts_to,
+    check_floating,
     check_not_nan,
     concretely,
     is_concrete,
@@ -30,7 +31,7 @@ from guidejax._arrays import (
     upcast,
 )
 from guidejax._branches import Branches
-from guidejax._denoisers import Denoiser, check_denoiser, check_floating, same_process
+from guidejax._denoisers import Denoiser, check_denoiser, same_process
 from guidejax._guidance import Guidance, every_weight, unguided
 from guidejax.processes.base import Process
 from guidejax.solvers._ddim import ddim
@@ -100,14 +101,14 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
             + (", with this solver" if rises else "")
             + f"; got {grid}."
         )
-    for time in (grid[0], grid[-1]):
-        _check_sighted(denoise, time)
     for time in _asked_ends(grid, noise, process, solver):
+        _check_sighted(denoise, time)
         _check_told(denoise, time)
     if not is_concrete(process):
         return
     with concretely():
         sigma = np.asarray(process.sigma(jnp.asarray(grid)))
+        alpha = np.asarray(process.alpha(jnp.asarray(grid[0])))
     if rises and np.any(sigma[0] <= 0):
         raise ValueError(
             "times must fall from noise to data, or rise from a little above t = 0, where there is "
@@ -119,7 +120,7 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
             f"at t = {grid[lost].max():g} σ underflows to 0 in {sigma.dtype} on "
             f"{type(process).__name__}; end at 0 itself, or take gj.karras_times."
         )
-    _warn_of_too_little_noise(float(np.min(sigma[0])), noise, process)
+    _warn_of_other_noise(float(np.max(alpha)), np.atleast_1d(sigma[0]), noise, process)
 
 
 def _check_sighted(denoise: Denoiser, time: Any, whose: str = "") -> None:
@@ -186,18 +187,20 @@ def check_branches(
                 _check_told(network, time, whose)
 
 
-def _warn_of_too_little_noise(sigma: float, noise: Tree, process: Process) -> None:
-    """Say where a process that ends far from unit variance, as EDM's, begins at unit noise."""
-    if sigma < 4:
+def _warn_of_other_noise(alpha: float, sigma: np.ndarray, noise: Tree, process: Process) -> None:
+    """Say where a run begins from noise of another size than its process has at the first time."""
+    least, most = float(sigma.min()), float(sigma.max())
+    if least < alpha:  # Not from noise.
         return
     for leaf in jax.tree.leaves(noise):
         if not (is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True)):
             continue
         with concretely():
             size = float(jnp.sqrt(jnp.mean(jnp.square(upcast(leaf)))))
-        if size < sigma / 4:
+        # Pictures within what is noised may be larger than noise; on EDM's scale it is all noise.
+        if (least >= 4 and size < least / 4) or size > 4 * (most + alpha):
             warnings.warn(
-                f"noise has a root mean square of {size:.3g}, and σ is {sigma:.3g} at times[0] on "
+                f"noise has a root mean square of {size:.3g}, and σ is {least:.3g} at times[0] on "
                 f"{type(process).__name__}: x there is σ ε, as gj.processes.initial_noise(key, "
                 "process, shape) gives.",
                 stacklevel=5,
@@ -265,12 +268,14 @@ def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
     functions += [link.rule.fn for link in guide.links]
     functions += [getattr(weight.fn, "fn", weight.fn) for weight in every_weight(guide)]
     for function in functions:
-        code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
-        if code is not None:
-            _look_at(function, code)
+        warn_of_new_function(function)
 
 
-def _look_at(function: Any, code: Any) -> None:
+def warn_of_new_function(function: Any) -> None:
+    """Say where a function is made anew at each call, or reads what changed since it compiled."""
+    code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
+    if code is None:
+        return
     seen = _SEEN.setdefault(code, [])
     where = f"{_name(function)} ({code.co_filename}:{code.co_firstlineno})"
     known = next((one for one in seen if _is_same(one.function(), function)), None)
@@ -282,7 +287,8 @@ def _look_at(function: Any, code: Any) -> None:
             warnings.warn(
                 f"{where} reads {', '.join(changed)} beside its arguments, and was compiled with "
                 "other values, with which it goes on. What changes goes in as `params`: "
-                "gj.denoiser(network, process, params=...) of a network(params, x, t, cond).",
+                "gj.denoiser(network, process, params=...) of a network(params, x, t, cond); what "
+                "is learned, as φ of gj.fit.",
                 stacklevel=5,
             )
     elif len(seen) < _MANY and (weak := _weakly(function)) is not None:

@@ -26,7 +26,17 @@ from guidejax._inputs import (
 from guidejax._keep import Keep, Trail, blank, check_keep, measure, put, slots
 from guidejax._progress import Progress, report
 from guidejax._random import as_keys, drawn_once, fold_in
-from guidejax._scan import Evaluations, Remat, Segment, evaluations, for_any, places, scan, segments
+from guidejax._scan import (
+    Evaluations,
+    Remat,
+    Segment,
+    evaluations,
+    for_any,
+    places,
+    scan,
+    segments,
+    turns,
+)
 from guidejax.solvers._replay import Recorded, asked_times, finish, kinds, query, store
 from guidejax.solvers.base import Solver
 from guidejax.weights.base import Step
@@ -99,7 +109,8 @@ def sample(
         uncond: The null condition, the shape of `cond` or broadcast to it; needed under guidance.
         guidance: From `guidejax.guidance`; None is the conditional model.
         solver: From `guidejax.solvers`; DDIM without churn by default. An evaluation within or at
-            the end of a step takes the ω of its own time, and leaves the guidance's state alone.
+            the end of a step takes the ω of its own time (at the very end, where no step departs,
+            that of the last), and leaves the guidance's state alone.
 
     Other Args:
         conditions: What every other branch by name ("negative", "weak", ...) is made of: a
@@ -168,6 +179,7 @@ def sample(
 
     names = guide.branches[1:]
     active = {n: guide.needed((n,), *at, denoise.process, times) for n in names}
+    anew = turns(active, where) if solver.multistep else None
     if skip == "never":
         active = {name: np.ones(count, bool) for name in active}
     active |= {name: np.ones(count, bool) for name in solver.branches}
@@ -183,12 +195,14 @@ def sample(
         _Static(where), len(usual), len(final) or None, parts,
         branches, skip == "auto", keep, progress, remat,
     )  # fmt: skip
-    x, trail = _run(key, denoise, noise, times, at, cond, others, guide, solver, active, plan=plan)
+    x, trail = _run(
+        key, denoise, noise, times, at, cond, others, guide, solver, active, anew, plan=plan
+    )
     return x if keep == "final" else (x, trail)
 
 
 @functools.partial(jax.jit, static_argnames=("plan",))
-def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *, plan):
+def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, anew, *, plan):
     process, steps = denoise.process, times.shape[0] - 1
     where = Evaluations(*plan.where)
     ends, begins = at
@@ -275,6 +289,9 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *,
         def run(carry, at):
             x, state, memory, answers, room = carry
             report(plan.progress, at["step"], steps, at["number"] == 0)
+            if anew is not None:
+                start = solver.init(x, at["from"])
+                memory = tree_map(lambda a, b: jnp.where(at["anew"], a, b), start, memory)
             x, state, memory, answers, x0, stats = advance(needed, x, state, memory, answers, at)
             if room:
                 room = put(room[0], x, at["slot"]), put(room[1], x0, at["slot_x0"])
@@ -297,6 +314,7 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, *,
         "key": jax.vmap(lambda i: fold_in(key, i))(jnp.asarray(step)),
         "row": rows,
         "active": tree_map(jnp.asarray, active),
+        "anew": () if anew is None else jnp.asarray(anew),
         "slot": jnp.asarray(slots(plan.keep, step)),
         "slot_x0": jnp.asarray(slots(plan.keep, step, where.first)),
     }

@@ -141,6 +141,26 @@ def segments(active: Mapping[str, Any], count: int) -> tuple[Segment, ...]:
     return found
 
 
+def turns(active: Mapping[str, Any], where: Evaluations) -> Any:
+    """At which evaluations a step begins whose guidance is on or off as that before isn't.
+
+    (count,); None where it is known that there is no such step.
+
+    Args:
+        active: For each branch, the evaluations it is needed at, (count,): NumPy, or traced.
+        where: The run.
+    """
+    lib = np if is_concrete(dict(active)) else jnp
+    first = np.flatnonzero(where.first)
+    found: Any = np.zeros(len(first), bool)
+    for on in active.values():
+        of_step = lib.asarray(on)[first]
+        found = found | lib.append(False, of_step[1:] != of_step[:-1])
+    if lib is np and not np.any(found):
+        return None
+    return found[where.step] & where.first
+
+
 @jax.custom_batching.custom_vmap
 def for_any(flag: Array) -> Array:
     """`flag`; under vmap whether any is set, one flag for all.

@@ -292,6 +292,36 @@ def test_unit_noise_on_edm_is_told():
         _sample(denoise, times=gj.uniform_times(4, start=0.3))  # From where σ is small.
 
 
+def test_noise_of_another_scale_is_told():
+    """Of a sampler in σ, whose x is √(1 + σ²) times ours."""
+    denoise = gj.denoiser(_network, gj.processes.scaled_linear(), "eps", time="index")
+    with pytest.warns(UserWarning, match="noise has a root mean square of .*initial_noise"):
+        _sample(denoise, noise=14.6 * NOISE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _sample(denoise, noise=3.0 * NOISE)
+
+
+def test_a_network_of_a_table_or_of_edm_is_told_more_than_t():
+    for process, told in ((gj.processes.scaled_linear(), "index"), (EDM, "sigma")):
+        with pytest.warns(UserWarning, match=f"give time='{told}'"):
+            gj.denoiser(_network, process, "eps")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gj.denoiser(_network, process, "eps", time=told)
+            gj.denoiser(_network, process, "eps", time=lambda t: t)
+
+
+def test_an_inversion_may_end_where_nothing_is_asked():
+    """At pure noise ε̂ says nothing of x0; DDIM and the midpoint ask at the start and within."""
+    denoise = gj.denoiser(_network, RF, "eps")
+    times = gj.uniform_times(4, stop=0.02)[::-1]
+    for solver in (gj.ddim(), gj.solvers.midpoint()):
+        assert np.all(np.isfinite(_sample(denoise, times=times, solver=solver)))
+    with pytest.raises(ValueError, match="says nothing of x0"):
+        _sample(denoise, times=times, solver=gj.heun())
+
+
 def test_a_shifted_process_is_not_what_a_network_was_trained_on():
     shifted = gj.processes.shifted(RF, 3.0)
     with pytest.warns(UserWarning, match=r"\.on\(gj.processes.shifted"):

@@ -608,3 +608,89 @@ def test_slopes_at_the_ends_of_time():
     assert float(jax.grad(pr.linear_vp().sigma)(0.0)) == 0
     for log_snr in (-1e30, -1e4, -200.0, 200.0):
         assert float(jax.grad(pr.cosine().inverse_log_snr)(log_snr)) == 0
+
+
+INDEX = np.array([500, 20])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p, x, t: pr.noise_to(p, x, t, x),
+        lambda p, x, t: pr.to_x0(x, x, t, p, "eps"),
+        lambda p, x, t: pr.from_x0(x, x, t, p, "v"),
+        lambda p, x, t: pr.bridge(p, t, t, 0.0),
+        lambda p, x, t: pr.bridge(p, 0.5, t, 0.0),
+        lambda p, x, t: pr.x0_per_unit(p, t, "eps"),
+        lambda p, x, t: pr.initial_noise(jax.random.key(0), p, x.shape, t),
+    ],
+)
+def test_an_index_is_no_time(call):
+    """DDPM's habit: beyond t = 1 a table is pure noise, in silence."""
+    process, x = pr.scaled_linear(), jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        call(process, x, INDEX)
+    with pytest.raises(ValueError, match="an index and no time"):
+        jax.jit(lambda t: call(process, x, t))(INDEX)
+
+
+def test_integers_are_no_pictures():
+    picture = np.full((1, 3), 200, np.uint8)
+    for call in (
+        lambda: pr.noise_to(pr.rectified_flow(), picture, 0.5, np.ones((1, 3))),
+        lambda: pr.to_x0(np.ones((1, 3)), picture, 0.5, pr.rectified_flow(), "v"),
+        lambda: pr.from_x0(np.ones((1, 3)), picture, 0.5, pr.rectified_flow(), "v"),
+    ):
+        with pytest.raises(ValueError, match="is uint8; expected floating"):
+            call()
+
+
+def test_initial_noise_of_each_sample():
+    times = np.array([1.0, 0.5, 0.1])
+    process = pr.edm()
+    noise = pr.initial_noise(jax.random.key(0), process, (3, 3, 3), times)
+    unit = pr.initial_noise(jax.random.key(0), pr.rectified_flow(), (3, 3, 3))
+    for i, sigma in enumerate(process.sigma(times)):
+        np.testing.assert_allclose(noise[i], sigma * unit[i], rtol=1e-6)
+
+
+class _Wrong(type(pr.rectified_flow())):
+    """Rectified flow, some of it wrong."""
+
+    of: str = dataclasses.field(default="", metadata={"static": True})
+
+    def log_snr(self, t):
+        return super().log_snr(t) / (2 if self.of == "log_snr" else 1)
+
+    def inverse_log_snr(self, log_snr):
+        if self.of == "log_snr":
+            log_snr = 2 * log_snr
+        found = super().inverse_log_snr(log_snr)
+        return found * jnp.nan if self.of == "inverse_log_snr" else found
+
+    def derivatives(self, t):
+        alpha, sigma = super().derivatives(t)
+        return (-alpha if self.of == "derivatives" else alpha), sigma
+
+
+def test_a_process_that_breaks_its_promises_is_found():
+    pr.check(_Wrong())
+    for of in ("log_snr", "inverse_log_snr", "derivatives"):
+        with pytest.raises(ValueError, match=f"_Wrong.{of}"):
+            pr.check(_Wrong(of))
+
+
+def test_tables_say_what_is_wrong_with_them():
+    with pytest.warns(UserWarning, match="alphas_cumprod, not of alphas"):
+        pr.discrete(1 - np.linspace(1e-4, 0.02, 1000))
+    with pytest.warns(UserWarning, match="whatever the steps of sampling"):
+        pr.scaled_linear(50)
+    with pytest.raises(ValueError, match="whole number of noise levels"):
+        pr.linear(1000.0)
+    with pytest.raises(ValueError, match="indices 0 to 999"):
+        pr.linear().times([-1, 3])
+    with pytest.raises(ValueError, match="outside of jit"):
+        jax.jit(pr.zero_terminal_snr)(pr.linear())
+    for grid in (gj.uniform_times, lambda steps: gj.karras_times(pr.edm(), steps)):
+        with pytest.raises(ValueError, match="whole number of steps"):
+            grid(50.0)

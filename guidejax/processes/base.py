@@ -16,6 +16,7 @@ import numpy as np
 from guidejax._arrays import (
     Array,
     Tree,
+    check_floating,
     combine,
     concretely,
     expand,
@@ -97,7 +98,7 @@ class Process:
         return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr: Any) -> Array:
-        """The t in [0, 1] at which λ(t) = `log_snr`; the nearer end where there is none.
+        """The t at which λ(t) = `log_snr`; where [0, 1] has none the nearer end, or a t beyond 1.
 
         By bisection unless a subclass knows better, differentiable once.
         """
@@ -140,8 +141,9 @@ def check_process(process: Any) -> None:
 def check(process: Process) -> None:
     """Raise `ValueError` where a process breaks its promises, saying which and where.
 
-    α(0) = 1 and σ(0) = 0; both finite and not negative on [0, 1]; λ falling; `inverse_log_snr` the
-    inverse of `log_snr`. For tests of a process of one's own.
+    α(0) = 1 and σ(0) = 0; both finite and not negative on [0, 1]; λ falling, and 2 log(α/σ);
+    `inverse_log_snr` the inverse of `log_snr`; `derivatives` those of α and σ. For tests of a
+    process of one's own.
 
     Example:
         >>> from guidejax.processes import rectified_flow
@@ -153,6 +155,9 @@ def check(process: Process) -> None:
         alpha, sigma = (np.asarray(f(jnp.asarray(t))) for f in (process.alpha, process.sigma))
         log_snr = np.asarray(process.log_snr(jnp.asarray(t)))
         back = np.asarray(process.inverse_log_snr(jnp.asarray(log_snr)))
+        inner = jnp.asarray(t[5:-5])  # At the ends a slope may be infinite.
+        slopes = [np.asarray(a) for a in process.derivatives(inner)]
+        expected = [np.asarray(a) for a in Process.derivatives(process, inner)]
     for name, value in (("alpha", alpha), ("sigma", sigma)):
         if value.shape != t.shape:
             raise ValueError(f"{who}.{name}(t) has shape {value.shape} for t of shape {t.shape}.")
@@ -164,9 +169,21 @@ def check(process: Process) -> None:
     if not np.all(np.diff(log_snr) < 0):
         bad = t[:-1][~(np.diff(log_snr) < 0)][0]
         raise ValueError(f"{who}.log_snr doesn't fall at t = {bad:g}.")
-    if np.max(np.abs(back - t)) > 1e-3:
-        bad = int(np.argmax(np.abs(back - t)))
+    with np.errstate(divide="ignore"):
+        ratio = 2 * (np.log(alpha) - np.log(sigma))
+    off = np.isfinite(ratio) & ~(np.abs(log_snr - ratio) <= 1e-2 * (1 + np.abs(ratio)))
+    if np.any(off):
+        bad = int(np.argmax(off))
+        raise ValueError(
+            f"{who}.log_snr({t[bad]:g}) is {log_snr[bad]:g}; expected 2 log(α/σ) = {ratio[bad]:g}."
+        )
+    wrong = ~(np.abs(back - t) <= 1e-3)
+    if np.any(wrong):
+        bad = int(np.argmax(wrong))
         raise ValueError(f"{who}.inverse_log_snr(log_snr({t[bad]:g})) is {back[bad]:g}.")
+    for name, slope, want in zip(("α", "σ"), slopes, expected, strict=True):
+        if not np.allclose(slope, want, rtol=1e-2, atol=1e-3):
+            raise ValueError(f"{who}.derivatives(t) isn't d{name}/dt.")
 
 
 # Two times that differ by less are the same time, computed in different ways.
@@ -193,7 +210,7 @@ def check_time(name: str, t: Any) -> None:
         )
 
 
-def initial_noise(key: Array, process: Process, shape: Any, t: float = 1.0) -> Array:
+def initial_noise(key: Array, process: Process, shape: Any, t: Any = 1.0) -> Array:
     """What `sample` starts from: σ(t) ε, ε ~ N(0, I), float32.
 
     On rectified flow and variance-preserving processes σ(1) is 1, or nearly; on EDM's it is 80.
@@ -202,7 +219,10 @@ def initial_noise(key: Array, process: Process, shape: Any, t: float = 1.0) -> A
         key: A random key, or (batch,) keys.
         process: The noising process.
         shape: (batch, ...).
-        t: The first time of the run.
+        t: The first time of the run, scalar or (batch,).
+
+    Raises:
+        ValueError: If t doesn't lie in [0, 1].
 
     Example:
         >>> from guidejax.processes import edm
@@ -210,17 +230,25 @@ def initial_noise(key: Array, process: Process, shape: Any, t: float = 1.0) -> A
         (2, 8, 8, 3)
     """
     check_process(process)
-    return process.sigma(t) * normal_like(as_keys(key), jnp.zeros(shape, jnp.float32))
+    check_time("t", t)
+    eps = normal_like(as_keys(key), jnp.zeros(shape, jnp.float32))
+    return combine((process.sigma(t),), eps)
 
 
 def noise_to(process: Process, x0: Tree, t: Array, eps: Tree) -> Tree:
     """x_t = α(t) x0 + σ(t) ε, with `t` a scalar or (batch,).
+
+    Raises:
+        ValueError: If t doesn't lie in [0, 1], or x0 or ε isn't of floating point numbers.
 
     Example:
         >>> from guidejax.processes import rectified_flow
         >>> noise_to(rectified_flow(), jnp.ones((1, 2)), 0.25, jnp.zeros((1, 2))).tolist()
         [[0.75, 0.75]]
     """
+    check_time("t", t)
+    check_floating("x0", x0)
+    check_floating("eps", eps)
     return combine((process.alpha(t), process.sigma(t)), x0, eps)
 
 
@@ -258,7 +286,8 @@ def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> 
         x0, in the dtype of `x`.
 
     Raises:
-        ValueError: If `prediction` is none of these.
+        ValueError: If `prediction` is none of these, t doesn't lie in [0, 1], or x isn't of
+            floating point numbers.
 
     Example:
         >>> from guidejax.processes import rectified_flow
@@ -266,6 +295,8 @@ def to_x0(value: Tree, x: Tree, t: Array, process: Process, prediction: str) -> 
         >>> to_x0(jnp.zeros((1, 2)), x, 0.5, rectified_flow(), "eps").tolist()
         [[2.0, 2.0]]
     """
+    check_time("t", t)
+    check_floating("x", x)
     if prediction == "x0":
         return value
     if prediction not in ("eps", "score"):
@@ -301,6 +332,8 @@ def from_x0(
         >>> from_x0(2 * x, x, 0.5, rectified_flow(), "velocity").tolist()
         [[-2.0, -2.0]]
     """
+    check_time("t", t)
+    check_floating("x", x)
     if prediction == "x0":
         return x0
     if prediction not in PREDICTIONS:
@@ -363,6 +396,7 @@ def x0_per_unit(process: Process, t: Array, space: str) -> Array:
         >>> float(x0_per_unit(rectified_flow(), 0.75, "eps"))
         -3.0
     """
+    check_time("t", t)
     return _coefficients(process, t, space)[1]
 
 
@@ -388,6 +422,8 @@ def bridge(
         >>> [round(float(v), 4) for v in (a, b, c)]
         [0.4286, 0.5714, 0.0]
     """
+    check_time("s", s)
+    check_time("t", t)
     e2 = jnp.asarray(churn) ** 2
     alpha_s, sigma_s = process.alpha(s), process.sigma(s)
     r01 = sigma_s / process.sigma(t)

@@ -37,9 +37,6 @@ class Cosine(Process):
     def sigma(self, t):
         return jnp.sin(jnp.pi / 2 * jnp.asarray(t))
 
-    def log_snr(self, t):
-        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
-
     def inverse_log_snr(self, log_snr):
         # From λ = −100 on it is 1, whose slope would be 0 times an infinite one.
         return 2 / jnp.pi * jnp.arctan(jnp.exp(-jnp.maximum(log_snr, -100) / 2))
@@ -197,7 +194,8 @@ def shifted(process: Process, shift: float) -> Process:
     """The same process, run at the shifted time τ(t) = k t / (1 + (k − 1) t).
 
     A uniform grid then spends more of its steps at high noise (k > 1), as larger images need
-    (Esser et al. 2403.03206, §5.3.2; k = 3 for Stable Diffusion 3). On rectified flow σ(t) = τ(t):
+    (Esser et al. 2403.03206, §5.3.2; k = 3 for Stable Diffusion 3, and e^μ for Flux's μ, which
+    grows with the picture: diffusers' `use_dynamic_shifting`). On rectified flow σ(t) = τ(t):
     diffusers' `shift`. There the shift adds −2 log k to the log-SNR, as the resolution shift of
     Hoogeboom et al. 2301.11093 does.
 

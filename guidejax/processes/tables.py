@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import warnings
 from typing import Any
 
 import jax
@@ -92,7 +94,10 @@ class Discrete(Process):
 
     def times(self, indices: Any) -> np.ndarray:
         """The times (i + 1)/N of table entries, to be a grid: `np.append(process.times(i), 0)`."""
-        return (np.asarray(indices, float) + 1) / self.log_snrs.shape[0]
+        count, indices = self.log_snrs.shape[0], np.asarray(indices, float)
+        if not np.all((indices >= 0) & (indices <= count - 1)):
+            raise ValueError(f"a table of {count} has the indices 0 to {count - 1}; got {indices}.")
+        return (indices + 1) / count
 
 
 def discrete(alphas_cumprod: Any) -> Discrete:
@@ -108,7 +113,8 @@ def discrete(alphas_cumprod: Any) -> Discrete:
     `denoiser(..., time="index")` tells a network the index, N t − 1 (`Discrete.index`).
 
     Args:
-        alphas_cumprod: (N,), N ≥ 2, falling, within (0, 1) but for a last entry of 0.
+        alphas_cumprod: (N,), N ≥ 2, falling, within (0, 1) but for a last entry of 0. A table that
+            doesn't come down to 1/2 is warned of: sampling begins from noise.
 
     Raises:
         ValueError: If the table is none.
@@ -130,9 +136,23 @@ def discrete(alphas_cumprod: Any) -> Discrete:
             "discrete expects alphas_cumprod (N,), N ≥ 2, falling within (0, 1), a last entry of 0 "
             f"allowed; got shape {bars.shape}, from {bars.ravel()[:1]} to {bars.ravel()[-1:]}."
         )
+    if bars[-1] > 0.5:
+        warnings.warn(
+            f"the table ends at ᾱ = {bars[-1]:.3g}, where more is left of the data than there is "
+            "noise, and sampling begins from noise. Is it of alphas_cumprod, not of alphas? Its N "
+            "are the noise levels of training, whatever the steps of sampling.",
+            stacklevel=2,
+        )
     with np.errstate(divide="ignore"):
         log_snrs = np.log(bars) - np.log1p(-bars)
     return Discrete(jnp.asarray(log_snrs, jnp.result_type(float)))
+
+
+def _levels(steps: Any) -> int:
+    try:
+        return operator.index(steps)
+    except TypeError:
+        raise ValueError(f"expected a whole number of noise levels, got {steps!r}.") from None
 
 
 def _from_betas(betas: np.ndarray) -> Discrete:
@@ -143,7 +163,7 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) 
     """DDPM's table: β rises linearly (Ho et al. 2006.11239, §4).
 
     Args:
-        steps: N.
+        steps: N, the noise levels of training, whatever the steps of sampling.
         beta_start: β of the first entry.
         beta_end: β of the last.
 
@@ -151,7 +171,7 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) 
         >>> round(float(linear().alpha(1.0)), 4)
         0.0064
     """
-    return _from_betas(np.linspace(beta_start, beta_end, steps))
+    return _from_betas(np.linspace(beta_start, beta_end, _levels(steps)))
 
 
 def scaled_linear(
@@ -160,7 +180,7 @@ def scaled_linear(
     """Stable Diffusion's table: √β rises linearly (Rombach et al. 2112.10752, its code).
 
     Args:
-        steps: N.
+        steps: N, the noise levels of training, whatever the steps of sampling.
         beta_start: β of the first entry.
         beta_end: β of the last.
 
@@ -169,7 +189,7 @@ def scaled_linear(
         >>> round(float(process.alpha(1.0)) ** 2, 6), float(process.index(1.0))
         (0.00466, 999.0)
     """
-    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2)
+    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _levels(steps)) ** 2)
 
 
 def squared_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Discrete:
@@ -179,7 +199,7 @@ def squared_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0
     "squaredcos_cap_v2".
 
     Args:
-        steps: N.
+        steps: N, the noise levels of training, whatever the steps of sampling.
         offset: s.
         max_beta: Largest β.
 
@@ -187,7 +207,7 @@ def squared_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0
         >>> round(float(squared_cosine().alpha(0.5)) ** 2, 3)
         0.494
     """
-    u = np.linspace(0, 1, steps + 1)
+    u = np.linspace(0, 1, _levels(steps) + 1)
     bars = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return _from_betas(np.minimum(1 - bars[1:] / bars[:-1], max_beta))
 
@@ -207,6 +227,8 @@ def zero_terminal_snr(process: Discrete) -> Discrete:
     """
     if not isinstance(process, Discrete):
         raise ValueError(f"expected a process with a table, got {type(process).__name__}.")
+    if not is_concrete(process.log_snrs):
+        raise ValueError("zero_terminal_snr takes a table that is known: call it outside of jit.")
     root = np.sqrt(1 / (1 + np.exp(-np.asarray(process.log_snrs, np.float64))))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return discrete(root**2)

@@ -13,8 +13,8 @@ from guidejax.solvers.base import Solver, check_range, noise_left, toward
 
 def _step(numbers, denoise, process, x, t, s, key, memory):
     fresh = jnp.asarray(numbers["eta"]) * safe_sqrt(1 - noise_left(process, s, t) ** 2)
-    a, b, c = toward(process, s, t, safe_sqrt(1 - fresh**2))
-    return combine((a, b, c), x, denoise(x, t), normal_like(key, x)), memory
+    a, b, _ = toward(process, s, t, safe_sqrt(1 - fresh**2))
+    return combine((a, b, process.sigma(s) * fresh), x, denoise(x, t), normal_like(key, x)), memory
 
 
 def ancestral(eta: Any = 1.0) -> Solver:

@@ -9,7 +9,7 @@ import numpy as np
 from guidejax._arrays import combine, is_concrete
 from guidejax._random import normal_like
 from guidejax.processes.base import bridge
-from guidejax.solvers.base import Solver
+from guidejax.solvers.base import Solver, check_range
 
 
 def _step(numbers, denoise, process, x, t, s, key, memory):
@@ -40,9 +40,7 @@ def ddim(churn: Any = 0.0) -> Solver:
         >>> ddim(churn=0.5).numbers
         {'churn': 0.5}
     """
-    if is_concrete(churn):
-        if not np.all((np.asarray(churn) >= 0) & (np.asarray(churn) <= 1)):
-            raise ValueError(f"ddim expects churn in [0, 1], got {churn}.")
-        if np.all(np.asarray(churn) == 0):
-            return Solver({}, _step, both_ways=True)
+    check_range("ddim", "churn", churn)
+    if is_concrete(churn) and np.all(np.asarray(churn) == 0):
+        return Solver({}, _step, both_ways=True)
     return Solver({"churn": churn}, _step)

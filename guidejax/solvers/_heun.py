@@ -25,7 +25,9 @@ def heun() -> Solver:
 
     On dz/dτ = ε̂ − x̂0, the probability-flow ODE in z = x/(α + σ) and τ = σ/(α + σ): every process
     is rectified flow in these coordinates, and they are regular from pure noise (α = 0) on. Second
-    order; exact where x̂0 and ε̂ are constant. A last step into s = 0 is DDIM's, with one evaluation.
+    order; exact where x̂0 and ε̂ are constant. Where ω jumps it is of first order, for a step's end
+    takes the ω of the next step; `midpoint` and `dpm_solver_2` keep theirs. A last step into s = 0
+    is DDIM's, with one evaluation.
 
     Example:
         >>> heun().both_ways

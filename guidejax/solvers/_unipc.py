@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from guidejax._arrays import Array, Tree, combine, safe_divide, tree_map
 from guidejax.processes.base import bridge
-from guidejax.solvers.base import Solver, noise_left
+from guidejax.solvers.base import Solver, lengths
 
 
 class Past(NamedTuple):
@@ -47,9 +47,7 @@ def _step(numbers, denoise, process, x, t, s, key, memory):
     _, b, _ = bridge(process, t, memory.t, 0.0)
     x = combine((1, -b * (old + new), b * old, b * new), x, memory.x0, memory.earlier, x0)
     # UniP-2, which is the step of DPM-Solver++(2M).
-    left = noise_left(process, s, t)
-    length = jnp.where(left > 0, -jnp.log(jnp.where(left > 0, left, 1)), 0)
-    lean = safe_divide(length, 2 * memory.length)
+    length, lean = lengths(process, s, t, memory.length)
     a, b, _ = bridge(process, s, t, 0.0)
     after = Past(t, x0, memory.x0, length.astype(t.dtype), memory.length)
     return combine((a, b * (1 + lean), -b * lean), x, x0, memory.x0), after
@@ -61,10 +59,11 @@ def unipc() -> Solver:
     The x̂0 that is evaluated for the next step also corrects the step that led there (Zhao et al.
     2302.04867, multistep UniPC, in its form for x̂0, B(h) = e^−h − 1; diffusers' "bh2" of order 2).
     The predictor is the step of `dpmpp_2m`; the corrector makes it third order. The step into the
-    last time isn't corrected, nor is a step from pure noise (α = 0), where λ is infinite.
+    last time isn't corrected, nor is a step from pure noise (α = 0), where λ is infinite. Where
+    guidance turns on or off it begins anew, and the step that leads there isn't corrected either.
 
     Example:
         >>> unipc().init(jnp.ones((1, 2)), jnp.array(1.0)).x0.tolist()
         [[0.0, 0.0]]
     """
-    return Solver({}, _step, init=_start)
+    return Solver({}, _step, init=_start, multistep=True)

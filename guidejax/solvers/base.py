@@ -39,6 +39,9 @@ class Solver:
         init: `init(x, t) -> memory` for the first step, t the time that it denoises from.
         branches: Names of the branches that it needs beside the guided x0, at every step.
         both_ways: Whether the times may also rise, from data to noise (inversion).
+        multistep: Whether its memory is of predictions that it extrapolates from. It then begins
+            anew, by `init`, at a step where guidance turns on or off: what lies before is of
+            another field, and to go on from it would cost the method its order.
     """
 
     numbers: Mapping[str, Any]
@@ -48,6 +51,7 @@ class Solver:
     )
     branches: tuple[str, ...] = dataclasses.field(default=(), metadata=STATIC)
     both_ways: bool = dataclasses.field(default=False, metadata=STATIC)
+    multistep: bool = dataclasses.field(default=False, metadata=STATIC)
 
 
 def at_data(s: Any) -> bool:
@@ -119,9 +123,21 @@ def noise_left(process: Process, s: Array, t: Array) -> Array:
     return process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
 
 
+def lengths(process: Process, s: Array, t: Array, before: Array) -> tuple[Array, Array]:
+    """(h, h/2h') of a step of length h = λ_s − λ_t in λ = log(α/σ), after one of length h'.
+
+    From pure noise and into data h is infinite; it is 0 there, and so is a ratio of no use.
+    """
+    left = noise_left(process, s, t)
+    h = jnp.where(left > 0, -jnp.log(jnp.where(left > 0, left, 1)), 0)
+    return h, safe_divide(h, 2 * before)
+
+
 def check_range(who: str, name: str, value: Any, lo: float = 0.0, hi: float = 1.0) -> None:
     """Raise `ValueError` where a number that is known now is not within [lo, hi]."""
     if is_concrete(value):
         host = np.asarray(value)
+        if host.dtype.kind in "OSU":
+            raise ValueError(f"{who} expects {name} to be a number, got {value!r}.")
         if not np.all((host >= lo) & (host <= hi)):
             raise ValueError(f"{who} expects {name} in [{lo:g}, {hi:g}], got {value}.")

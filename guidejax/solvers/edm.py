@@ -55,9 +55,9 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
 
     Each step first goes from σ to σ̂ = (1 + γ) σ with fresh noise and denoises from there; σ is the
     ratio σ/α of the process here, and no step goes above its value at t = 1. With γ = 0 it is
-    EDM's deterministic sampler, Algorithm 1, of second order. On EDM's process it is the paper's
-    algorithm; a first step from α = 0 on another process, where x/α is infinite, is DDIM's, and
-    `heun` is the better choice there.
+    EDM's deterministic sampler, Algorithm 1, of second order; of first where ω jumps, as `heun`. On
+    EDM's process it is the paper's algorithm; a first step from α = 0 on another process, where x/α
+    is infinite, is DDIM's, and `heun` is the better choice there.
 
     Args:
         gamma: γ in [0, √2 − 1], a number or (batch,); the paper's min(S_churn / steps, √2 − 1).
@@ -66,13 +66,14 @@ def edm_heun(gamma: Any = 0.0, lo: Any = 0.0, hi: Any = jnp.inf, noise: Any = 1.
         noise: S_noise, the standard deviation of what is added.
 
     Raises:
-        ValueError: If γ is out of range or lo > hi.
+        ValueError: If γ or S_noise is out of range or lo > hi.
 
     Example:
         >>> sorted(edm_heun(gamma=40 / 256, lo=0.05, hi=50.0, noise=1.003).numbers)
         ['gamma', 'hi', 'lo', 'noise']
     """
     check_range("edm_heun", "gamma", gamma, 0, 0.41422)
+    check_range("edm_heun", "noise", noise, 0, np.inf)
     if is_concrete(lo, hi) and not np.all(np.asarray(lo) <= np.asarray(hi)):
         raise ValueError(f"edm_heun expects lo ≤ hi, got {lo} and {hi}.")
     if is_concrete(gamma) and np.all(np.asarray(gamma) == 0):

@@ -323,3 +323,45 @@ def test_euler_in_sigma_of_a_shifted_flow_is_ddim(shift):
     moved = denoise.on(gj.processes.shifted(flow, shift))
     got = gj.sample(KEY, moved, NOISE, times=times, solver=gj.ddim())
     np.testing.assert_allclose(got, x, rtol=1e-5, atol=1e-5)
+
+
+EDGES = (0.8, 0.2)
+
+
+def _within(name, steps, **options):
+    """A run under guidance between two times of its grid, the last of five samples by itself."""
+    denoise = analytic.denoiser(TWO, RF)
+    x = jnp.linspace(-1.5, 1.5, 5)[:, None]
+    omega = options.pop("omega", 2.0)
+    return gj.sample(
+        KEY, denoise, x, cond=jnp.array([0, 1, 0, 1, 0]), uncond=TWO.null,
+        times=gj.uniform_times(steps, 1.0, 0.1), solver=SOLVERS[name](),
+        guidance=gj.guidance(gj.cfg, gj.interval(omega, lo=EDGES[1], hi=EDGES[0])), **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["midpoint", "dpm_solver_2", "dpmpp_2m", "unipc"])
+def test_second_order_where_guidance_turns_on_and_off(x64, name):
+    """Multistep solvers begin anew there: what they remember is of another field."""
+    exact = _within("midpoint", 9 * 512)
+    error = [float(jnp.abs(_within(name, 9 * k) - exact).max()) for k in (16, 32)]
+    assert np.log2(error[0] / error[1]) > 1.75
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m sde", "unipc", "cfgpp dpmpp_2m"])
+def test_it_begins_anew_however_guidance_is_known(name):
+    """Passes left out or made, ω known or traced: the same samples; and by three runs by hand."""
+    want = _within(name, 18)
+    np.testing.assert_allclose(_within(name, 18, skip="never"), want, rtol=2e-5, atol=2e-5)
+    traced = jax.jit(lambda omega: _within(name, 18, omega=omega))(2.0)
+    np.testing.assert_allclose(traced, want, rtol=2e-5, atol=2e-5)
+    if name not in DETERMINISTIC:
+        return
+    x, times = jnp.linspace(-1.5, 1.5, 5)[:, None], gj.uniform_times(18, 1.0, 0.1)
+    for part, omega in ((times[:5], 0.0), (times[4:18], 2.0), (times[17:], 0.0)):
+        x = gj.sample(
+            KEY, analytic.denoiser(TWO, RF), x, cond=jnp.array([0, 1, 0, 1, 0]), uncond=TWO.null,
+            times=part, solver=SOLVERS[name](), guidance=gj.guidance(gj.cfg, omega),
+        )  # fmt: skip
+    np.testing.assert_allclose(x, want, rtol=2e-5, atol=2e-5)

@@ -395,3 +395,29 @@ def test_edm_heun_takes_a_gamma_of_each_sample():
     for i, lo in enumerate(ends):
         want = run(0.2, lo)[i]
         np.testing.assert_allclose(run(0.2, ends)[i], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("eta", [1e-4, 1e-3, 0.1])
+def test_ancestral_noise_is_as_large_as_it_is_said(eta):
+    """However small: in float32 1 − (1 − f²) is 0 long before f is."""
+    process, s, t = gj.processes.rectified_flow(), 0.3, 0.6
+    x = jnp.zeros((4, 512))
+    denoise = gj.denoiser(lambda x, t, c: 0 * x, process)
+    run = lambda eta: gj.sample(
+        jax.random.key(0), denoise, x, times=np.array([t, s]), solver=gj.solvers.ancestral(eta)
+    )
+    ratio = (1 - t) * s / ((1 - s) * t)
+    expected = s * eta * np.sqrt(1 - ratio**2)
+    np.testing.assert_allclose(float(jnp.std(run(eta))) / expected, 1, rtol=0.05)
+    np.testing.assert_allclose(run(eta) / eta, run(1.0), rtol=1e-3, atol=1e-4)
+
+
+def test_solvers_say_which_number_is_wrong():
+    for make, message in (
+        (lambda: gj.ddim("0.5"), "ddim expects churn to be a number"),
+        (lambda: gj.ddim(1.5), "ddim expects churn in"),
+        (lambda: gj.solvers.edm_heun(gamma=0.1, noise=np.nan), "edm_heun expects noise in"),
+        (lambda: gj.solvers.edm_heun(gamma=0.1, noise=-1.0), "edm_heun expects noise in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
