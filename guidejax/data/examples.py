@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from guidejax.data.pipeline import _integers, _shard
+from guidejax.data.pipeline import Batches, _integers, _shard
 
 _VERSION = 1
 
@@ -38,8 +38,8 @@ def write_examples(directory: str | os.PathLike[str], batches: Iterable[Any]) ->
       The number of examples written.
 
     Raises:
-      ValueError: no batch comes, an array has another shape or dtype than in the first batch, or
-        one holds NaN or infinity.
+      ValueError: no batch comes, one is no mapping, an array has another shape or dtype than in the
+        first batch, or one holds NaN or infinity.
       FileExistsError: the directory exists.
 
     Example:
@@ -61,6 +61,11 @@ def write_examples(directory: str | os.PathLike[str], batches: Iterable[Any]) ->
         writer = ArrayRecordWriter(str(temporary / "examples.array_record"), "group_size:1")
         fields, count = None, 0
         for index, batch in enumerate(batches):
+            if not isinstance(batch, Mapping):
+                raise ValueError(
+                    f"batch {index} is a {type(batch).__name__}; expected a mapping, such as "
+                    '{"x0": ..., "cond": ...}.'
+                )
             arrays = dict(_flat(batch))
             size = _size(arrays, f"batch {index}")
             found = [
@@ -96,14 +101,13 @@ def load_examples(
     epochs: int | None = None,
     shard: tuple[int, int] | None = None,
     threads: int = 4,
-) -> grain.IterDataset:
+) -> Batches:
     """Batches of what `write_examples` wrote, for `fit`.
 
     With evaluations among them `fit` takes the process in place of a denoiser.
 
     An epoch is a fresh permutation, cut into batches; its last, short batch is left out. Processes
-    share a batch by rows, in order, as in `load`, and the iterators are grain's: their state is
-    saved and restored with a run of `fit`.
+    share a batch by rows, in order, and iterators are saved, restored and refused, as in `load`.
 
     Args:
       directory: where they are.
@@ -115,7 +119,7 @@ def load_examples(
       threads: threads that read ahead.
 
     Returns:
-      A grain dataset: iterate for mappings as they were written, (batch_size / count, ...) each.
+      A `Batches`: iterate for mappings as they were written, (batch_size / count, ...) each.
 
     Raises:
       FileNotFoundError: nothing was written there.
@@ -131,32 +135,50 @@ def load_examples(
       >>> batch["evaluations"]["predictions"]["cond"].shape
       (4, 1, 3)
     """
-    directory = pathlib.Path(directory)
     _integers(1, batch_size=batch_size, epochs=1 if epochs is None else epochs)
-    _integers(0, seed=seed, threads=threads)
-    index, parts = _shard(shard, batch_size=batch_size)
-    if not (directory / "fields.json").exists():
-        raise FileNotFoundError(f"{directory} holds no examples of write_examples.")
-    about = json.loads((directory / "fields.json").read_text())
-    if about.get("version") != _VERSION:
-        raise ValueError(f"{directory} is of version {about.get('version')}; expected {_VERSION}.")
-    source = grain.sources.ArrayRecordDataSource(str(directory / "examples.array_record"))
-    size = len(source)
-    if size != about["examples"]:
-        raise ValueError(f"{directory} holds {size} examples of {about['examples']}.")
-    if batch_size > size:
-        raise ValueError(f"batch_size {batch_size} exceeds the {size} examples in {directory}.")
-    fields = about["fields"]
-
-    def read(rows: np.ndarray) -> dict[str, Any]:
-        mine = rows[len(rows) * index // parts : len(rows) * (index + 1) // parts]
-        return _nested(fields, source.__getitems__(mine.tolist()))
-
-    rows = grain.MapDataset.range(size).seed(int(seed))
+    _integers(0, seed=seed)
+    shard = _shard(shard, batch_size=batch_size)
+    source = _Examples(pathlib.Path(directory))
+    if batch_size > source.count:
+        raise ValueError(
+            f"batch_size {batch_size} exceeds the {source.count} examples in {directory}."
+        )
+    rows = grain.MapDataset.range(source.count).seed(int(seed))
     if shuffle:
         rows = rows.shuffle()
-    rows = rows.batch(batch_size, drop_remainder=True, batch_fn=np.asarray).repeat(epochs)
-    return rows.map(read).to_iter_dataset(grain.ReadOptions(threads, 2 * threads))
+    rows = rows.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
+    return Batches(
+        source, rows.repeat(epochs), len(rows), seed=seed, flip=False, shard=shard,
+        threads=threads, worker_count=0, batch_size=int(batch_size), shuffle=bool(shuffle),
+    )  # fmt: skip
+
+
+class _Examples:
+    """Random access to what was written."""
+
+    info = None
+
+    def __init__(self, directory: pathlib.Path):
+        if not (directory / "fields.json").exists():
+            raise FileNotFoundError(f"{directory} holds no examples of write_examples.")
+        about = json.loads((directory / "fields.json").read_text())
+        if about.get("version") != _VERSION:
+            raise ValueError(
+                f"{directory} is of version {about.get('version')}; expected {_VERSION}."
+            )
+        self._file = grain.sources.ArrayRecordDataSource(str(directory / "examples.array_record"))
+        self.count, self.fields = about["examples"], about["fields"]
+        if len(self._file) != self.count:
+            raise ValueError(f"{directory} holds {len(self._file)} examples of {self.count}.")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two sources of the same examples share, in JSON types."""
+        return {"examples": self.count, "fields": self.fields}
+
+    def rows(self, indices: np.ndarray) -> dict[str, Any]:
+        """The examples at `indices`, stacked."""
+        return _nested(self.fields, self._file.__getitems__(indices.tolist()))
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
@@ -188,7 +210,8 @@ def _nested(fields: list[dict[str, Any]], records: list[bytes]) -> dict[str, Any
         dtype, shape = np.dtype(field["dtype"]), tuple(field["shape"])
         stop = start + dtype.itemsize * math.prod(shape)
         part = b"".join(record[start:stop] for record in records)
-        array = np.frombuffer(part, dtype).reshape(len(records), *shape)
+        # Of a bytearray, which may be written to, as other batches may.
+        array = np.frombuffer(bytearray(part), dtype).reshape(len(records), *shape)
         inner = batch
         for name in field["path"][:-1]:
             inner = inner.setdefault(name, {})

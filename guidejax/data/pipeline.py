@@ -190,14 +190,16 @@ def _order(n: int, *seed: int) -> np.ndarray:
 
 
 class Batches(grain.IterDataset):
-    """A grain dataset of batches, made by `load` and `grouped`; each `iter` starts at the first.
+    """A grain dataset of batches, made by `load`, `grouped` or `load_examples`.
+
+    Each `iter` starts at the first.
 
     Its iterators are grain's, so orbax saves them (`grain.checkpoint.CheckpointSave`). Their state
     is small, made of JSON types, and the same for every process and number of workers: how many
     batches were taken, and of what; a state taken from other batches is refused.
 
     Attributes:
-      info: `Info` of the split.
+      info: `Info` of the split; None of `load_examples`.
       steps: number of batches; None for no end.
       steps_per_epoch: number of batches in an epoch; None where there are no epochs.
 
@@ -209,7 +211,7 @@ class Batches(grain.IterDataset):
 
     def __init__(
         self,
-        source: Source,
+        source: Any,
         rows: grain.MapDataset,
         steps_per_epoch: int | None,
         *,
@@ -220,7 +222,10 @@ class Batches(grain.IterDataset):
         worker_count: int,
         **settings: Any,
     ):
-        """`rows` are the examples of each global batch; a state knows the `settings`."""
+        """`rows` are the examples of each global batch; a state knows the `settings`.
+
+        A `source` has `rows(indices)`, its `identity` in JSON types, and its `info`.
+        """
         _integers(0, threads=threads, worker_count=worker_count)
         index, count = shard
 
@@ -308,7 +313,8 @@ class _Iterator(grain.DatasetIterator):
         self._rest.close()
 
     def __str__(self) -> str:
-        return f"guidejax.data iterator at step {self._step} of {self._of.info.name}"
+        of = "examples" if self._of.info is None else self._of.info.name
+        return f"guidejax.data iterator at step {self._step} of {of}"
 
 
 def _shard(shard: tuple[int, int] | None, **shared: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,9 @@ OURS = {"digits": Digits, "emoji": Emoji}
 # A split whose decoded images fit in here stays in memory once read: decoding small PNGs takes
 # longer than a step of a small network.
 _CACHE_BYTES = 2**28
+
+# As many images tell whether they fill their range.
+_TELLING = 8
 
 Key = str | Sequence[str]
 PathLike = str | os.PathLike[str]
@@ -211,6 +215,8 @@ class Source:
                 "can't be batched; expected a fixed shape. Pass image_size= to crop and resize."
             )
         self._low, self._high = _image_range(images.image_range, dtype)
+        # Until images are seen: some datasets store 0 and 1 as bytes.
+        self._doubtful = images.image_range is None and np.issubdtype(dtype, np.integer)
         num_classes: int | None = 1  # Without labels every cond is 0.
         names = None
         if images.encode is not None and not self._label_key:
@@ -250,7 +256,7 @@ class Source:
             "image_key": "/".join(self._image_key),
             "image_size": self._size,
             "image_range": [self._low, self._high],
-            "encode": None if self._encode is None else self._cond.tolist(),
+            "encode": None if self._encode is None else _fingerprint(self._cond),
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -260,11 +266,24 @@ class Source:
         """The examples at `indices`, (n,), stacked: {"x0": (n, H, W, C), "cond": (n, ...)}."""
         if self.info.num_examples * math.prod(self.info.image_shape) * 4 <= _CACHE_BYTES:
             x0, cond = self._remember(indices)
-            return {"x0": x0[indices], "cond": cond[indices]}
+            return self._checked(x0[indices], cond[indices])
         x0 = np.empty((len(indices), *self.info.image_shape), np.float32)
         cond = self._conditions(len(indices))
         for row, index in enumerate(indices.tolist()):
             x0[row], cond[row] = self._read(index)
+        return self._checked(x0, cond)
+
+    def _checked(self, x0: np.ndarray, cond: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples, if the first few images tell that they fill their range."""
+        if self._doubtful and len(x0) >= _TELLING:
+            most = round(float((x0.max() + 1) / 2 * (self._high - self._low) + self._low))
+            if most <= (self._high + 1) / 256:
+                raise ValueError(
+                    f"{self.where}: the largest value of {len(x0)} images is {most}, where "
+                    f"{self._high:g} would be white; expected images that fill that range. Pass "
+                    f"image_range=(0, {max(most, 1)}) if they are stored so."
+                )
+            self._doubtful = False
         return {"x0": x0, "cond": cond}
 
     def _remember(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -375,6 +394,12 @@ class Source:
         return ((image.astype(np.float32) - low) / np.float32((high - low) / 2) - 1).astype(
             np.float32
         )
+
+
+def _fingerprint(array: np.ndarray) -> str:
+    """What tells an array from others, in a line."""
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{array.dtype}{list(array.shape)} {digest[:16]}"
 
 
 def _as_text(value: Any) -> Any:

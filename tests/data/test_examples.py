@@ -77,6 +77,14 @@ def test_goes_on_from_where_it_stood(written):
     again = iter(data.load_examples(written, batch_size=2))
     again.set_state(state)
     assert [next(again)["cond"].tolist() for _ in range(6)] == following
+    with pytest.raises(ValueError, match=r"saved from other batches, with batch_size 2 \(now 3\)"):
+        iter(data.load_examples(written, batch_size=3)).set_state(state)
+
+
+def test_batches_may_be_written_to(written):
+    found = next(iter(data.load_examples(written, batch_size=2)))
+    found["x0"] *= 2
+    found["evaluations"]["t"] += 1
 
 
 def test_refused(tmp_path, written):
@@ -94,6 +102,8 @@ def test_refused(tmp_path, written):
         ([], "no example"), ([batch(), nan], "NaN"), ([short], "leading sizes"),
         ([batch(), other], "expected the same"),
         ([batch() | {"cond": np.array(["a"] * 6)}], "cond"),
+        ([(np.ones((6, 3)), np.ones((6, 3)))], "batch 0 is a tuple; expected a mapping"),
+        ([np.ones((6, 3))], "batch 0 is a ndarray; expected a mapping"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=what):
             data.write_examples(tmp_path / "other", batches)

@@ -362,6 +362,22 @@ def test_bad_groups(mnist, call, message):
         data.grouped(mnist, **call)
 
 
+def test_zeros_and_ones_as_bytes_are_told(tmp_path):
+    """Some datasets store a black and a white pixel as 0 and 1: all would be black."""
+    features = {"image": tfds.features.Image(shape=(4, 4, 1)), "label": np.int64}
+    bits = [{"image": encode(x % 2), "label": i % 2} for i, x in enumerate(pictures((4, 4, 1), 10))]
+    write(tmp_path, "bits", features, {"train": bits})
+    asked = data.Images("bits", data_dir=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"largest value of 10 images is 1, .*image_range=\(0, 1\)"
+    ):
+        asked.arrays()
+    with pytest.raises(ValueError, match="image_range"):
+        next(iter(data.load(asked, batch_size=8)))
+    found = dataclasses.replace(asked, image_range=(0, 1)).arrays()["x0"]
+    assert set(np.unique(found)) == {-1.0, 1.0}
+
+
 def test_bad_examples_are_named(tmp_path):
     f = tfds.features
     good, bad = np.zeros((2, 2, 1), np.float32), np.full((2, 2, 1), np.nan, np.float32)
