@@ -18,6 +18,7 @@ from guidejax._inputs import (
     as_guidance,
     check_batched,
     check_conditions,
+    check_sighted,
     find_branches,
 )
 from guidejax._scan import for_any
@@ -42,10 +43,16 @@ class GuidedField:
     times: Any
 
     def x0(self, x: Tree, t: Any) -> Tree:
-        """The guided x̂0(x, t). Where ω is 0, at run time too, the conditional pass is all."""
+        """The guided x̂0(x, t). Where ω is 0, at run time too, the conditional pass is all.
+
+        Raises:
+            ValueError: If α is 0 at a t that is known now, where a network that predicts ε or the
+                score says nothing of x0: start an ODE a little below t = 1.
+        """
         if self.times is not None:
             check_precision(t)
         t = as_time("t", t)
+        check_sighted(self.denoise, t)
         process = self.denoise.process
         s = None if self.times is None else following(self.times, t)
         step = Step(s, t, self.cond, process, self.times, x)

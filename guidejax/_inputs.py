@@ -102,7 +102,7 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
             + f"; got {grid}."
         )
     for time in _asked_ends(grid, noise, process, solver):
-        _check_sighted(denoise, time)
+        check_sighted(denoise, time)
         _check_told(denoise, time)
     if not is_concrete(process):
         return
@@ -123,7 +123,7 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
     _warn_of_other_noise(float(np.max(alpha)), np.atleast_1d(sigma[0]), noise, process)
 
 
-def _check_sighted(denoise: Denoiser, time: Any, whose: str = "") -> None:
+def check_sighted(denoise: Denoiser, time: Any, whose: str = "") -> None:
     if denoise.blind_at(time):
         raise ValueError(
             f"{whose}at t = {time} α is 0, where {denoise.noisiest.prediction!r} says nothing of "
@@ -183,7 +183,7 @@ def check_branches(
         asked = _asked_ends(grid, noise, denoise.process, solver)
         for time, made in ((grid[0], first), (grid[-1], last and len(asked) > 1)):
             if made:
-                _check_sighted(network, time, whose)
+                check_sighted(network, time, whose)
                 _check_told(network, time, whose)
 
 

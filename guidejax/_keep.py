@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -68,11 +69,15 @@ def check_keep(keep: Any, steps: int) -> Keep:
 
 def kept_steps(keep: Iterable[Any], steps: int) -> tuple[int, ...]:
     """Rising step indices, negative ones counted from the end."""
-    chosen = tuple(int(i) + (steps if i < 0 else 0) for i in keep)
+    try:
+        keep = tuple(operator.index(i) for i in keep)
+    except TypeError:
+        raise ValueError(f"keep={keep!r} must be indices of steps.") from None
+    chosen = tuple(i + (steps if i < 0 else 0) for i in keep)
     rising = all(a < b for a, b in itertools.pairwise(chosen))
     if not chosen or not rising or chosen[0] < 0 or chosen[-1] >= steps:
         raise ValueError(
-            f"keep={tuple(keep)} must be rising indices of the {steps} steps, 0 the noisiest."
+            f"keep={keep} must be rising indices of the {steps} steps, 0 the noisiest."
         )
     return chosen
 

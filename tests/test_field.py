@@ -423,3 +423,13 @@ def test_numbers_of_another_batch_are_refused():
     field = gj.guided(denoise, guide, cond=jnp.ones(1), uncond=0.0)
     with pytest.raises(ValueError, match=r"apg's eta has shape \(8,\)"):
         field.x0(jnp.ones((1, 3)), 0.5)
+
+
+def test_where_nothing_is_said_of_x0():
+    """ε at α = 0: `sample` refuses to begin there too."""
+    field = gj.guided(gj.denoiser(lambda x, t, c: x, processes.rectified_flow(), "eps"))
+    x = jnp.ones((2, 3))
+    for call in (field.x0, field.drift, field.score):
+        with pytest.raises(ValueError, match="says nothing of x0; start lower"):
+            call(x, 1.0)
+        assert np.all(np.isfinite(call(x, 0.999)))

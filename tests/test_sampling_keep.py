@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import guidejax as gj
+from guidejax._keep import kept_steps
 from tests.helpers import sample
 
 PROCESS = gj.processes.rectified_flow()
@@ -221,3 +222,15 @@ def test_recursive_memory_hardly_grows():
 def test_wrong_remat():
     with pytest.raises(ValueError, match="unknown remat='all'"):
         _run(remat="all")
+
+
+@pytest.mark.parametrize("keep", [2, [0.9, 2.7], 1.5])
+def test_what_is_kept_are_whole_steps(keep):
+    with pytest.raises(ValueError, match="must be indices of steps"):
+        kept_steps(keep, 4)
+
+
+def test_what_is_kept_may_be_counted_once():
+    assert kept_steps((i for i in (0, np.int64(2), -1)), 4) == (0, 2, 3)
+    with pytest.raises(ValueError, match=r"keep=\(3, 1\) must be rising"):
+        kept_steps((i for i in (3, 1)), 4)

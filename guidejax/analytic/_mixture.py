@@ -91,7 +91,7 @@ def mixture(
     Args:
         means: (K, d).
         stds: Positive: a number, (K,) or (K, d). 1 if neither this nor `covariances` is given.
-        covariances: Positive definite, (d, d) or (K, d, d), instead of `stds`.
+        covariances: Symmetric, positive definite, (d, d) or (K, d, d), instead of `stds`.
         weights: Positive, (K,), up to a factor; equal by default.
 
     Raises:
@@ -117,6 +117,10 @@ def mixture(
             raise ValueError(
                 f"covariances must be {(d, d)} or {(k, d, d)}, got {covariances.shape}."
             )
+        if is_concrete(covariances):
+            gap = np.abs(np.asarray(covariances) - np.asarray(covariances).swapaxes(-1, -2)).max()
+            if gap > 1e-3 * np.abs(np.asarray(covariances)).max():
+                raise ValueError(f"covariances must be symmetric; they are {gap:g} off.")
         variances, basis = jnp.linalg.eigh(jnp.broadcast_to(covariances, (k, d, d)))
         _positive("the eigenvalues of the covariances", variances)
         spread = jnp.sqrt(variances)
@@ -178,7 +182,8 @@ def posterior(
         for each in (clean, -away / variances)
     )
     log_prob = jax.nn.logsumexp(logits, axis=-1)
-    return shares, x0.reshape(x.shape).astype(x.dtype), score.reshape(x.shape), log_prob
+    x0, score = (a.reshape(x.shape).astype(x.dtype) for a in (x0, score))
+    return shares, x0, score, log_prob
 
 
 def draw(components: Mixture, key: Array, log_weights: Array) -> Array:

@@ -65,6 +65,8 @@ def contraction(std: Any, omega: Any, times: Any, process: Process | None = None
         >>> round(float(contraction(0.5, 1.0, jnp.array([1.0, 0.0]))), 6)
         0.25
     """
+    if jnp.ndim(std):
+        raise ValueError(f"expected one width, got shape {jnp.shape(std)}: one mode at a time.")
     process = rectified_flow() if process is None else process
     times = jnp.asarray(times, jnp.result_type(float))
     row = as_weight(omega).table(times, process=process)
@@ -83,7 +85,7 @@ def within_mode_std(std: Any, omega: Any, times: Any = (1.0, 0.0)) -> Array:
     width 1 of the noise). K peaks at a time of its own: guidance there narrows modes most.
 
     Args:
-        std: Width of the mode.
+        std: Width of the mode, a number.
         omega: ω: a number, (batch,) numbers or a `Weight`.
         times: The grid on whose steps ω is constant.
 
@@ -95,11 +97,12 @@ def within_mode_std(std: Any, omega: Any, times: Any = (1.0, 0.0)) -> Array:
 
 
 def nearest_mode(x: Array, means: Any) -> Array:
-    """Index of the mean nearest to each sample: (batch, d), (K, d) -> (batch,).
+    """Index of the mean nearest to each sample: (batch, d), (K, d) -> (batch,); −1 of NaN.
 
     Example:
         >>> nearest_mode(jnp.array([[0.9], [-3.0]]), jnp.array([[-1.0], [1.0]])).tolist()
         [1, 0]
     """
     away = x[:, None, :] - jnp.asarray(means)[None]
-    return jnp.argmin(jnp.sum(away**2, axis=-1), axis=-1)
+    square = jnp.sum(away**2, axis=-1)
+    return jnp.where(jnp.isnan(square).any(axis=-1), -1, jnp.argmin(square, axis=-1))

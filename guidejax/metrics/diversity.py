@@ -108,7 +108,8 @@ def class_diversity(
         (num_classes,), float32 at least; NaN for a class with fewer than 2 samples.
 
     Raises:
-        ValueError: As `mean_pairwise_distance`, and labels of a wrong shape, dtype or range.
+        ValueError: As `mean_pairwise_distance`, but for too few samples, which give NaN; and labels
+            of a wrong shape, dtype or range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -163,7 +164,8 @@ def vendi_from_kernel(kernel: Any) -> Array:
         A scalar in [1, n], the effective number of distinct samples, float32 at least.
 
     Raises:
-        ValueError: A matrix that isn't square, symmetric, or 1 on the diagonal; NaN or infinite.
+        ValueError: A matrix that isn't square, symmetric, or 1 on the diagonal, or has similarities
+            beyond 1, as no positive semi-definite one has; NaN or infinite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -179,6 +181,10 @@ def vendi_from_kernel(kernel: Any) -> Array:
     known = symmetric("kernel", kernel)
     if known is not None and np.any(np.abs(np.diagonal(known) - 1) >= 1e-3):
         raise ValueError("kernel isn't 1 on its diagonal; expected normalised similarities.")
+    if known is not None and np.abs(known).max() > 1 + 1e-3:
+        raise ValueError(
+            f"kernel holds {np.abs(known).max():g}; expected similarities of at most 1."
+        )
     return _vendi_of(kernel / kernel.shape[0])
 
 

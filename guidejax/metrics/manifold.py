@@ -199,8 +199,12 @@ def precision(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     References:
         Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
-    holding = _counts(*_sets(real, fake), k, **options)
-    return jnp.mean(jnp.minimum(holding, 1))
+    return _share_held(*_sets(real, fake), k, **options)
+
+
+def _share_held(centers: Array, points: Array, k: int, **options: Any) -> Array:
+    """The share of points in some ball about a center."""
+    return jnp.mean(jnp.minimum(_counts(centers, points, k, **options), 1))
 
 
 def recall(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
@@ -227,7 +231,8 @@ def recall(real: Any, fake: Any, k: int = 3, **options: Any) -> Array:
     References:
         Kynkaanniemi et al., Improved Precision and Recall Metric, 2019, Eq. (1, 2).
     """
-    return precision(fake, real, k, **options)
+    real, fake = _sets(real, fake)
+    return _share_held(fake, real, k, **options)
 
 
 def density(real: Any, fake: Any, k: int = 5, **options: Any) -> Array:

@@ -33,7 +33,11 @@ def _median(x: Array, y: Array, points: int) -> Array:
     rows, columns = jnp.triu_indices(pooled.shape[0], k=1)
 
     def median(pooled: Array) -> Array:
-        return jnp.median(safe_sqrt(square_distances(pooled, pooled)[rows, columns]))
+        apart = safe_sqrt(square_distances(pooled, pooled)[rows, columns])
+        # Of a collapsed set most are 0, which is no scale; what differs still has one.
+        some = jnp.nan_to_num(jnp.nanmedian(jnp.where(apart > 0, apart, jnp.nan)))
+        found = jnp.median(apart)
+        return jnp.where(found == 0, some, found)
 
     return at_unit_scale(median, 1, pooled)
 
@@ -47,7 +51,8 @@ def median_bandwidth(x: Any, y: Any, points: int = 1000) -> Array:
         points: How many samples of each set it looks at, evenly strided over the set.
 
     Returns:
-        A scalar in units of x, float32 at least; 0 if over half of the pairs coincide.
+        A scalar in units of x, float32 at least. If over half of the pairs coincide it is the
+        median of those that don't; 0 if all do.
 
     Raises:
         ValueError: Shapes that don't pair, NaN or infinite samples.
@@ -67,7 +72,7 @@ def median_bandwidth(x: Any, y: Any, points: int = 1000) -> Array:
 
 @partial(jax.jit, static_argnames=("unbiased", "chunk"))
 def _rbf(x: Array, y: Array, bandwidths: Array, unbiased: bool, chunk: int | None) -> Array:
-    # A bandwidth of 0 (every point the same) would be 0/0; any bandwidth gives the same 0 there.
+    # 0, of points that are all the same, would be 0/0; any bandwidth gives the same 0 there.
     widths = jnp.where(bandwidths <= 0, 1, bandwidths)
     # In units of the points their squares are in range. Below √tiny the kernel is 0 but at 0.
     size = magnitude(x, y, axis=(-2, -1))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, combine, tree_map, upcast
+from guidejax._arrays import Array, Tree, batch_size, combine, flat, tree_map, upcast
 from guidejax._denoisers import Denoiser
 from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
@@ -28,11 +28,11 @@ from guidejax.objectives.base import (
     check_numbers,
     check_start,
     cross,
-    flat,
     groups,
     mean_of_others,
     own,
     rewards_of,
+    ungrouped,
 )
 from guidejax.objectives.features import evaluated, pixels
 from guidejax.solvers._ddim import ddim
@@ -117,10 +117,10 @@ class Rollout:
         whole = size if self.axis_name is None else size * jax.lax.psum(1, self.axis_name)
         apart = self.axis_name is not None and (pooled > 0 or size % self.particles > 0)
         gathered = apart and self.beta < 2
-        mine = slice(None)  # the rows of this device, of all there are
+        mine: Any = slice(None)  # the rows of this device, of all there are
         if apart:
             mine = jax.lax.axis_index(self.axis_name) * size + jnp.arange(size)
-        share = self._share(batch.cond, whole) if pooled and self._grouped else 0.0
+        share: Any = self._share(batch.cond, whole) if pooled and self._grouped else 0.0
         if not gathered and jnp.ndim(share):
             share = share[mine]
         loss = jnp.zeros(whole if gathered else size)
@@ -249,13 +249,13 @@ class Rollout:
         everything = keys, noise, batch.cond, batch.conditions
         if d == m:
             return draw(guidance, everything)
-        some = tree_map(lambda a: _rows(_grouped(a, m)[:, :d]), everything)
-        rest = tree_map(lambda a: _rows(_grouped(a, m)[:, d:]), everything)
+        some = tree_map(lambda a: ungrouped(_grouped(a, m)[:, :d]), everything)
+        rest = tree_map(lambda a: ungrouped(_grouped(a, m)[:, d:]), everything)
         # Particles of a group are alike: the slope of a few stands for that of all.
         some = tree_map(lambda a: _steeper(a, m / d), draw(guidance, some))
         rest = jax.lax.stop_gradient(draw(jax.lax.stop_gradient(guidance), rest))
         sides = lambda a, b: (_grouped(a, d), _grouped(b, m - d))  # noqa: E731
-        return tree_map(lambda a, b: _rows(jnp.concatenate(sides(a, b), axis=1)), some, rest)
+        return tree_map(lambda a, b: ungrouped(jnp.concatenate(sides(a, b), axis=1)), some, rest)
 
 
 def _alike(one: Any, other: Any) -> Array:
@@ -301,11 +301,6 @@ def _square(a: Array) -> Array:
 def _grouped(a: Array, size: int) -> Array:
     """(batch, ...) as (groups, size, ...)."""
     return a.reshape(-1, size, *a.shape[1:])
-
-
-def _rows(a: Array) -> Array:
-    """(groups, size, ...) as (batch, ...)."""
-    return a.reshape(-1, *a.shape[2:])
 
 
 def _steeper(a: Array, factor: float) -> Array:

@@ -18,6 +18,7 @@ from guidejax._arrays import (
     batch_size,
     combine,
     expand,
+    flat,
     is_concrete,
     square_norm,
     tree_map,
@@ -36,12 +37,12 @@ from guidejax.objectives.base import (
     check_start,
     cross,
     expected_power,
-    flat,
     groups,
     mean_of_others,
     particle_keys,
     repeat,
     rewards_of,
+    ungrouped,
 )
 from guidejax.processes.base import ROUNDING, bridge, noise_to
 from guidejax.weights.base import Step
@@ -105,7 +106,19 @@ class SelfConsistency:
         check_start(self.t_max, denoise)
 
     def check_batch(self, batch: Batch, where: str) -> None:
-        """Raise `ValueError` where kept evaluations are at times that this objective never asks."""
+        """Raise `ValueError` where a batch isn't of the kind of the reference, or its kept
+        evaluations are at times that this objective never asks.
+        """
+        if self.reference is not None:
+            kinds = [
+                jax.tree.map(lambda a: np.shape(a)[1:], each)
+                for each in ((batch.x0, batch.cond), self.reference)
+            ]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"{where} has x0 and cond of shapes {kinds[0]} a sample, the reference "
+                    f"{kinds[1]}; expected the same, so that conditions can be compared."
+                )
         if batch.evaluations is None or not is_concrete(self.s_min, self.min_gap, self.t_max):
             return
         least, most = float(self.s_min) + float(self.min_gap), float(self.t_max)
@@ -213,7 +226,7 @@ class SelfConsistency:
         # An example that is one of the reference counts once.
         other = jnp.any(points[None] != own[:, None], axis=-1)
         usable = functools.reduce(jnp.logical_and, alike, other)
-        x = flat(tree_map(_rows, kept.x)).reshape(size, m, -1)
+        x = flat(tree_map(ungrouped, kept.x)).reshape(size, m, -1)
         alpha, sigma = (f(kept.t)[:, None, None] for f in (process.alpha, process.sigma))
 
         def log_likelihood(inner, points):
@@ -265,10 +278,6 @@ def check_evaluations(kept: Evaluations, branches: tuple[str, ...], particles: i
                 f"the evaluations have shape {leaf.shape}; expected (batch, {particles}, ...), "
                 f"for particles={particles}."
             )
-
-
-def _rows(a: Array) -> Array:
-    return a.reshape(-1, *a.shape[2:])
 
 
 def _every(a: Array, m: int, draws: int) -> Array:
@@ -337,7 +346,8 @@ def self_consistency(
             are Gaussian then.
         t_density: How t is drawn: "nested", as the paper does, which is mostly near t_max;
             "uniform", each loss weighted by the ratio of the densities, log((t_max − min_gap −
-            s_min)/(t_max − t)), so that the times where ω is hard to tell have their share.
+            s_min)/(t_max − t)), so that the times where ω is hard to tell have their share. Kept
+            evaluations are of times that one of them drew: learn from them by the same.
         reference: True samples and their conditions, (n, ...) each, of the distribution that
             batches are of, some thousands at most. Each x_t is compared with whichever sample of
             its condition it may be of, drawn anew at each use by its likelihood, and not with its
@@ -387,8 +397,9 @@ def self_consistency(
 def l2(particles: int = 1, **options: Any) -> SelfConsistency:
     """The l2 variant, Eq. (21): E‖x̃_s(ω) − x_s‖², self-consistency with β = 2 and λ = 0.
 
-    It over-guides: even with an exact denoiser its minimum is ω = r₁₁/(1 − r₁₁) > 0 without
-    churn, r₂₂/(1 − r₂₂) with full churn, and both grow without bound as s → t.
+    It over-guides: even with an exact denoiser its minimum over one ω for all conditions is
+    r₁₁/(1 − r₁₁) > 0 without churn, r₂₂/(1 − r₂₂) with full churn, and both grow without bound as
+    s → t. Of each condition by itself it may be anything, below 0 too.
 
     Args:
         particles: Particles averaged over.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Tree, batch_size, is_concrete, safe_divide, tree_map
+from guidejax._arrays import Array, Tree, batch_size, flat, is_concrete, safe_divide, tree_map
 from guidejax._denoisers import Denoiser
 from guidejax.metrics._pairs import power
 from guidejax.metrics.energy import pairwise_distance_power
@@ -53,16 +53,15 @@ class Batch(NamedTuple):
     evaluations: Evaluations | None = None
 
 
-def flat(x: Tree) -> Array:
-    """Every sample as one vector: (batch, d)."""
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(x)]
-    return jnp.concatenate(leaves, axis=-1)
-
-
 def groups(x: Tree, size: int) -> Array:
     """Every `size` samples on end as one set of vectors: (groups, size, d)."""
     rows = flat(x)
     return rows.reshape(-1, size, rows.shape[-1])
+
+
+def ungrouped(a: Array) -> Array:
+    """(groups, size, ...) as (groups · size, ...)."""
+    return a.reshape(-1, *a.shape[2:])
 
 
 def cross(x: Array, y: Array, beta: float) -> Array:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array
+from guidejax._arrays import Array, flat
+from guidejax.metrics._checks import check_finite
 from guidejax.metrics.energy import pairwise_distance_power
-from guidejax.objectives.base import as_pytree, flat
+from guidejax.objectives.base import as_pytree
 
 
 def pixels(x0: Array) -> Array:
@@ -30,6 +31,15 @@ def evaluated(feature: Any, x0: Any) -> Array:
     return flat(feature(x0))
 
 
+def _measured(feature: Any, x0: Any) -> Array:
+    """The same of several samples, checked."""
+    values = evaluated(feature, x0)
+    if values.shape[0] < 2:
+        raise ValueError("expected at least 2 true samples to measure a feature on, got one.")
+    check_finite("feature(x0)", values)
+    return values
+
+
 def unit_spread(feature: Callable[[Array], Array], x0: Array) -> Any:
     """`feature` divided by its mean pairwise distance over the samples `x0`.
 
@@ -40,7 +50,7 @@ def unit_spread(feature: Callable[[Array], Array], x0: Array) -> Any:
         x0: True samples to measure on, at least 2.
 
     Raises:
-        ValueError: If the feature is the same for every sample.
+        ValueError: If the feature is the same for every sample, or not finite for one.
 
     Example:
         >>> scaled = unit_spread(pixels, jnp.array([[0.0], [4.0]]))
@@ -48,7 +58,7 @@ def unit_spread(feature: Callable[[Array], Array], x0: Array) -> Any:
         [[0.5]]
     """
     feature = as_pytree(feature)
-    values = evaluated(feature, x0)
+    values = _measured(feature, x0)
     count = values.shape[0]
     spread = jnp.sum(pairwise_distance_power(values, values, 1.0)) / (count * (count - 1))
     if not float(spread) > 0:
@@ -76,7 +86,8 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
         rank: Principal components kept.
 
     Raises:
-        ValueError: If the feature varies in no `rank` directions over `x0`.
+        ValueError: If the feature varies in no `rank` directions over `x0`, or isn't finite for one
+            of them.
 
     Example:
         >>> x0 = jnp.array([[-1.0], [1.0]])
@@ -84,7 +95,7 @@ def frechet_moments(feature: Callable[[Array], Array], x0: Array, rank: int = 16
         [[2.0, 2.0]]
     """
     feature = as_pytree(feature)
-    values = evaluated(feature, x0)
+    values = _measured(feature, x0)
     mean = jnp.mean(values, axis=0)
     _, scales, directions = jnp.linalg.svd(values - mean, full_matrices=False)
     variances = scales**2 / values.shape[0]

@@ -123,6 +123,7 @@ def test_labels_over_a_mesh(mesh):
         (lambda: MODEL.denoise(X, 0.4, LABELS + 1, PROCESS), "labels must be 0 to 2"),
         (lambda: MODEL.denoise(X, 0.4, LABELS - 1, PROCESS), "labels must be 0 to 2"),
         (lambda: MODEL.denoise(X, 0.4, LABELS[:2], PROCESS), r"\(3,\) labels"),
+        (lambda: MODEL.denoise(X, 0.4, jnp.array([0.0, 0.5, 1.0]), PROCESS), "got 0.5"),
         (
             lambda: analytic.with_unconditional([WHOLE], analytic.gaussian(jnp.zeros(3), 1.0)),
             "dimensions differ",

@@ -164,6 +164,10 @@ def test_gaussian_is_linear(x64):
         (lambda: analytic.mixture(MEANS, stds=1.0, covariances=COVARIANCES), "not both"),
         (lambda: analytic.mixture(MEANS, covariances=-COVARIANCES), "eigenvalues"),
         (lambda: analytic.mixture(MEANS, covariances=np.eye(3)), "covariances must be"),
+        (
+            lambda: analytic.gaussian(np.zeros(2), covariance=[[1.0, 0.0], [0.9, 0.5]]),
+            "symmetric; they are 0.9 off",
+        ),
         (lambda: analytic.mixture(MEANS, weights=[1.0, -1.0]), "weights must be positive"),
         (lambda: analytic.mixture(MEANS, weights=[1.0]), "weights must be"),
         (
@@ -175,3 +179,9 @@ def test_gaussian_is_linear(x64):
 def test_wrong_input(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_all_is_in_the_dtype_of_the_state():
+    x = jnp.ones((3, 2), jnp.bfloat16)
+    model, process = analytic.mixture(MEANS), gj.processes.cosine()
+    assert model.denoise(x, 0.5, process).dtype == model.score(x, 0.5, process).dtype == x.dtype

@@ -119,3 +119,14 @@ def test_nearest_mode():
     means = jnp.array([[-1.5, 1.5], [1.5, 1.5]])
     x = jnp.array([[-2.0, 9.0], [0.1, 0.0], [5.0, 1.0]])
     assert analytic.nearest_mode(x, means).tolist() == [0, 1, 1]
+    assert analytic.nearest_mode(x.at[1, 0].set(jnp.nan), means).tolist() == [0, -1, 1]
+
+
+def test_one_width_at_a_time():
+    """Two would be taken for those of two times."""
+    for call in (
+        lambda std: analytic.within_mode_std(std, 1.0),
+        lambda std: analytic.contraction(std, 1.0, jnp.array([1.0, 0.0])),
+    ):
+        with pytest.raises(ValueError, match="one width"):
+            call(jnp.array([0.5, 0.3]))

@@ -97,6 +97,7 @@ def test_vendi_gradient_finite_at_equal_and_zero_eigenvalues():
         (lambda x: vendi_from_kernel(x), "kernel has shape"),
         (lambda x: vendi_from_kernel(x[:3]), "symmetric"),
         (lambda x: vendi_from_kernel(2 * np.eye(3)), "diagonal"),
+        (lambda x: vendi_from_kernel(np.array([[1.0, 2.0], [2.0, 1.0]])), "at most 1"),
     ],
 )
 def test_wrong_input(call, message):

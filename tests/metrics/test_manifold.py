@@ -117,6 +117,8 @@ def test_counts_have_gradient_zero():
         (lambda x: precision(x, x, 0), "k is 0"),
         (lambda x: recall(x, x[:2], 2), "k is 2"),
         (lambda x: density(x, x[:, :1]), "same shape"),
+        (lambda x: precision(x, x * np.nan, 1), "fake holds NaN"),
+        (lambda x: recall(x * np.nan, x, 1), "real holds NaN"),
         (lambda x: coverage(x * np.nan, x, 1), "NaN"),
         (lambda x: knn_radii(x[0], 1), "batch axis"),
         (lambda x: coverage(x, x, 1, method=unknown), "method"),

@@ -90,6 +90,16 @@ def test_all_points_the_same():
     assert np.all(np.isfinite(g))
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_a_collapsed_set_is_told_in_any_unit(unit):
+    """Over half of the pairs coincide, so that their median is 0 and no scale."""
+    rng = np.random.default_rng(0)
+    fake, real = np.zeros((100, 3)), rng.normal(size=(20, 3))
+    found = float(mmd_rbf(unit * fake, unit * real))
+    np.testing.assert_allclose(found, float(mmd_rbf(fake, real)), rtol=1e-4)
+    assert found > 0.1
+
+
 @pytest.mark.slow
 def test_gradient_moves_samples_toward_data():
     x, y = draw(0, 30, 2), draw(1, 30, 2) + 1.5

@@ -161,6 +161,38 @@ def test_a_reference_of_nobody_else_is_no_reference():
 
 
 @pytest.mark.slow
+def test_the_posterior_of_a_reference_in_bfloat16():
+    """In many dimensions inner products are large, and their differences are what counts."""
+    rng = np.random.default_rng(0)
+    points = jnp.asarray(rng.normal(size=(40, 3072)) * 0.04 + rng.normal(size=3072), jnp.bfloat16)
+    cond = jnp.zeros(40, int)
+    objective = consistency(ends=8, noise="expected", reference=(points, cond))
+    denoise = gj.denoiser(lambda x, t, c: x, gj.processes.rectified_flow())
+    keys, t = jax.random.split(KEY, 40), jnp.full(40, 0.5)
+
+    kept = objective._at(t, keys, ("cond",), denoise, objectives.Batch(points, cond, {}), {})
+
+    def chosen(dtype):
+        known, said = jax.tree.map(lambda a: a.astype(dtype), (points, kept._replace(t=t)))
+        of = dataclasses.replace(objective, reference=(known, cond))
+        return of._others(keys, objectives.Batch(known, cond, {}), said, denoise.process)
+
+    narrow, wide = (np.asarray(chosen(a), float) for a in (jnp.bfloat16, jnp.float32))
+    own = np.asarray(jnp.repeat(points, 8 * objective.particles, axis=0), float)
+    assert 0.2 < np.mean(np.all(wide == own, axis=1)) < 0.8
+    assert np.mean(np.all(narrow == wide, axis=1)) > 0.98
+
+
+def test_a_reference_is_of_the_batch_s_kind():
+    batch = examples(4)
+    objective = consistency(noise="expected", reference=REFERENCE)
+    objective.check_batch(batch, "batch 0")
+    one_hot = batch._replace(cond=jax.nn.one_hot(batch.cond, 2))
+    with pytest.raises(ValueError, match="batch 0 has x0 and cond of shapes"):
+        objective.check_batch(one_hot, "batch 0")
+
+
+@pytest.mark.slow
 def test_one_pair_of_times():
     objective = objectives.self_consistency(s_min=0.4, min_gap=0.1, t_max=0.5, ends=3)
     ends = objective.ends_of(jax.random.split(KEY, 2), jnp.full(2, 0.5))

@@ -370,3 +370,13 @@ def test_a_blind_start_is_refused():
         objective.check(gj.denoiser(network, gj.processes.cosine(), "v"))
     objectives.l2().check(blind)
     objectives.rollout(times=gj.uniform_times(4, start=0.999)).check(blind)
+
+
+def test_a_feature_that_is_not_finite_is_told():
+    broken = lambda x0: x0.at[0].set(jnp.nan)
+    x0 = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)), jnp.float32)
+    for measure in (objectives.unit_spread, objectives.frechet_moments):
+        with pytest.raises(ValueError, match=r"feature\(x0\) holds NaN"):
+            measure(broken, x0)
+        with pytest.raises(ValueError, match="at least 2 true samples"):
+            measure(objectives.pixels, x0[:1])
