@@ -7,8 +7,9 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,9 @@ class Conditions:
                 f"{where} is a {type(batch).__name__}{several}; expected a pair (x0, cond), or a "
                 "mapping, which has the conditions of other branches by their names."
             )
+        own = {name: carried[name] for name in self.names if name in carried}
+        for name, tree in {**own, "x0": x0, "cond": cond}.items():
+            _check_known(tree, name, where)
         size = batch_size(x0)
         for leaf in jax.tree.leaves(x0):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -88,6 +92,21 @@ class Conditions:
         for check in checks:
             check(found, where)
         return found
+
+
+def _check_known(tree: Any, name: str, where: str) -> None:
+    """Raise `ValueError` where something is no array of numbers of NumPy or JAX."""
+    for leaf in jax.tree.leaves(tree):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        try:
+            known = any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_))
+        except TypeError:  # another library's, as torch.float32
+            known = False
+        if not known:
+            raise ValueError(
+                f"{where}: {name} holds a {type(leaf).__name__} of {dtype}; expected numbers, in "
+                "arrays of NumPy or JAX: of a text its embedding, of a class its index."
+            )
 
 
 def _like(value: Any, cond: Any, size: int, name: str, where: str) -> Any:
@@ -198,6 +217,60 @@ class Feed:
         else:
             self._source.set_state(state.encode("latin-1") if "bytes" in position else state)
         self._ahead, self.drawn = [], count
+
+
+class Rows(NamedTuple):
+    """What a process tells the others of its rows.
+
+    Attributes:
+        shapes: Of the first batch; empty where there is none.
+        values: A fingerprint of it.
+        held_out: The shapes of every held-out batch.
+    """
+
+    shapes: list[str]
+    values: str
+    held_out: list[list[str]]
+
+
+def check_shares(parts: Sequence[tuple[int, ...]], said: Sequence[Rows], index: int) -> None:
+    """Raise `ValueError` where the rows of the processes don't make one batch.
+
+    Args:
+        parts: The parts of a batch that the devices of each process hold.
+        said: What each process says of its rows.
+        index: The number of this process.
+    """
+    groups = sorted(set(parts))
+    share = f"gj.data.load(..., shard=({groups.index(parts[index])}, {len(groups)})) in this one."
+    for one, other in itertools.combinations(range(len(parts)), 2):
+        a, b, who = said[one], said[other], f"processes {one} and {other}"
+        if a.shapes != b.shapes:
+            raise ValueError(
+                f"{who} give first batches of other shapes, {a.shapes} and {b.shapes}; expected "
+                "as many rows in each."
+            )
+        if len(a.held_out) != len(b.held_out):
+            raise ValueError(
+                f"{who} give {len(a.held_out)} and {len(b.held_out)} held_out batches; expected "
+                "as many in each."
+            )
+        if a.held_out != b.held_out:
+            raise ValueError(
+                f"{who} give held_out batches of other shapes, {a.held_out} and {b.held_out}; "
+                "expected as many rows in each."
+            )
+        if parts[one] == parts[other] and a.values != b.values:
+            raise ValueError(
+                f"{who} hold the same rows of a batch on this mesh, and give different ones; a "
+                f"process gives those that its devices hold: {share}"
+            )
+        if parts[one] != parts[other] and a.values and a.values == b.values:
+            warnings.warn(
+                f"{who} hold different rows of a batch on this mesh, and the first ones that they "
+                f"give are equal; a process gives those that its devices hold: {share}",
+                stacklevel=4,
+            )
 
 
 def stack(chunk: list[Batch], mesh: Mesh | None, axes: tuple[str, ...]) -> Batch:

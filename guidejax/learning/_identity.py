@@ -138,7 +138,7 @@ def shapes(tree: Tree) -> list[str]:
 
 def values(tree: Tree) -> dict[str, Any]:
     """The places, dtypes, shapes and values of a pytree's arrays."""
-    leaves = [_plain(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = [plain(leaf) for leaf in jax.tree.leaves(tree)]
     if sum(leaf.size for leaf in leaves) <= FEW and all(_is_here(leaf) for leaf in leaves):
         return {"arrays": shapes(tree), "values": [np.asarray(leaf).tolist() for leaf in leaves]}
     return {"arrays": shapes(tree), "values": fingerprint(tree)}
@@ -148,12 +148,18 @@ def fingerprint(tree: Tree) -> str:
     """A hash of the shapes and values of a pytree, the same however its arrays are sharded."""
     whole = hashlib.sha256()
     for place, leaf in zip(shapes(tree), jax.tree.leaves(tree), strict=True):
-        whole.update(f"{place} {_bits(_plain(leaf))};".encode())
+        whole.update(f"{place} {_bits(plain(leaf))};".encode())
     return whole.hexdigest()[:16]
 
 
-def _plain(leaf: Any) -> Any:
-    if hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed random key."""
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def plain(leaf: Any) -> Any:
+    """A leaf as an array of numbers: of a typed random key, its data."""
+    if is_key(leaf):
         return jax.random.key_data(leaf)
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import jax
@@ -32,11 +33,11 @@ def _on(leaf: Any, mesh: Mesh) -> bool:
     return isinstance(sharding, NamedSharding) and sharding.device_set == set(mesh.devices.flat)
 
 
-def _axes_of(tree: Any, mesh: Mesh | None) -> dict[str, AxisType]:
+def _axes_of(tree: Any, mesh: Mesh) -> dict[str, AxisType]:
     """The axes that arrays on the devices of the mesh are sharded over, and their kinds."""
     found: dict[str, AxisType] = {}
     for leaf in jax.tree.leaves(tree):
-        if mesh is not None and _on(leaf, mesh):
+        if _on(leaf, mesh):
             theirs = leaf.sharding.mesh
             kinds = dict(zip(theirs.axis_names, theirs.axis_types, strict=True))
             for name in leaf.sharding.spec:
@@ -51,19 +52,29 @@ def gathered_if_mapped(frozen: Any, mesh: Mesh | None, axes: tuple[str, ...]) ->
     So it would where parameters are sharded over one of these axes, or over an explicit axis, which
     `shard_map` takes in whole.
     """
+    if mesh is None:
+        return False
     return any(
         name in axes or name not in mesh.shape or kind == AxisType.Explicit
         for name, kind in _axes_of(frozen, mesh).items()
-        if mesh is not None
     )
 
 
 def batch_axes_of(mesh: Mesh | None, asked: Any, frozen: Any) -> tuple[str, ...]:
+    """The axes to split a batch over: those asked for, or all that no network is sharded over."""
     if mesh is None:
         return ()
     if asked is None:
         used = _axes_of(frozen, mesh)
-        return tuple(name for name in mesh.axis_names if name not in used)
+        free = tuple(name for name in mesh.axis_names if name not in used)
+        if not free and mesh.size > 1:
+            warnings.warn(
+                f"a network is sharded over {', '.join(mesh.axis_names)}, which leaves no axis of "
+                "the mesh to split a batch over: every device takes all of its rows. Name the axes "
+                "to split it over, batch_axes=..., or () to say that this is meant.",
+                stacklevel=3,
+            )
+        return free
     names = (asked,) if isinstance(asked, str) else tuple(asked)
     unknown = [name for name in names if name not in mesh.axis_names]
     if unknown:

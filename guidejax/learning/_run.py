@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import itertools
 import json
 import pathlib
 import time
@@ -18,17 +17,22 @@ import numpy as np
 
 from guidejax._arrays import Array, tree_map
 from guidejax.learning import _identity, _log
-from guidejax.learning._data import Feed, shared, stack
+from guidejax.learning._data import Feed, Rows, check_shares, shared, stack
 from guidejax.learning._hosts import Hosts, Notice, Signals, stopped
 from guidejax.learning._keeper import Keeper
 from guidejax.learning._placement import mesh_of, parts_of_processes, placed
-from guidejax.learning.checkpoints import Checkpoints, Saved, named_leaves, part, unflatten
+from guidejax.learning.checkpoints import (
+    Checkpoints,
+    Saved,
+    newest,
+    on_host,
+    part,
+    place,
+    unflatten,
+)
 from guidejax.learning.monitors import Clock, Monitor, Report
 from guidejax.learning.training import Program, TrainState, many_steps
 from guidejax.objectives.base import Batch
-
-# Sections of a run's identity that its scores depend on.
-SCORED = ("weight", "guidance", "objective", "denoiser", "conditions", "loss")
 
 
 class Dispatch(NamedTuple):
@@ -61,6 +65,7 @@ class Run:
     clock: Clock = dataclasses.field(default_factory=Clock)
     keeper: Keeper | None = None
     done: int = 0
+    kept: int = 0  # The step that was saved last, 0 where none was.
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
     signals: Signals = dataclasses.field(default_factory=lambda: Signals(catch=False))
     saver: Checkpoints | None = None
@@ -72,24 +77,19 @@ class Run:
     failed: Exception | None = None
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
-    def check_rows(self) -> None:
-        """Raise `ValueError` where processes that hold copies of the same rows give other ones."""
+    def check_rows(self, held: list[Batch]) -> None:
+        """Raise `ValueError` where what the processes give doesn't make one batch."""
         if self.hosts.count == 1 or self.program.mesh is None:
             return
-        parts = parts_of_processes(self.program.mesh, self.program.axes)
-        groups = sorted(set(parts.values()))
-        if len(groups) == len(parts):
-            return
         first = self.hosts.together(self.feed.first)
-        said = self.hosts.all_texts("" if first is None else _identity.fingerprint(first))
-        for index, other in itertools.combinations(sorted(parts), 2):
-            if parts[index] == parts[other] and said[index] != said[other]:
-                raise ValueError(
-                    f"processes {index} and {other} hold the same rows of a batch on this mesh, "
-                    "and give different ones; a process gives those that its devices hold: "
-                    f"gj.data.load(..., shard=({groups.index(parts[self.hosts.index])}, "
-                    f"{len(groups)})) in this one."
-                )
+        given = Rows(
+            [] if first is None else _identity.shapes(tuple(first)),
+            "" if first is None else _identity.fingerprint(tuple(first)),
+            [_identity.shapes(tuple(batch)) for batch in held],
+        )
+        said = [Rows(*json.loads(text)) for text in self.hosts.all_texts(json.dumps(given))]
+        parts = parts_of_processes(self.program.mesh, self.program.axes)
+        check_shares([parts[index] for index in sorted(parts)], said, self.hosts.index)
 
     # The loop.
 
@@ -119,6 +119,7 @@ class Run:
                 else:
                     self._finish_or_fail(running, save)
             if notice.stop:
+                self.hosts.agree(Notice(), self.failed)
                 raise self._stopped(notice.stop)
             if following is None and running is None:
                 break
@@ -140,7 +141,7 @@ class Run:
             return None, None
         every = [self.save_every] if isinstance(self.save_every, int) else []
         every += [self.score_every] if self.keeper else []
-        until = min(self.steps, *((self.done // n + 1) * n for n in every), self.steps)
+        until = min([self.steps, *((self.done // n + 1) * n for n in every)])
         # What is left over goes one by one: two programs compile at most.
         whole = self.done + self.steps_per_dispatch <= until
         try:
@@ -178,17 +179,19 @@ class Run:
         scored: dict[str, float] = {}
         if self.keeper and (launched.done == self.steps or launched.done % self.score_every == 0):
             scored = self.keeper.look(launched.done, launched.state.phi)
-        _log.write(self.log, launched.first, {**metrics, "batch": launched.batches}, scored)
-        if len(self.bad) >= self.max_skipped:
-            self._give_up()
+        given_up = len(self.bad) >= self.max_skipped
         # Not the middle of a row of skipped updates: that is gone on with before them.
-        whole = not self.bad or launched.done == self.steps
-        if save:
-            self._save(launched if whole else self.good)
-        if self.saver is not None and scored and self.keeper is not None and self.keeper.step:
-            self.saver.save_best(
-                self.keeper.step, self.keeper.value, self.keeper.phi, self.identity, self.keeper.by
-            )
+        whole = not self.bad or (launched.done == self.steps and not given_up)
+        fit_to_save = launched if whole else self.good
+        # What the processes do together comes before what one of them may fail at by itself.
+        positions = self._positions(fit_to_save) if save or given_up else []
+        _log.write(self.log, launched.first, {**metrics, "batch": launched.batches}, scored)
+        if fit_to_save is not None and positions:
+            self._save(fit_to_save, positions)
+        if given_up:
+            self._give_up()
+        if scored:
+            self._save_best()
         if self.progress is not None:
             self.progress(launched.done, {**last, **scored})
         report = Report(
@@ -210,11 +213,12 @@ class Run:
 
     def _give_up(self) -> None:
         step, batch, values = self.bad[0]
-        self._save(self.good)
+        again = "Start again with a smaller learning rate"
+        if self.kept:
+            again = f'The state before it is saved. {again} and resume="anyway"'
         raise FloatingPointError(
             f"{len(self.bad)} updates in a row came out as NaN or infinite. The first was that of "
-            f"step {step}, of batch {batch}: {values}. The state before it is kept. Start again "
-            f'with a smaller learning rate and resume="anyway", or with leave_out=[{batch}].'
+            f"step {step}, of batch {batch}: {values}. {again}, or with leave_out=[{batch}]."
         )
 
     # What is saved.
@@ -234,43 +238,48 @@ class Run:
 
         def take() -> tuple[Saved | None, Saved | None]:
             self.saver = Checkpoints(directory)
-            found = self.saver.newest()
-            if found is None:
-                return None, None
-            self._check(found, directory, resume)
-            self.saver.set_aside()
-            return found, self._best(found)
+            found, damaged = newest(self.saver.directory)
+            if found is not None:
+                self._check(found, directory, resume)
+                self.saver.set_aside(damaged, found.step)
+            return found, self._best(self.saver, found)
 
         found, best = self.hosts.from_first(take)
         if found is not None:
-            self.hosts.together(lambda: self._go_on(found, best, directory, resume))
+            self.hosts.together(lambda: self._go_on(found, directory, resume))
         self.hosts.together(self._open_log)
+        self._score_again(best)
 
     def _open_log(self) -> None:
         if self.saver is not None:
             self.log = _log.open_log(self.saver.directory, self.done)
 
-    def _best(self, found: Saved) -> Saved | None:
-        """The best φ of a run that goes on, where what scored it would score alike today."""
-        saver, keeper = self.saver, self.keeper
-        assert saver is not None
-        best = saver.best(found.step)
-        if best is None:
+    def _best(self, saver: Checkpoints, found: Saved | None) -> Saved | None:
+        """The best φ until the checkpoint that is gone on from; later ones are to be made again."""
+        if found is None:
+            saver.set_best_aside("there is no checkpoint to go on from")
             return None
-        if keeper is None:
+        if self.keeper is None:
             if found.step < self.steps:
                 saver.set_best_aside("this run scores none")
             return None
-        of = [
-            {name: about[name] for name in SCORED if name in about}
-            for about in (best.about["identity"], self.identity)
-        ]
-        if best.about.get("by") != keeper.by or _identity.differences(*of):
-            saver.set_best_aside("this run scores it by something else")
-            return None
         if _identity.differences(found.about["identity"], self.identity):
             saver.set_best_aside("it is of a run that went on another way", above=found.step)
-        return best
+        saver.remove_best(above=found.step)
+        return saver.best()
+
+    def _score_again(self, best: Saved | None) -> None:
+        """Score what was saved by what scores today, which may be something else."""
+        if self.keeper is None or not self.done:
+            return
+        if best is not None:
+            phi = unflatten(part(best.arrays, "phi"), self.state.phi)
+            self.keeper.look(best.step, placed(phi, self.program.mesh))
+            if self.saver is not None and not self.keeper.step:
+                self.saver.set_best_aside("its score is no number now")
+        if self.done == self.steps and (best is None or best.step < self.done):
+            self.keeper.look(self.done, self.state.phi)
+            self._save_best()
 
     def _check(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
         """Raise `ValueError` where the checkpoint is of another run."""
@@ -281,6 +290,11 @@ class Run:
             )
         lines = _identity.differences(found.about["identity"], self.identity)
         if lines and resume == "same":
+            if any(line.startswith("data, first batch") for line in lines):
+                lines.append(
+                    "(or `batches` isn't at its beginning: give the data, not an iterator of them "
+                    "that was used)"
+                )
             raise ValueError(
                 f"the checkpoint in {directory} is of another run:\n  "
                 + "\n  ".join(lines)
@@ -288,14 +302,13 @@ class Run:
                 "on with what is given now."
             )
 
-    def _go_on(
-        self, found: Saved, best: Saved | None, directory: pathlib.Path, resume: str
-    ) -> None:
+    def _go_on(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
         """Take over what was saved."""
         arrays = dict(found.arrays)
         if resume == "anyway":
-            fresh = named_leaves(jax.device_get(self.state._asdict()))
-            arrays["key"] = np.asarray(fresh["key"])
+            fresh = on_host(self.state._asdict())
+            # A learning rate that lies in the optimizer's state is of what is given now.
+            own = {"key", *_hyperparams({"optimizer": self.state.optimizer})}
             try:
                 unflatten(part(arrays, "optimizer"), self.state.optimizer)
             except ValueError:
@@ -303,19 +316,17 @@ class Run:
                     f"{directory} holds the state of another optimizer; this one starts anew.",
                     stacklevel=2,
                 )
-                own = {n: np.asarray(a) for n, a in fresh.items() if n.split(".")[0] == "optimizer"}
-                arrays = {n: a for n, a in arrays.items() if n.split(".")[0] != "optimizer"} | own
+                arrays = {n: a for n, a in arrays.items() if n.split(".")[0] != "optimizer"}
+                own |= {n for n in fresh if n.split(".")[0] == "optimizer"}
+            arrays |= {name: fresh[name] for name in own}
         try:
             self.state = placed(unflatten(arrays, self.state), self.program.mesh)
         except ValueError as error:
             raise ValueError(
                 f"the checkpoint in {directory} doesn't fit this run: {error}."
             ) from error
-        self.done = found.step
+        self.done = self.kept = found.step
         self._resume_data(found, directory, resume)
-        if best is not None and self.keeper is not None:
-            phi = unflatten(part(best.arrays, "phi"), self.state.phi)
-            self.keeper.take((best.step, best.about["score"], phi))
 
     def _resume_data(self, found: Saved, directory: pathlib.Path, resume: str) -> None:
         saved, now = (about.get("data") for about in (found.about["identity"], self.identity))
@@ -334,18 +345,26 @@ class Run:
             )
         self.feed.resume(positions[self.hosts.index if len(positions) > 1 else 0])
 
-    def _save(self, launched: Dispatch | None) -> None:
-        """Save the state after that dispatch, with where the data stood in every process."""
+    def _positions(self, launched: Dispatch | None) -> list[Any]:
+        """Where the data stood in every process, once where all say the same; none to save none."""
         if launched is None or self.identity is None:
-            return
+            return []
         texts = self.hosts.all_texts(json.dumps(launched.position, sort_keys=True))
-        texts = texts if len(set(texts)) > 1 else texts[:1]
+        return [json.loads(text) for text in (texts if len(set(texts)) > 1 else texts[:1])]
+
+    def _save(self, launched: Dispatch, positions: list[Any]) -> None:
+        """Save the state after that dispatch."""
         if self.saver is not None:
-            about = {"identity": self.identity, "positions": [json.loads(t) for t in texts]}
+            about = {"identity": self.identity, "positions": positions}
             self.clock.lap("other")
             self.saver.save(launched.done, launched.state._asdict(), about)
             self.clock.lap("saving")
-        self.saved_at = time.monotonic()
+        self.kept, self.saved_at = launched.done, time.monotonic()
+
+    def _save_best(self) -> None:
+        keeper = self.keeper
+        if self.saver is not None and keeper is not None and keeper.step:
+            self.saver.save_best(keeper.step, keeper.value, keeper.phi, self.identity)
 
     def _save_is_due(self) -> bool:
         every = self.save_every
@@ -355,8 +374,9 @@ class Run:
     def _stopped(self, number: int) -> BaseException:
         where = f"stopped at step {self.done} of {self.steps}"
         self._wait_for_saving()
-        if self.identity is not None and self.done:
-            where += ", saved; the same call goes on from there"
+        if self.kept:
+            where += ", saved" + (f" as of step {self.kept}" if self.kept < self.done else "")
+            where += "; the same call goes on from there"
         return stopped(number, where)
 
     def _wait_for_saving(self) -> None:
@@ -364,8 +384,21 @@ class Run:
         self.hosts.together(self.saver.wait if self.saver is not None else lambda: None)
 
     def close(self) -> None:
-        """Finish what is being written, and let go of the directory."""
-        if self.log is not None:
-            self.log.close()
-        if self.saver is not None:
-            self.saver.close()
+        """Finish what is being written and shown, and let go of the directory."""
+        try:
+            for monitor in self.monitors:
+                getattr(monitor, "close", lambda: None)()
+        finally:
+            if self.log is not None:
+                self.log.close()
+            if self.saver is not None:
+                self.saver.close()
+
+
+def _hyperparams(state: Any) -> list[str]:
+    """The places of what `optax.inject_hyperparams` keeps in an optimizer's state."""
+    return [
+        place(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+        if any(getattr(key, "name", None) == "hyperparams" for key in path)
+    ]

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import warnings
 from typing import Any, NamedTuple
 
@@ -14,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import tree_map
-from guidejax.learning._identity import Identity, describe
+from guidejax._arrays import Array, tree_map
+from guidejax.learning._identity import Identity, describe, is_key, plain
 from guidejax.weights.omega_net import OmegaNet
 
 BEST = "best"
@@ -43,20 +45,28 @@ class Damaged(Exception):
     """A checkpoint that doesn't hold what was written."""
 
 
+def place(path: Any) -> str:
+    """The place of a leaf in a pytree: "phi.omega"."""
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by their places: {"phi.omega": ...}."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator=".") or "value": leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {place(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def on_host(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by their places as they are saved: on the host, random keys as their data."""
+    leaves = {name: plain(leaf) for name, leaf in named_leaves(tree).items()}
+    return tree_map(np.asarray, jax.device_get(leaves))
 
 
 def part(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Of the arrays by name, those that lie under `name`, by their places there."""
     return {
-        place.removeprefix(name).removeprefix(".") or "value": array
-        for place, array in arrays.items()
-        if place == name or place.startswith(f"{name}.")
+        where.removeprefix(name).removeprefix(".") or "value": array
+        for where, array in arrays.items()
+        if where == name or where.startswith(f"{name}.")
     }
 
 
@@ -70,14 +80,20 @@ def unflatten(arrays: dict[str, np.ndarray], like: Any) -> Any:
     lacking, more = sorted(wanted.keys() - arrays.keys()), sorted(arrays.keys() - wanted.keys())
     if lacking or more:
         raise ValueError(f"it lacks {lacking or 'nothing'} and has {more or 'nothing'} besides")
+    leaves = []
     for name, leaf in wanted.items():
-        expected, found = (jnp.result_type(leaf), jnp.shape(leaf)), arrays[name]
-        if expected != (found.dtype, found.shape):
+        expected, found = jax.eval_shape(plain, leaf), arrays[name]
+        if (expected.dtype, expected.shape) != (found.dtype, found.shape):
             raise ValueError(
                 f"it holds {found.dtype}{list(found.shape)} for {name}, expected "
-                f"{expected[0]}{list(expected[1])}"
+                f"{expected.dtype}{list(expected.shape)}"
             )
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+        leaves.append(_as_key(found, leaf) if is_key(leaf) else found)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _as_key(data: np.ndarray, like: Any) -> Array:
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(like))
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
@@ -115,7 +131,8 @@ def local(directory: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         ValueError: If it is an address, as "gs://bucket/run".
     """
-    if "://" in str(directory):
+    # A path of "gs://bucket" reads "gs:/bucket"; one letter is a drive of Windows.
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(directory)):
         raise ValueError(
             f"checkpoint_dir is {directory}; expected a folder: mount the bucket, and give the "
             "path where it is mounted."
@@ -150,7 +167,7 @@ def _read(directory: pathlib.Path, step: int) -> Saved:
             warnings.catch_warnings(),
             ocp.Checkpointer(
                 ocp.CompositeCheckpointHandler(**handlers, composite_options=options),
-                multiprocessing_options=_alone(),
+                multiprocessing_options=one,
             ) as reader,
         ):
             warnings.simplefilter("ignore")  # Of arrays that lie on no device.
@@ -171,17 +188,14 @@ def _alone() -> Any:
     )
 
 
-def newest(
-    directory: pathlib.Path, until: int | None = None
-) -> tuple[Saved | None, dict[int, str]]:
+def newest(directory: pathlib.Path) -> tuple[Saved | None, dict[int, str]]:
     """(the newest intact checkpoint, why each newer one is not: {step: reason}).
 
     Raises:
         ValueError: If there are checkpoints, and none is intact.
     """
     damaged: dict[int, str] = {}
-    steps = [step for step in _steps(directory) if until is None or step <= until]
-    for step in steps:
+    for step in _steps(directory):
         try:
             return _read(directory, step), damaged
         except Damaged as error:
@@ -236,19 +250,18 @@ class Checkpoints:
                 "checkpoint_dir of its own."
             )
 
-    def newest(self) -> Saved | None:
-        """The newest intact checkpoint, None where there is none at all."""
-        found, damaged = newest(self.directory)
+    def best(self) -> Saved | None:
+        """The best φ that was saved."""
+        found, damaged = newest(self.directory / BEST)
         if found is not None:
-            self._damaged = (self.directory, damaged, found.step)
+            self.set_aside(damaged, found.step, BEST)
         return found
 
-    def best(self, until: int) -> Saved | None:
-        """The best φ that was saved no later than step `until`."""
-        found, damaged = newest(self.directory / BEST, until)
-        if found is not None and damaged:
-            self._aside(self.directory / BEST, damaged, found.step)
-        return found
+    def remove_best(self, above: int) -> None:
+        """Remove the best φ of steps after `above`, which a run that goes on from there remakes."""
+        for step in _steps(self.directory / BEST):
+            if step > above:
+                shutil.rmtree(self.directory / BEST / str(step))
 
     def set_best_aside(self, why: str, above: int = -1) -> None:
         """Rename the best φ of steps after `above`, with a warning that says why."""
@@ -262,13 +275,9 @@ class Checkpoints:
                     stacklevel=3,
                 )
 
-    def set_aside(self) -> None:
-        """Rename what `newest` found damaged, with a warning that names it."""
-        self._aside(*self._damaged)
-
-    _damaged: tuple[pathlib.Path, dict[int, str], int] = (pathlib.Path(), {}, 0)
-
-    def _aside(self, directory: pathlib.Path, damaged: dict[int, str], used: int) -> None:
+    def set_aside(self, damaged: dict[int, str], used: int, where: str = "") -> None:
+        """Rename what `newest` found damaged, with a warning that names it and what is used."""
+        directory = self.directory / where
         for step in damaged:
             old = directory / str(step)
             old.rename(_free(old, DAMAGED))
@@ -278,9 +287,9 @@ class Checkpoints:
         """Write `state` and `about` as of `step` in the background, if they aren't there yet."""
         self._write(self.directory, step, state, about)
 
-    def save_best(self, step: int, score: float, phi: Any, identity: Identity, by: str) -> None:
-        """Write the best φ so far, with its score and what that is `by`."""
-        about = {"identity": identity, "score": score, "by": by}
+    def save_best(self, step: int, score: float, phi: Any, identity: Identity) -> None:
+        """Write the best φ so far, with its score."""
+        about = {"identity": identity, "score": score}
         self._write(self.directory / BEST, step, {"phi": phi}, about)
 
     def _write(self, where: pathlib.Path, step: int, state: Any, about: dict[str, Any]) -> None:
@@ -288,7 +297,7 @@ class Checkpoints:
         if step in _steps(where):
             return
         # From the host: whoever reads it may have other devices.
-        arrays = tree_map(np.asarray, named_leaves(jax.device_get(state)))
+        arrays = on_host(state)
         about = json.loads(json.dumps(about))
         if self._threads is None:
             self._threads = concurrent.futures.ThreadPoolExecutor(1)
@@ -389,6 +398,9 @@ def load(directory: str | pathlib.Path, like: Any, *, best: bool | None = None) 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is of another structure or other shapes, or none is intact.
+
+    Example:
+        `phi = load("runs/knots", jnp.ones(3)); guide = guidance(cfg, omega=schedules.table(phi))`
     """
     try:
         found = unflatten(part(_for_reading(directory, best).arrays, "phi"), like)

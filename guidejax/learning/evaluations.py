@@ -137,9 +137,8 @@ def as_evaluations(value: Any, size: int, where: str) -> Evaluations | None:
         return None
     value = value._asdict() if isinstance(value, Evaluations) else value
     if not isinstance(value, Mapping) or set(value) != set(Evaluations._fields):
-        raise ValueError(
-            f"{where}: evaluations have {', '.join(value)}; expected t, x, predictions."
-        )
+        names = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise ValueError(f"{where}: evaluations are {names}; expected t, x, predictions, by name.")
     found = Evaluations(**value)
     if "cond" not in found.predictions:
         raise ValueError(f"{where}: the evaluations have no prediction 'cond'.")

@@ -1,6 +1,7 @@
 """What shows a run as it goes: a line of progress, TensorBoard, ω's curves.
 
-A monitor is a function of a `Report`; `fit(monitors=[...])` calls each after every dispatch.
+A monitor is a function of a `Report`; `fit(monitors=[...])` calls each after every dispatch. One
+that has a method `close` is closed at the end of the run, whatever ended it.
 
     fit(..., monitors=[monitors.bar(), monitors.tensorboard("runs/omega/tb")])
 """
@@ -25,8 +26,8 @@ class Report(NamedTuple):
     Attributes:
         step: Updates made.
         steps: Updates in all.
-        metrics: Of the last update: "loss", "grad_norm"; "skipped", updates that were skipped so
-            far; "held_out" and "score" where there is one.
+        metrics: Of the last update: "loss", "grad_norm"; "skipped", updates that this call of `fit`
+            has skipped so far; "held_out" and "score" where φ was scored.
         phi: φ, on the devices.
         seconds: Where the host spent its time since the report before: "input", taking, checking
             and stacking batches; "device", waiting for the network and the objective; "saving",
@@ -42,6 +43,18 @@ class Report(NamedTuple):
 
 
 Monitor = Callable[[Report], None]
+
+
+class _Closing:
+    """A monitor that holds something open; `fit` closes it, however the run ends."""
+
+    def __init__(self, show: Monitor, close: Callable[[], None]):
+        self._show, self.close = show, close
+
+    def __call__(self, report: Report) -> None:
+        self._show(report)
+        if report.step >= report.steps:
+            self.close()
 
 
 class Clock:
@@ -108,11 +121,13 @@ def bar(console: Any = None) -> Monitor:
             description=f"loss {report.metrics['loss']:.4g}{skipped}",
             rate=f"{rate:.3g} updates/s, {share:.0%} {spent[0]}",
         )
-        if report.step >= report.steps:
+
+    def close() -> None:
+        if state:
             shown.stop()
             state.clear()
 
-    return show
+    return _Closing(show, close)
 
 
 def tensorboard(directory: str | os.PathLike[str]) -> Monitor:
@@ -135,10 +150,12 @@ def tensorboard(directory: str | os.PathLike[str]) -> Monitor:
         for name, value in report.seconds.items():
             writers[0].add_scalar(f"seconds/{name}", value, report.step)
         writers[0].flush()
-        if report.step >= report.steps:
+
+    def close() -> None:
+        while writers:
             writers.pop().close()  # A flush alone doesn't wait for its thread.
 
-    return write
+    return _Closing(write, close)
 
 
 def curves(

@@ -43,9 +43,9 @@ def init_state(key: Array, phi: Any, optimizer: optax.GradientTransformation) ->
         >>> int(state.step)
         0
     """
-    data = jax.random.key_data(as_keys(key))
-    # A copy: a compiled step may write over what it is given.
-    phi = tree_map(lambda leaf: jnp.array(leaf, copy=True), phi)
+    # Copies: a compiled step may write over what it is given.
+    copy = functools.partial(jnp.array, copy=True)
+    phi, data = tree_map(copy, phi), copy(jax.random.key_data(as_keys(key)))
     return TrainState(phi, optimizer.init(phi), jnp.zeros((), jnp.int32), data)
 
 
@@ -76,7 +76,10 @@ def train_step(
         state: From `init_state` or the step before.
         denoise: The frozen denoiser.
         batch: (x0, cond, conditions) of this shard.
-        keys: One key an example of this shard: the result doesn't depend on the number of shards.
+        keys: One key an example of this shard, made of its place in the whole batch: then the
+            result doesn't depend on the number of shards. Of several processes each counts from
+            its own first row, `first = jax.process_index() * len(x0)`:
+            `jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(len(x0)))`.
         guide: φ → `Guidance`: `lambda phi: gj.guidance(gj.cfg, omega=net.weight(phi))`.
         objective: From `self_consistency`, `l2`, `rollout`, or any function of the same arguments.
         optimizer: An optax transformation; it is told the loss (`value`) and the gradient (`grad`).
@@ -87,8 +90,7 @@ def train_step(
         The next state and the metrics "loss", "grad_norm" and "skipped", whether φ stayed.
     """
     denoise, networks = jax.lax.stop_gradient((denoise, dict(networks or {})))
-    if axis_name is not None and hasattr(objective, "across"):
-        objective = objective.across(axis_name)
+    objective = _across(objective, axis_name)
 
     def loss_fn(phi):
         return jnp.mean(objective(keys, guide(phi), denoise, batch, networks))
@@ -104,6 +106,14 @@ def train_step(
     )
     after = TrainState(phi, opt_state, state.step + 1, state.key)
     return after, {"loss": loss, "grad_norm": optax.tree.norm(gradient), "skipped": ~good}
+
+
+def _across(objective: Any, axis_name: str | tuple[str, ...] | None) -> Any:
+    """The objective for a shard: one that compares rows compares those of the other shards too."""
+    own = objective
+    if isinstance(own, jax.tree_util.Partial) and not (own.args or own.keywords):
+        own = own.func  # `fit` wraps what is no pytree.
+    return objective if axis_name is None or not hasattr(own, "across") else own.across(axis_name)
 
 
 def propose(
@@ -170,9 +180,13 @@ class Program:
         places = shard_like(first + jnp.arange(like.shape[0]), like)
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
 
+    @property
+    def _mapped_axes(self) -> tuple[str, ...] | None:
+        return self.axes if self.mesh is not None and self.mapped else None
+
     def many_steps(self) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
         """jit of a scan over a leading axis of batches, data-parallel over the mesh if given."""
-        axes = self.axes if self.mesh is not None and self.mapped else None
+        axes = self._mapped_axes
 
         def run(state, objective, frozen, batches):
             denoise, networks = frozen
@@ -200,32 +214,48 @@ class Program:
         return jax.jit(run, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
     def loss(self) -> Callable[..., Array]:
-        """jit of the mean loss of one batch at φ."""
+        """jit of the mean loss of one batch at φ, by the keys of a seed; mapped as the steps are.
 
-        def run(phi, objective, frozen, batch, keys):
+        The keys are those of the places in the whole batch, however it is split.
+        """
+        axes = self._mapped_axes
+
+        def run(phi, objective, frozen, batch, seed):
             denoise, networks = frozen
-            return jnp.mean(objective(keys, self.guide(phi), denoise, batch, networks))
+            like = jax.tree.leaves(batch.x0)[0]
+            size = like.shape[0]
+            parts = 1 if axes is None else jax.lax.psum(1, axes)
+            keys = jax.random.key_data(jax.random.split(jax.random.key(seed), size * parts))
+            if axes is not None:
+                first = jax.lax.axis_index(axes) * size
+                keys = jax.lax.dynamic_slice_in_dim(keys, first, size)
+            keys = jax.random.wrap_key_data(shard_like(keys, like))
+            ours = _across(objective, axes)
+            found = jnp.mean(ours(keys, self.guide(phi), denoise, batch, networks))
+            return found if axes is None else jax.lax.pmean(found, axes)
 
+        if axes is not None:
+            whole, split = PartitionSpec(), PartitionSpec(axes)
+            run = jax.shard_map(
+                run, mesh=self.mesh, in_specs=(whole, whole, whole, split, whole),
+                out_specs=whole, axis_names=set(axes), check_vma=False,
+            )  # fmt: skip
         return jax.jit(run)
 
 
-_many_steps = functools.lru_cache(maxsize=16)(Program.many_steps)
-_loss = functools.lru_cache(maxsize=16)(Program.loss)
+def _once(make: Callable[[Program], Any]) -> Callable[[Program], Any]:
+    """`make`, which gives equal programs one compiled function."""
+    cached = functools.lru_cache(maxsize=16)(make)
 
-
-def many_steps(program: Program) -> Callable[..., Any]:
-    """The compiled steps, one function for equal programs."""
-    return _shared(_many_steps, program)
-
-
-def loss(program: Program) -> Callable[..., Any]:
-    """The compiled loss, one function for equal programs."""
-    return _shared(_loss, program)
-
-
-def _shared(cached: Callable[[Program], Any], program: Program) -> Any:
-    """The compiled function of an equal program, where programs can be compared."""
-    try:
+    def get(program: Program) -> Any:
+        try:
+            hash(program)
+        except TypeError:  # a rule that holds arrays has none
+            return make(program)
         return cached(program)
-    except TypeError:  # a rule that holds arrays has no hash
-        return cached.__wrapped__(program)  # type: ignore[attr-defined]
+
+    return get
+
+
+many_steps = _once(Program.many_steps)
+loss = _once(Program.loss)

@@ -16,6 +16,7 @@ local.join()  # Before anything, keys of tests included, is put on a device.
 
 import guidejax as gj  # noqa: E402
 from guidejax import objectives  # noqa: E402
+from guidejax.learning import _log  # noqa: E402
 from tests.learning.common import EXACT, KEY, NET, SGD, batches, flat  # noqa: E402
 
 SIZE, STEPS = 8, 8
@@ -30,6 +31,16 @@ def main(directory: str, what: str) -> None:
     last = index == count - 1
     if what == "bad row" and last:
         data[4]["x0"][0] = np.nan
+
+    if what == "log" and index == 0:
+        write = _log.write
+
+        def full(log, first, *rest):  # In a dispatch whose checkpoint is due.
+            if first == 3:
+                raise RuntimeError("metrics.jsonl can't be written")
+            write(log, first, *rest)
+
+        _log.write = full
 
     def happen(step, metrics):
         if what == "callback" and last and step == 6:

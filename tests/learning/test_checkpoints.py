@@ -18,6 +18,7 @@ import guidejax as gj
 from guidejax import learning, objectives
 from guidejax.learning import _identity, checkpoints
 from tests.learning.common import (
+    KEY,
     NET,
     PROCESS,
     Counting,
@@ -173,6 +174,42 @@ def test_anyway_with_other_data(run):
 def test_anyway_with_an_optimizer_of_another_state(run):
     with pytest.warns(UserWarning, match="starts anew"):
         fit(batches(12), checkpoint_dir=run, optimizer=optax.sgd(1e-2), resume="anyway")
+
+
+def rise(keys, guidance, denoise, batch, networks=()):
+    """An objective along which ω rises at a slope of 1."""
+    return -guidance.omega(0.3, 0.6) * jnp.ones(len(keys))
+
+
+def constant(phi):
+    return gj.guidance(gj.cfg, omega=phi)
+
+
+def learn(steps, optimizer, directory=None, **options):
+    """ω from 1 on."""
+    return learning.fit(
+        KEY, constant, jnp.array(1.0), SCALED, batches(6), uncond=2, objective=rise,
+        optimizer=optimizer, steps=steps, checkpoint_dir=directory, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_anyway_with_a_learning_rate_in_the_optimizer_s_state(tmp_path, wrapped):
+    def sgd(rate):
+        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+        return optax.chain(optax.clip(1e3), optimizer) if wrapped else optimizer
+
+    learn(4, sgd(0.1), tmp_path)
+    with pytest.raises(ValueError, match="optimizer: its numbers"):
+        learn(6, sgd(0.001), tmp_path)
+    omega = learn(6, sgd(0.001), tmp_path, resume="anyway")
+    np.testing.assert_allclose(omega, 1.402, rtol=1e-6)
+
+
+def test_a_random_key_in_the_optimizer_s_state(tmp_path):
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.1))
+    learn(3, noisy, tmp_path)
+    np.testing.assert_array_equal(learn(6, noisy, tmp_path), learn(6, noisy))
 
 
 def test_anyway_with_a_net_of_other_shapes(run):
@@ -346,11 +383,16 @@ def test_a_place_that_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match="nothing can be written"):
         fit(batches(12), checkpoint_dir=tmp_path / "file")
-    with pytest.raises(ValueError, match="mount the bucket"):
-        fit(batches(12), checkpoint_dir="gs://bucket/run")
+    for address in ("gs://bucket/run", pathlib.Path("gs://bucket/run")):
+        with pytest.raises(ValueError, match="mount the bucket"):
+            fit(batches(12), checkpoint_dir=address)
+    for folder in ("C:/run", "run:1/a", tmp_path):
+        assert checkpoints.local(folder).is_absolute()
 
 
 def test_a_source_that_says_where_it_stands_by_its_own_reckoning(tmp_path):
     source = Counting(batches(12))
     fit(source, steps=6, checkpoint_dir=tmp_path)
     assert checkpoints.newest(tmp_path)[0].about["positions"] == [{"drawn": 6, "bytes": "6"}]
+    with pytest.raises(ValueError, match=r"data, first batch(.*\n)*.*isn't at its beginning"):
+        fit(source, steps=9, checkpoint_dir=tmp_path)

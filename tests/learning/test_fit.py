@@ -1,5 +1,6 @@
 """`fit`: any number of any guidance, batches held out, the best kept, weights of one's own."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -131,24 +132,80 @@ def test_where_no_score_is_a_number_the_last_is_returned(tmp_path):
     np.testing.assert_array_equal(learning.load(tmp_path / "none", jnp.array(0.0)), last)
 
 
-def test_the_best_of_another_measure_is_set_aside(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "omega", "want"),
+    [
+        ({"held_out": batches(1, seed=3)}, 1.8, 1.8),
+        ({"score": near(1.21)}, 1.8, 1.8),
+        ({"score": near(1.41)}, 1.38, 1.4),  # what is the best today as well
+    ],
+)
+def test_the_best_so_far_is_scored_by_what_scores_today(tmp_path, before, omega, want):
     """A loss of 0.03 isn't better than a Fréchet distance of 7."""
-    held = batches(1, seed=3)
-    climb(6, tmp_path, held_out=held)
-    with pytest.warns(UserWarning, match="set aside .*something else"):
-        best = climb(12, tmp_path, score=lambda phi: 7 + near(1.8)(phi))
-    np.testing.assert_allclose(best, 1.8, rtol=1e-6)
+    climb(6, tmp_path, **before)
+    best = climb(12, tmp_path, score=lambda phi: 7 + near(omega)(phi))
+    np.testing.assert_allclose(best, want, rtol=1e-6)
     np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), best)
-    assert list((tmp_path / "best").glob("*.of-another-run*"))
 
 
-def test_the_best_of_other_batches_and_of_none_is_set_aside(tmp_path):
+def test_a_finished_run_is_scored_by_what_scores_today(tmp_path):
+    climb(4, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for omega, want in ((9.0, 1.4), (1.2, 1.4), (9.0, 1.4)):  # 1.2 wasn't kept.
+            best = climb(4, tmp_path, score=near(omega))
+            np.testing.assert_allclose(best, want, rtol=1e-6)
+            np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), best)
+
+
+def test_a_best_that_has_no_score_today_is_set_aside(tmp_path):
+    climb(4, tmp_path, score=near(1.2))
+    with pytest.warns(UserWarning, match="no number now"):
+        last = climb(4, tmp_path, score=lambda phi: float("nan"))
+    np.testing.assert_allclose(last, 1.4, rtol=1e-6)
+    np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), last)
+
+
+def test_the_best_of_a_run_that_scores_none_is_set_aside(tmp_path):
     climb(6, tmp_path, held_out=batches(1, seed=3))
-    with pytest.warns(UserWarning, match="something else"):
-        climb(8, tmp_path, held_out=batches(1, seed=4))
     with pytest.warns(UserWarning, match="scores none"):
         last = climb(12, tmp_path)
     np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), last)
+
+
+def stop(step, metrics):
+    if step >= 6:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("save_every", [5, 100])
+def test_a_best_beyond_the_checkpoint_is_this_run_s_no_more(tmp_path, save_every):
+    """The run went on to 6, and goes on from 5 or from its beginning; scores differ each time."""
+    options = {"save_every": save_every, "steps_per_dispatch": 1, "directory": tmp_path}
+    scores = iter([5.0, 3.0, 1.0])
+    with pytest.raises(KeyboardInterrupt):
+        climb(score=lambda phi: next(scores), progress=stop, **options)
+    scores = iter(
+        [5.0, 2.0, 4.0, 4.0, 4.0, 4.0] if save_every == 100 else [2.0, 4.0, 4.0, 4.0, 4.0]
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        best = climb(score=lambda phi: next(scores), **options)
+    assert any("no checkpoint to go on from" in str(w.message) for w in told) == (save_every == 100)
+    np.testing.assert_allclose(best, 1.4, rtol=1e-6)
+    np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), best)
+
+
+def test_a_score_that_is_no_number():
+    with pytest.raises(ValueError, match=r"score returned \{'fid': 1.0\}; expected a number"):
+        climb(score=lambda phi: {"fid": 1.0})
+    with pytest.raises(ValueError, match="expects score"):
+        climb(score=7.0)
+
+
+def test_held_out_without_an_end():
+    with pytest.raises(ValueError, match="beyond 10000 batches"):
+        climb(held_out=itertools.repeat(batches(1)[0]))
 
 
 def test_the_best_stays_where_the_run_is_the_same(tmp_path):
@@ -167,6 +224,76 @@ def test_a_process_by_itself_is_refused(monkeypatch):
         climb()
     with pytest.raises(ValueError, match="devices of 1"):
         climb(mesh=jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+
+
+# What it can't use.
+
+
+REFUSED = {
+    "not called": (lambda: {"optimizer": optax.sgd}, "expected an optimizer"),
+    "a line search": (lambda: {"optimizer": optax.lbfgs()}, "can't update φ"),
+    "lookahead": (lambda: {"optimizer": optax.lookahead(STEADY, 5, 0.5)}, "can't update φ"),
+    "schedule-free": (lambda: {"optimizer": optax.contrib.schedule_free_sgd(0.1)}, "another point"),
+    "schedule-free in a chain": (
+        lambda: {"optimizer": optax.chain(optax.contrib.schedule_free_adamw(0.1))},
+        "another point",
+    ),
+    "a number left out": (lambda: {"leave_out": 3}, "leave_out"),
+    "several keys": (lambda: {"key": jax.random.split(KEY, 2)}, r"one key, got \(2,\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_before_anything_compiles(name):
+    options, message = REFUSED[name]
+    options = {"key": KEY, "optimizer": STEADY, **options()}
+    with pytest.raises(ValueError, match=message):
+        gj.fit(
+            options.pop("key"), constant, jnp.array(1.0), STILL, batches(2), objective=up,
+            uncond=2, steps=2, **options,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["guide", "objective"])
+def test_what_is_read_beside_phi_is_read_once(what):
+    size = jnp.array(1.0)
+
+    def reading(phi):
+        return gj.guidance(gj.cfg, omega=phi * (size if what == "guide" else 1.0))
+
+    def to_learn(keys, guidance, denoise, batch, networks=()):
+        return up(keys, guidance, denoise, batch) * (size if what == "objective" else 1.0)
+
+    def run():
+        return gj.fit(
+            KEY, reading, jnp.array(1.0), STILL, batches(1), objective=to_learn, uncond=2,
+            optimizer=STEADY, steps=1,
+        )  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        once, again = run(), run()
+        np.testing.assert_array_equal(once, again)
+    size = jnp.array(3.0)
+    with pytest.warns(UserWarning, match="reads size beside its arguments.*as φ of gj.fit"):
+        run()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_monitors_are_closed_however_a_run_ends(fails):
+    closed = []
+
+    class Shown:
+        def __call__(self, report):
+            if fails:
+                raise OSError("no screen")
+
+        def close(self):
+            closed.append(1)
+
+    with pytest.raises(OSError, match="no screen") if fails else contextlib.nullcontext():
+        climb(2, monitors=[lambda report: None, Shown()])
+    assert closed == [1]
 
 
 # Any number.

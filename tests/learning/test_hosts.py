@@ -76,15 +76,16 @@ def test_one_that_is_told_to_end_saves_for_all(tmp_path, two):
 
 
 def test_an_error_on_one_ends_all(tmp_path, two):
-    """First a bad row, then, going on from before it, a full disk; then without either."""
-    for what, message in (
-        ("bad row", "x0 of batch 4 holds NaN"),
-        ("callback", "the disk of this host is full"),
+    """A log that can't be written, a bad row, a full disk; then without any of them."""
+    for what, message, index in (
+        ("log", "metrics.jsonl can't be written", 0),
+        ("bad row", "x0 of batch 4 holds NaN", 1),
+        ("callback", "the disk of this host is full", 1),
     ):
         codes, said, seconds = run(tmp_path, 2, what)
         assert all(code == 1 for code in codes), said
         assert all(message in text for text in said)
-        assert "process 1 of 2 ended this run" in said[0]
+        assert f"process {index} of 2 ended this run" in said[1 - index]
         assert seconds < 200
     codes, said, _ = run(tmp_path, 2)
     assert codes == [0, 0], said

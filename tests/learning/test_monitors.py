@@ -51,6 +51,17 @@ def test_bar(reports):
     assert "updates/s" in out.getvalue()
 
 
+def test_what_is_closed_early_is_closed_once(tmp_path, reports):
+    out = io.StringIO()
+    bar = monitors.bar(Console(file=out, width=120, force_terminal=True))
+    for monitor in (bar, monitors.tensorboard(tmp_path)):
+        monitor.close()  # Nothing is shown yet.
+        monitor(reports[0])
+        monitor.close()
+        monitor.close()
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1  # the cursor
+
+
 def test_tensorboard(tmp_path, reports):
     from tensorboardX.proto.event_pb2 import Event
 

@@ -1,7 +1,9 @@
 """One device or many: the same φ, and one collective."""
 
+import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -316,6 +318,30 @@ def test_samples_of_a_shard_are_those_of_the_batch():
     half = OBJECTIVE(KEYS[8:], guide, EXACT, jax.tree.map(lambda a: a[8:], BATCH))
     np.testing.assert_allclose(half, whole[8:], rtol=1e-5)
     assert jnp.ptp(whole) > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """An objective of one's own that compares rows: the mean of ω x0 over the batch should be 1."""
+
+    axis: Any = None
+
+    def across(self, axis):
+        return Mean(axis)
+
+    def __call__(self, keys, guidance, denoise, batch, networks=()):
+        omega = guidance.omega(jnp.float32(0.3), jnp.float32(0.6), batch.cond, process=PROCESS)
+        mean = jnp.mean(omega[:, None] * batch.x0)
+        mean = mean if self.axis is None else jax.lax.pmean(mean, self.axis)
+        return (mean - 1) ** 2 * jnp.ones(len(keys))
+
+
+@pytest.mark.slow
+def test_an_objective_of_one_s_own_that_compares_rows(mesh):
+    run = lambda mesh: flat(
+        fit(batches(3, N), steps=3, optimizer=SGD, objective=Mean(), mesh=mesh)
+    )  # fmt: skip
+    np.testing.assert_allclose(run(mesh), run(None), atol=2e-6)
 
 
 # Batches held out.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import grain
 import jax
@@ -19,7 +20,8 @@ import pytest
 import guidejax as gj
 from guidejax import learning, objectives
 from guidejax.learning import _identity, _log, checkpoints
-from guidejax.learning._data import Conditions, Feed
+from guidejax.learning._data import Conditions, Feed, Rows, check_shares
+from guidejax.learning._hosts import Hosts
 from tests.learning.common import (
     KEY,
     NET,
@@ -129,6 +131,13 @@ def test_a_signal_saves_where_the_run_stands(tmp_path, straight, name, capfd):
     assert steps_of(tmp_path) == ([*range(1, 9)], [8])
     phi = fit(batches(12), checkpoint_dir=tmp_path, save_every=100)
     np.testing.assert_array_equal(flat(phi), straight[0])
+
+
+@pytest.mark.parametrize("three", [3.0, np.float32(3), np.int64(3)])
+def test_counts_of_other_kinds_are_counts(tmp_path, three):
+    with pytest.raises(Stop):
+        fit(batches(12), checkpoint_dir=tmp_path, save_every=three, progress=stop_at(8))
+    assert steps_of(tmp_path)[1] == [3, 6]
 
 
 def test_a_second_interrupt_is_heard_at_once(tmp_path):
@@ -256,6 +265,40 @@ def test_positions_of_grain(kind):
     assert sorted(skipped + rest) == list(range(20))
 
 
+ROWS = Rows(["x0 float32[4, 3]"], "a", [["x0 float32[4, 3]"]])
+SHORT = ["x0 float32[2, 3]"]
+
+
+@pytest.mark.parametrize(
+    ("other", "copies", "message"),
+    [
+        (ROWS._replace(shapes=SHORT), False, "first batches of other shapes"),
+        (ROWS._replace(held_out=[]), False, "1 and 0 held_out batches"),
+        (ROWS._replace(held_out=[SHORT]), False, "held_out batches of other shapes"),
+        (ROWS._replace(values="b"), True, r"give different ones.*shard=\(0, 1\)"),
+        (ROWS, True, None),
+        (ROWS._replace(values="b"), False, None),
+    ],
+)
+def test_rows_of_processes_make_one_batch(other, copies, message):
+    parts = [(0,), (0,)] if copies else [(0,), (1,)]
+    if message is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_shares(parts, [ROWS, other], 1)
+    else:
+        with pytest.raises(ValueError, match=f"processes 0 and 1 .*{message}"):
+            check_shares(parts, [ROWS, other], 1)
+
+
+def test_processes_that_all_read_the_same_rows_are_told():
+    with pytest.warns(UserWarning, match=r"0 and 1 hold different rows.*shard=\(1, 2\)"):
+        check_shares([(0,), (1,)], [ROWS, ROWS], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # A finished run may be given no data.
+        check_shares([(0,), (1,)], [Rows([], "", [])] * 2, 1)
+
+
 def test_a_position_that_cannot_be_saved(tmp_path):
     source = Counting(batches(12))
     source.get_state = object
@@ -295,6 +338,12 @@ def at(batch, name, index, value):
     return {**batch, name: array}
 
 
+class Tensor:
+    """An array with a dtype of its own, as torch's."""
+
+    dtype, shape, ndim = type("dtype", (), {"__repr__": lambda _: "float16"})(), (8, 3), 2
+
+
 BAD = {
     "nan": (lambda b: at(b, "x0", (2, 1), np.nan), "x0 of batch 4 holds NaN"),
     "label": (lambda b: at(b, "cond", 3, 2), "batch 4: label 2 is out of range"),
@@ -305,6 +354,16 @@ BAD = {
     "image size": (lambda b: {**b, "x0": b["x0"][:, :2]}, r"batch 4 has shapes \(\(8, 2\)"),
     "batch size": (lambda b: {k: v[:6] for k, v in b.items()}, r"batch 4 has shapes \(\(6, 3\)"),
     "bytes": (lambda b: {**b, "x0": np.zeros((8, 3), np.uint8)}, "x0 is uint8; expected floats"),
+    "texts": (
+        lambda b: {**b, "cond": np.array(["a cat"] * 8)},
+        r"cond holds a ndarray of <U5; expected numbers",
+    ),
+    "a list of texts": (lambda b: {**b, "cond": ["a cat"] * 8}, "cond holds a str of <U5"),
+    "another library's": (lambda b: {**b, "x0": Tensor()}, "x0 holds a Tensor of float16"),
+    "evaluations": (
+        lambda b: {**b, "evaluations": np.ones((8, 3))},
+        "evaluations are ndarray; expected t, x, predictions",
+    ),
     "no cond": (lambda b: {"x0": b["x0"]}, r"batch 4 has no \['cond'\]"),
     "no batch": (lambda b: b["x0"], "batch 4 is a ndarray"),
 }
@@ -373,7 +432,8 @@ def test_the_update_that_is_skipped_changes_nothing(straight):
 
 def test_many_that_are_not_finite_end_the_run(tmp_path, straight):
     """With the first one's step, batch and values, and the state before it saved."""
-    with pytest.raises(FloatingPointError, match=r"step 6, of batch 5: \{'loss': inf") as info:
+    said = r"step 6, of batch 5: \{'loss': inf.*The state before it is saved.*anyway"
+    with pytest.raises(FloatingPointError, match=said) as info:
         fit(bad_at(5, 6, 7), checkpoint_dir=tmp_path, max_skipped=2)
     assert info.value.__context__ is None
     assert steps_of(tmp_path)[1] == [3, 5]  # 5, the last dispatch that ended well.
@@ -384,6 +444,41 @@ def test_many_that_are_not_finite_end_the_run(tmp_path, straight):
     phi = fit(bad_at(5, 6, 7), steps=9, checkpoint_dir=tmp_path, leave_out=[5, 6, 7])
     rest = [batch for n, batch in enumerate(batches(12)) if n not in (5, 6, 7)]
     np.testing.assert_allclose(flat(phi), flat(fit(rest, steps=9)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("bad", "folder"), [((0, 1), True), ((6, 7), False)])
+def test_what_is_said_to_be_saved_is(tmp_path, bad, folder):
+    """Nothing is before the first update, and without a folder."""
+    with pytest.raises(FloatingPointError) as info:
+        fit(bad_at(*bad), checkpoint_dir=tmp_path if folder else None, max_skipped=2)
+    assert "saved" not in str(info.value)
+    assert "anyway" not in str(info.value)
+    assert "smaller learning rate, or with leave_out" in str(info.value)
+
+
+@pytest.mark.parametrize(("bad", "said"), [(0, "of 12$"), (6, "of 12, saved as of step 6; ")])
+def test_where_a_signal_finds_updates_skipped(tmp_path, bad, said):
+    def ask(step, metrics):
+        if step == bad + 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=said):
+        fit(bad_at(*range(bad, 12)), checkpoint_dir=tmp_path, save_every=100, progress=ask)
+
+
+def test_what_all_processes_do_comes_before_what_one_may_fail_at(tmp_path, monkeypatch):
+    """Where the data stand in each is asked before the log and the checkpoint are written."""
+    events = []
+
+    def noted(owner, name):
+        of = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: events.append(name) or of(*args))
+
+    noted(Hosts, "all_texts")
+    noted(_log, "write")
+    noted(checkpoints.Checkpoints, "save")
+    fit(batches(2), steps=2, checkpoint_dir=tmp_path)
+    assert events == ["all_texts", "write", "save"]
 
 
 @pytest.mark.slow
@@ -401,6 +496,8 @@ def test_refused_before_anything_is_done(tmp_path):
         options = {name: 0}
         with pytest.raises(ValueError, match="≥ 1"):
             fit(batches(1), **options)
+        with pytest.raises(ValueError, match=f"{name} ≥ 1, a whole number; got 10.5"):
+            fit(batches(1), **{name: 10.5})
     with pytest.raises(ValueError, match="α is 0"):
         fit(
             [],
@@ -490,6 +587,15 @@ def test_the_step_by_hand_is_the_step_of_fit_omega():
         assert logged[n] == pytest.approx({k: float(v) for k, v in metrics.items()}, rel=1e-5)
     np.testing.assert_allclose(flat(phi), flat(state.phi), rtol=1e-5, atol=1e-7)
     assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_a_state_that_is_written_over_takes_nothing_of_the_user_s(make):
+    key, phi = make(3), {"omega": jnp.ones(3)}
+    state = learning.init_state(key, phi, optax.sgd(0.1))
+    jax.jit(lambda s: s._replace(step=s.step + 1), donate_argnums=0)(state)
+    assert jax.random.normal(key, (2,)).shape == (2,)
+    np.testing.assert_array_equal(phi["omega"], 1)
 
 
 @pytest.mark.slow
