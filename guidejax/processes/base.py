@@ -169,9 +169,10 @@ def check(process: Process) -> None:
     if not np.all(np.diff(log_snr) < 0):
         bad = t[:-1][~(np.diff(log_snr) < 0)][0]
         raise ValueError(f"{who}.log_snr doesn't fall at t = {bad:g}.")
-    with np.errstate(divide="ignore"):
-        ratio = 2 * (np.log(alpha) - np.log(sigma))
-    off = np.isfinite(ratio) & ~(np.abs(log_snr - ratio) <= 1e-2 * (1 + np.abs(ratio)))
+    inside = (alpha > 0) & (sigma > 0)
+    log_alpha, log_sigma = (np.log(np.where(inside, a, 1)) for a in (alpha, sigma))
+    ratio = 2 * (log_alpha - log_sigma)
+    off = ~(np.abs(np.where(inside, log_snr, 0) - ratio) <= 1e-2 * (1 + np.abs(ratio)))
     if np.any(off):
         bad = int(np.argmax(off))
         raise ValueError(
