@@ -16,6 +16,7 @@ import pytest
 
 import guidejax as gj
 from tests.learning.common import EXACT, MODEL, examples
+from tests.rules import test_agreement
 from tests.rules import test_common as every_rule
 from tests.schedules import test_common as every_schedule
 from tests.solvers.common import MEAN, PROCESSES, STD, flow
@@ -272,10 +273,10 @@ def test_recipe_of_a_rule(add):
     every_rule.test_nan_in_nan_out(rule, {})
     every_rule.test_twice_the_predictions_guide_to_twice_as_much(rule, {})
     for check in (
-        every_rule.test_shapes_and_dtypes_are_kept,
-        every_rule.test_single_precision_is_double_and_the_gradient_the_slope,
-        every_rule.test_one_compilation_whatever_the_numbers,
-        every_rule.test_docstring,
+        test_agreement.test_shapes_and_dtypes_are_kept,
+        test_agreement.test_single_precision_is_double_and_the_gradient_the_slope,
+        test_agreement.test_one_compilation_whatever_the_numbers,
+        test_agreement.test_docstring,
     ):
         check(rule)
     cond, uncond = jax.random.normal(KEY, (2, 5, 8))

@@ -27,7 +27,8 @@ from tests.cases import (
     pick,
 )
 
-from .test_common import OF_OTHER_DEGREE, VARIANTS, arrays_of, numbers_of
+from .common import VARIANTS, arrays_of, numbers_of
+from .test_common import OF_OTHER_DEGREE
 
 NAMES = sorted({name for rule in RULES.values() for name in arrays_of(rule)})
 # Numbers at their ends, for the rules that have them.
