@@ -313,7 +313,7 @@ def denoiser(
     process: Process,
     prediction: str = "x0",
     *,
-    time: str | Callable[[Array], Array] = "t",
+    time: str | Callable[[Array], Array] | None = None,
     params: Any = None,
 ) -> Denoiser:
     """Wrap a network as `denoise(x, t, cond) -> x0`.
@@ -334,7 +334,8 @@ def denoiser(
             process, which is dx/dt on rectified flow alone) or "score".
         time: What the network is told in place of t, (batch,) float: "t"; "index", of the table
             of a `discrete` process; "sigma", σ/α; "log_snr", log(α²/σ²); or a function of t,
-            such as `lambda t: 1000 * t`.
+            such as `lambda t: 1000 * t`. None is "t", with a warning on processes whose published
+            networks are told something else: a table, EDM, a shifted one.
         params: The network's parameters, where it doesn't hold them itself. Traced.
 
     Returns:
@@ -356,24 +357,25 @@ def denoiser(
             f"unknown prediction {prediction!r}; expected one of {', '.join(PREDICTIONS)}."
         )
     check_process(process)
+    asked, time = time, "t" if time is None else time
     if time not in TOLD and not callable(time):
         raise ValueError(
             f"unknown time={time!r}; expected one of {', '.join(TOLD)}, or a function of t."
         )
-    if isinstance(process, Shifted) and (time == "t" or (callable(time) and not _same(time))):
+    if isinstance(process, Shifted) and (asked is None or (callable(time) and not _same(time))):
         warnings.warn(
-            f"the network is told {'' if time == 't' else 'a function of '}the shifted process's "
+            f"the network is told {'' if asked is None else 'a function of '}the shifted process's "
             "own t. One that was trained on the process without the shift is wrapped there and "
             "moved, gj.denoiser(network, process, ...).on(gj.processes.shifted(process, shift)); "
-            "time=lambda t: t says that this t is meant, and the network may scale it itself.",
+            "time='t' says that this t is meant, and the network may scale it itself.",
             stacklevel=2,
         )
-    if time == "t" and (hasattr(process, "index") or isinstance(process, EDM)):
+    elif asked is None and (hasattr(process, "index") or isinstance(process, EDM)):
         told = "sigma" if isinstance(process, EDM) else "index"
         warnings.warn(
             f"the network is told t in [0, 1]. One that was published for {type(process).__name__} "
-            f"is told something else: give time={told!r}, or what it is. time=lambda t: t says "
-            "that this t is meant.",
+            f"is told something else: give time={told!r}, or what it is. time='t' says that this t "
+            "is meant.",
             stacklevel=2,
         )
     if time == "index" and not hasattr(process, "index"):

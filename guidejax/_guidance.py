@@ -108,6 +108,16 @@ class Guidance:
     ) -> Any:
         """For each of the steps (s, t), whether one of these branches matters: NumPy if known now.
 
+        Of any sample: (n,). `needed_each` says it of each.
+        """
+        found = self.needed_each(names, s, t, process, times)
+        return found.any(axis=tuple(range(1, found.ndim)))
+
+    def needed_each(
+        self, names: tuple[str, ...], s: Any, t: Any, process: Process | None, times: Any
+    ) -> Any:
+        """`needed` by sample where samples differ: (n,), (n, batch) or (n, 1).
+
         Args:
             names: Branches, "cond" not among them.
             s: Times denoised to, (n,) or (n, batch); None where nobody knows them.
@@ -129,7 +139,7 @@ class Guidance:
             return np.zeros(len(t), bool)
         weight = functools.reduce(operator.add, weights.values())
         active = functools.partial(weight.active, process=process, times=times)
-        each = jax.vmap(lambda s, t: jnp.any(active(s, t)))
+        each = jax.vmap(lambda s, t: _sample_by_sample(jnp.asarray(active(s, t))))
         rows = lambda: each(None if s is None else jnp.asarray(s), jnp.asarray(t))  # noqa: E731
         if is_concrete(weight, s, t, times, process):
             with concretely():
@@ -142,7 +152,8 @@ class Guidance:
                 if not is_concrete(on[-1]):
                     break
             else:
-                return np.asarray([np.any(step) for step in on[::-1]], bool)
+                known = (_sample_by_sample(np.asarray(step)) for step in on[::-1])
+                return np.stack(np.broadcast_arrays(*known)).astype(bool)
         return rows()
 
     def active(self, times: Any, process: Process | None = None) -> Any:
@@ -452,9 +463,9 @@ def _where(on: Array, new: Tree, old: Tree) -> Tree:
     return tree_map(lambda a, b: jnp.where(expand(on, a), a, b), new, old)
 
 
-def _sample_by_sample(on: Array) -> Array:
+def _sample_by_sample(on: Any) -> Any:
     """Whether any of a sample's flags is on, where there is one a channel: a scalar or (batch,)."""
-    return jnp.any(on, axis=tuple(range(1, on.ndim))) if on.ndim else on
+    return on.any(axis=tuple(range(1, on.ndim))) if on.ndim else on
 
 
 def _part(omega: dict[str, Array], part: str) -> Array:

@@ -187,11 +187,20 @@ def check_branches(
                 _check_told(network, time, whose)
 
 
+# Processes, with shapes of noise, of which the size of noise was looked at.
+_MEASURED: set[Any] = set()
+
+
 def _warn_of_other_noise(alpha: float, sigma: np.ndarray, noise: Tree, process: Process) -> None:
     """Say where a run begins from noise of another size than its process has at the first time."""
     least, most = float(sigma.min()), float(sigma.max())
     if least < alpha:  # Not from noise.
         return
+    if least < 4:  # To look at noise is to wait for it: once for a kind of run.
+        kind = (type(process), tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(noise)))
+        if kind in _MEASURED:
+            return
+        _MEASURED.add(kind)
     for leaf in jax.tree.leaves(noise):
         if not (is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True)):
             continue
@@ -268,11 +277,14 @@ def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
     functions += [link.rule.fn for link in guide.links]
     functions += [getattr(weight.fn, "fn", weight.fn) for weight in every_weight(guide)]
     for function in functions:
-        warn_of_new_function(function)
+        warn_of_new_function(function, level=5)
 
 
-def warn_of_new_function(function: Any) -> None:
-    """Say where a function is made anew at each call, or reads what changed since it compiled."""
+def warn_of_new_function(function: Any, level: int = 4) -> None:
+    """Say where a function is made anew at each call, or reads what changed since it compiled.
+
+    `level` is that of the caller whom it concerns, as `stacklevel` has it.
+    """
     code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
     if code is None:
         return
@@ -286,10 +298,10 @@ def warn_of_new_function(function: Any) -> None:
             known.told = True
             warnings.warn(
                 f"{where} reads {', '.join(changed)} beside its arguments, and was compiled with "
-                "other values, with which it goes on. What changes goes in as `params`: "
+                "other values, with which it may go on. What changes goes in as `params`: "
                 "gj.denoiser(network, process, params=...) of a network(params, x, t, cond); what "
                 "is learned, as φ of gj.fit.",
-                stacklevel=5,
+                stacklevel=level,
             )
     elif len(seen) < _MANY and (weak := _weakly(function)) is not None:
         seen.append(_Seen(weak, _reads(function, code)))
@@ -297,7 +309,7 @@ def warn_of_new_function(function: Any) -> None:
             warnings.warn(
                 f"{where} is a new function at each call, so that each call compiles anew; define "
                 "it once.",
-                stacklevel=5,
+                stacklevel=level,
             )
 
 

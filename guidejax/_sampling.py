@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Times, Tree, batch_size, is_concrete, tree_map
+from guidejax._arrays import Array, Times, Tree, batch_size, expand, is_concrete, tree_map
 from guidejax._branches import BranchMode, check_mode, predict
 from guidejax._denoisers import Denoiser, check_denoiser
 from guidejax._guidance import Guidance
@@ -178,8 +178,9 @@ def sample(
     count = len(where.step)
 
     names = guide.branches[1:]
-    active = {n: guide.needed((n,), *at, denoise.process, times) for n in names}
-    anew = turns(active, where) if solver.multistep else None
+    each = {n: guide.needed_each((n,), *at, denoise.process, times) for n in names}
+    anew = turns(each, where) if solver.multistep else None
+    active = {n: on.any(axis=tuple(range(1, on.ndim))) for n, on in each.items()}
     if skip == "never":
         active = {name: np.ones(count, bool) for name in active}
     active |= {name: np.ones(count, bool) for name in solver.branches}
@@ -290,8 +291,8 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, an
             x, state, memory, answers, room = carry
             report(plan.progress, at["step"], steps, at["number"] == 0)
             if anew is not None:
-                start = solver.init(x, at["from"])
-                memory = tree_map(lambda a, b: jnp.where(at["anew"], a, b), start, memory)
+                pick = lambda a, b: jnp.where(expand(at["anew"], a), a, b)  # noqa: E731
+                memory = tree_map(pick, solver.init(x, at["from"]), memory)
             x, state, memory, answers, x0, stats = advance(needed, x, state, memory, answers, at)
             if room:
                 room = put(room[0], x, at["slot"]), put(room[1], x0, at["slot_x0"])
@@ -300,10 +301,12 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, an
 
         return run
 
-    step = where.step
+    step, grid = where.step, times
+    if anew is not None and anew.ndim > grid.ndim:  # What a sample remembers is its own.
+        grid = jnp.broadcast_to(grid[:, None], (steps + 1, batch_size(noise)))
     xs = {
-        "from": times[step],
-        "to": times[step + 1],
+        "from": grid[step],
+        "to": grid[step + 1],
         "t": begins,
         "s": ends,
         "step": jnp.asarray(step),
@@ -319,7 +322,7 @@ def _run(key, denoise, noise, times, at, cond, others, guide, solver, active, an
         "slot_x0": jnp.asarray(slots(plan.keep, step, where.first)),
     }
     blanks = () if one else ((noise, dict.fromkeys(solver.branches, noise)),) * plan.usual
-    memory = solver.init(noise, times[0])
+    memory = solver.init(noise, grid[0])
     carry = (noise, guide.init(noise), memory, blanks, blank(plan.keep, noise))
     kept = []
     for start, stop, needed in plan.segments:

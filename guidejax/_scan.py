@@ -144,21 +144,25 @@ def segments(active: Mapping[str, Any], count: int) -> tuple[Segment, ...]:
 def turns(active: Mapping[str, Any], where: Evaluations) -> Any:
     """At which evaluations a step begins whose guidance is on or off as that before isn't.
 
-    (count,); None where it is known that there is no such step.
+    (count,), or (count, batch) where samples differ; None where there is known to be no such step.
 
     Args:
-        active: For each branch, the evaluations it is needed at, (count,): NumPy, or traced.
+        active: For each branch, the evaluations it is needed at, (count,), or (count, batch) for
+            each sample: NumPy, or traced.
         where: The run.
     """
     lib = np if is_concrete(dict(active)) else jnp
     first = np.flatnonzero(where.first)
-    found: Any = np.zeros(len(first), bool)
+    found: Any = None
     for on in active.values():
         of_step = lib.asarray(on)[first]
-        found = found | lib.append(False, of_step[1:] != of_step[:-1])
-    if lib is np and not np.any(found):
+        turned = of_step != lib.concatenate([of_step[:1], of_step[:-1]])
+        if found is not None and turned.ndim != found.ndim:
+            turned, found = (a if a.ndim > 1 else a[:, None] for a in (turned, found))
+        found = turned if found is None else found | turned
+    if found is None or (lib is np and not np.any(found)):
         return None
-    return found[where.step] & where.first
+    return found[where.step] & where.first.reshape((-1,) + (1,) * (found.ndim - 1))
 
 
 @jax.custom_batching.custom_vmap

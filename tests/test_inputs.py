@@ -292,13 +292,16 @@ def test_unit_noise_on_edm_is_told():
         _sample(denoise, times=gj.uniform_times(4, start=0.3))  # From where σ is small.
 
 
-def test_noise_of_another_scale_is_told():
-    """Of a sampler in σ, whose x is √(1 + σ²) times ours."""
+def test_noise_of_another_scale_is_told(monkeypatch):
+    """Of a sampler in σ, whose x is √(1 + σ²) times ours; looked at once for a kind of run."""
+    monkeypatch.setattr(_inputs, "_MEASURED", set())
     denoise = gj.denoiser(_network, gj.processes.scaled_linear(), "eps", time="index")
     with pytest.warns(UserWarning, match="noise has a root mean square of .*initial_noise"):
         _sample(denoise, noise=14.6 * NOISE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        _sample(denoise, noise=14.6 * NOISE)
+        _inputs._MEASURED.clear()
         _sample(denoise, noise=3.0 * NOISE)
 
 
@@ -309,7 +312,7 @@ def test_a_network_of_a_table_or_of_edm_is_told_more_than_t():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             gj.denoiser(_network, process, "eps", time=told)
-            gj.denoiser(_network, process, "eps", time=lambda t: t)
+            gj.denoiser(_network, process, "eps", time="t")
 
 
 def test_an_inversion_may_end_where_nothing_is_asked():
@@ -326,11 +329,12 @@ def test_a_shifted_process_is_not_what_a_network_was_trained_on():
     shifted = gj.processes.shifted(RF, 3.0)
     with pytest.warns(UserWarning, match=r"\.on\(gj.processes.shifted"):
         gj.denoiser(_network, shifted)
-    with pytest.warns(UserWarning, match=r"a function of the shifted .* time=lambda t: t says"):
+    with pytest.warns(UserWarning, match=r"a function of the shifted .* time='t' says"):
         gj.denoiser(_network, shifted, time=lambda t: 1000 * t)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gj.denoiser(_network, RF).on(shifted)
+        gj.denoiser(_network, shifted, time="t")
         gj.denoiser(_network, shifted, time=lambda t: t)
 
 

@@ -185,7 +185,7 @@ def objective(estimator: Estimator, world: Any) -> Any:
         return gj.self_consistency(1.75, estimator.particles, **options)
     steps = options.pop("steps", SIZES.sampling_steps)
     if options.pop("reference", False):
-        options["reference"] = world["x0"]
+        options["reference"] = world["x0"], world["cond"]
     made = gj.rollout(
         world["features"], estimator.particles, steps, pooled=0.97, beta=2.0, remat="none",
         **options,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -112,7 +113,7 @@ def sample_grids(images: dict[str, Any], path: pathlib.Path, rows: int = 6) -> p
             tiles.transpose(0, 2, 1, 3).reshape(rows * 9, NUM_CLASSES * 9),
             cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest",
         )  # fmt: skip
-        axis.set_title(method, fontsize=9)
+        axis.set_title(textwrap.fill(method, 32), fontsize=9)
     return _save(figure, path)
 
 

@@ -278,10 +278,12 @@ class Source:
         if self._doubtful and len(x0) >= _TELLING:
             most = round(float((x0.max() + 1) / 2 * (self._high - self._low) + self._low))
             if most <= (self._high + 1) / 256:
+                white = next(bits for bits in (1, 255, 1023, 4095) if most <= bits)
                 raise ValueError(
                     f"{self.where}: the largest value of {len(x0)} images is {most}, where "
                     f"{self._high:g} would be white; expected images that fill that range. Pass "
-                    f"image_range=(0, {max(most, 1)}) if they are stored so."
+                    f"image_range=(0, {white}) if they are stored so, and (0, {self._high:g}) if "
+                    "these are dark indeed."
                 )
             self._doubtful = False
         return {"x0": x0, "cond": cond}

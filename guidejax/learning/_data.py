@@ -243,8 +243,11 @@ def check_shares(parts: Sequence[tuple[int, ...]], said: Sequence[Rows], index: 
     """
     groups = sorted(set(parts))
     share = f"gj.data.load(..., shard=({groups.index(parts[index])}, {len(groups)})) in this one."
-    for one, other in itertools.combinations(range(len(parts)), 2):
-        a, b, who = said[one], said[other], f"processes {one} and {other}"
+    alike: dict[tuple[int, ...], int] = {}  # For each part the first process that holds it.
+    seen: dict[str, int] = {}  # For each fingerprint the first process that gives it.
+    twice = ""
+    for other, b in enumerate(said):
+        a, who = said[0], f"processes 0 and {other}"
         if a.shapes != b.shapes:
             raise ValueError(
                 f"{who} give first batches of other shapes, {a.shapes} and {b.shapes}; expected "
@@ -260,17 +263,21 @@ def check_shares(parts: Sequence[tuple[int, ...]], said: Sequence[Rows], index: 
                 f"{who} give held_out batches of other shapes, {a.held_out} and {b.held_out}; "
                 "expected as many rows in each."
             )
-        if parts[one] == parts[other] and a.values != b.values:
+        one = alike.setdefault(parts[other], other)
+        if said[one].values != b.values:
             raise ValueError(
-                f"{who} hold the same rows of a batch on this mesh, and give different ones; a "
-                f"process gives those that its devices hold: {share}"
+                f"processes {one} and {other} hold the same rows of a batch on this mesh, and give "
+                f"different ones; a process gives those that its devices hold: {share}"
             )
-        if parts[one] != parts[other] and a.values and a.values == b.values:
-            warnings.warn(
-                f"{who} hold different rows of a batch on this mesh, and the first ones that they "
-                f"give are equal; a process gives those that its devices hold: {share}",
-                stacklevel=4,
-            )
+        one = seen.setdefault(b.values, other)
+        if b.values and parts[one] != parts[other]:
+            twice = twice or f"processes {one} and {other}"
+    if twice:
+        warnings.warn(
+            f"{twice} hold different rows of a batch on this mesh, and the first ones that they "
+            f"give are equal; a process gives those that its devices hold: {share}",
+            stacklevel=4,
+        )
 
 
 def stack(chunk: list[Batch], mesh: Mesh | None, axes: tuple[str, ...]) -> Batch:

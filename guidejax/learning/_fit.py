@@ -153,7 +153,8 @@ def fit(
     Args:
         key: The run's key.
         guide: φ → `Guidance`. Define it once: another function compiles anew. What it reads beside
-            φ, as a global, is read once, at the first call; so it is in an objective and a network.
+            φ, as a global, is read as the updates compile, which later calls with equal arguments
+            don't; so it is in an objective and a network.
         phi: What to start from: a pytree of floating point arrays.
         denoise: The denoiser; its parameters get no gradient. The process alone, where the batches
             come with their evaluations (`guidejax.learning.evaluate`).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 import time
@@ -149,12 +150,17 @@ class Run:
         except Exception as error:
             return None, error
 
+    @functools.cached_property
+    def _update(self) -> Callable[..., Any]:
+        # Once: of a rule with numbers there is no function for equal programs, and each is new.
+        return many_steps(self.program)
+
     def _launch(self, chunk: list[Batch], numbers: list[int]) -> Dispatch:
         """Start the next steps; returns before the device is done."""
         batches = stack(chunk, self.program.mesh, self.program.axes)
         self.clock.lap("input")
         with mesh_of(self.program):
-            self.state, metrics = many_steps(self.program)(self.state, *self.fixed, batches)
+            self.state, metrics = self._update(self.state, *self.fixed, batches)
         first, self.done = self.done, self.done + len(chunk)
         scheduled = isinstance(self.save_every, int) and self.done % self.save_every == 0
         position = None if self.identity is None else self.feed.position()
@@ -265,7 +271,7 @@ class Run:
             return None
         if _identity.differences(found.about["identity"], self.identity):
             saver.set_best_aside("it is of a run that went on another way", above=found.step)
-        saver.remove_best(above=found.step)
+        saver.set_best_aside("this run goes on from before it", above=found.step)
         return saver.best()
 
     def _score_again(self, best: Saved | None) -> None:
@@ -277,7 +283,8 @@ class Run:
             self.keeper.look(best.step, placed(phi, self.program.mesh))
             if self.saver is not None and not self.keeper.step:
                 self.saver.set_best_aside("its score is no number now")
-        if self.done == self.steps and (best is None or best.step < self.done):
+        due = self.done == self.steps or self.done % self.score_every == 0
+        if due and (best is None or best.step < self.done):
             self.keeper.look(self.done, self.state.phi)
             self._save_best()
 
@@ -385,14 +392,15 @@ class Run:
 
     def close(self) -> None:
         """Finish what is being written and shown, and let go of the directory."""
-        try:
-            for monitor in self.monitors:
+        for monitor in self.monitors:
+            try:
                 getattr(monitor, "close", lambda: None)()
-        finally:
-            if self.log is not None:
-                self.log.close()
-            if self.saver is not None:
-                self.saver.close()
+            except Exception as error:  # It isn't to hide what ended the run.
+                warnings.warn(f"closing a monitor failed: {error!r}", stacklevel=3)
+        if self.log is not None:
+            self.log.close()
+        if self.saver is not None:
+            self.saver.close()
 
 
 def _hyperparams(state: Any) -> list[str]:

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import warnings
 from typing import Any, NamedTuple
 
@@ -256,12 +255,6 @@ class Checkpoints:
         if found is not None:
             self.set_aside(damaged, found.step, BEST)
         return found
-
-    def remove_best(self, above: int) -> None:
-        """Remove the best φ of steps after `above`, which a run that goes on from there remakes."""
-        for step in _steps(self.directory / BEST):
-            if step > above:
-                shutil.rmtree(self.directory / BEST / str(step))
 
     def set_best_aside(self, why: str, above: int = -1) -> None:
         """Rename the best φ of steps after `above`, with a warning that says why."""

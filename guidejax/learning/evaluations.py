@@ -121,7 +121,7 @@ def evaluate(
 
 def as_denoiser(denoise: Any) -> Any:
     """`denoise`; of a process, a denoiser on it that can't be asked."""
-    return denoiser(_nothing, denoise) if isinstance(denoise, Process) else denoise
+    return denoiser(_nothing, denoise, time="t") if isinstance(denoise, Process) else denoise
 
 
 def _nothing(x: Any, t: Any, cond: Any) -> Any:

@@ -18,19 +18,22 @@ from guidejax._guidance import Guidance
 from guidejax._random import fold_in, normal_like
 from guidejax._sampling import sample
 from guidejax._times import uniform_times
-from guidejax.metrics._checks import real_array
+from guidejax.metrics._checks import gathered, real_array
 from guidejax.metrics._pairs import power
 from guidejax.metrics.energy import pairwise_distance_power
 from guidejax.objectives.base import (
     Batch,
     Networks,
+    alike,
     as_pytree,
+    check_kind,
     check_numbers,
     check_start,
     cross,
     groups,
     mean_of_others,
     own,
+    repeat,
     rewards_of,
     ungrouped,
 )
@@ -72,10 +75,13 @@ class Rollout:
         check_start(self.times[0], denoise)
 
     def check_batch(self, batch: Batch, where: str) -> None:
-        """Raise `ValueError` where a group of a batch on the host is of several conditions."""
+        """Raise `ValueError` where a group of a batch on the host is of several conditions, or
+        conditions are of another kind than the reference's.
+        """
+        if self.reference is not None and self.reference[1] is not None:
+            check_kind(where, batch.cond, self.reference[1])
         size, m = batch_size(batch.x0), self.particles
-        alone = self.pooled == 1 and self.differentiate == m
-        if alone or size % m:  # A process may hold a part of a group.
+        if not self._grouped or size % m:  # A process may hold a part of a group.
             return
         for leaf in map(np.asarray, jax.tree.leaves(batch.cond)):
             first = np.repeat(leaf[::m], m, axis=0)
@@ -85,7 +91,8 @@ class Rollout:
                 raise ValueError(
                     f"{where}: rows {start} to {start + m - 1} are of several conditions; rollout "
                     f"compares groups of particles={m} examples of one, as gj.data.grouped gives. "
-                    "pooled=1, without differentiate, takes batches of any conditions."
+                    "pooled=1 takes batches of any conditions, without differentiate and with a "
+                    "reference whose conditions are None."
                 )
 
     def __call__(
@@ -130,12 +137,14 @@ class Rollout:
                 both = jnp.concatenate([ours, real], axis=-1)
                 both = jax.lax.all_gather(both, self.axis_name, tiled=True)
                 ours, real = jnp.split(both, 2, axis=-1)
+            within = tuple(self._among(x, self.particles) for x in (ours, real) if self._grouped)
             found = jnp.zeros_like(loss)
             if pooled < 1:
-                found += (1 - pooled) * self._each(ours, real)
+                apart_from_own = self._apart(ours, real, self.particles)
+                found += (1 - pooled) * (apart_from_own - self.lam / 2 * sum(within))
             if pooled:
                 known = None if self.reference is None else self.reference[0][index]
-                found += pooled * self._together(ours, real, whole, share, known)
+                found += pooled * self._together(ours, real, whole, within, share, known)
             loss += found / len(self.features)
         if gathered:
             loss = loss[mine]
@@ -143,13 +152,9 @@ class Rollout:
             loss = loss - self.reward_weight * rewards_of(self.reward, x0, batch.cond)
         return loss
 
-    def _each(self, ours: Array, real: Array) -> Array:
-        """Each sample's share of the distance of its condition's samples, (batch,)."""
-        m = self.particles
-        self_terms = self._among(ours, m) + self._among(real, m)
-        return self._apart(ours, real, m) - self.lam / 2 * self_terms
-
-    def _together(self, ours: Array, real: Array, n: int, share: Any, known: Any) -> Array:
+    def _together(
+        self, ours: Array, real: Array, n: int, within: tuple[Array, ...], share: Any, known: Any
+    ) -> Array:
         """Each sample's share of the distance of all samples, (batch,).
 
         A sample and an independent one are of one condition with a probability p. Pairs of the
@@ -161,33 +166,40 @@ class Rollout:
             ours: Features of guided samples.
             real: Of the batch's true ones.
             n: Samples of the whole batch.
+            within: Mean powers of their distances within groups, of each; () where there are none.
             share: For each sample, what its own group counts among all; 0 where there are none.
             known: Features of the reference, and the mean power of their distances.
         """
         m = self.particles
 
-        def among(x: Array) -> Array:
-            every = self._among(x, n)
-            if not self._grouped or n == m:
-                return every
-            # The mean over other groups is ((n − 1) every − (m − 1) within) / (n − m).
+        def among(x: Array, own: Array) -> Array:
+            if n == m:
+                return own
+            # The mean over other groups is ((n − 1) every − (m − 1) own) / (n − m).
             rest = (1 - share) / (n - m)
-            own_group = share - rest * (m - 1)
-            return rest * (n - 1) * every + own_group * self._among(x, m)
+            return rest * (n - 1) * self._among(x, n) + (share - rest * (m - 1)) * own
 
+        if self._grouped:
+            own, theirs = within
+            own = among(ours, own)
+        else:
+            own = self._among(ours, n)
         if known is not None:
             values, self_term = known
-            return self._apart(ours, values, 0) - self.lam / 2 * (among(ours) + self_term)
+            return self._apart(ours, values, 0) - self.lam / 2 * (own + self_term)
         beside = self._apart(ours, real, n)
-        if not self._grouped:  # Sample and true sample j are of one condition, as no others are.
-            pair = power(_square(upcast(ours) - upcast(real)), self.beta)
-            beside = (n * beside - pair) / (n - 1)
-        return beside - self.lam / 2 * (among(ours) + among(real))
+        if self._grouped:
+            return beside - self.lam / 2 * (own + among(real, theirs))
+        # Sample and true sample j are of one condition, as no others are.
+        pair = power(_square(upcast(ours) - upcast(real)), self.beta)
+        beside = (n * beside - pair) / (n - 1)
+        return beside - self.lam / 2 * (own + self._among(real, n))
 
     @property
     def _grouped(self) -> bool:
         """Whether every `particles` samples are of one condition."""
-        return self.pooled < 1 or self.differentiate < self.particles
+        told = self.reference is not None and self.reference[1] is not None
+        return self.pooled < 1 or self.differentiate < self.particles or told
 
     def _share(self, cond: Any, n: int) -> Any:
         """What a sample's own group counts in `_together`, a number or (n,).
@@ -201,11 +213,11 @@ class Rollout:
             return 1 / count
         if self.axis_name is not None:
             cond = jax.lax.all_gather(cond, self.axis_name, tiled=True)
-        heads = tree_map(lambda a: a[:: self.particles], cond)
-        p = jnp.mean(_alike(heads, self.reference[1]), axis=1)
-        f = (jnp.sum(_alike(heads, heads), axis=1) - 1) / (count - 1)
+        heads = tree_map(lambda a: gathered(jnp.asarray(a))[:: self.particles], cond)
+        p = jnp.mean(alike(heads, self.reference[1]), axis=1)
+        f = (jnp.sum(alike(heads, heads), axis=1) - 1) / (count - 1)
         a = jnp.where(f < 1, (p - f) / jnp.where(f < 1, 1 - f, 1), 1)
-        return jnp.repeat(a, self.particles, total_repeat_length=n)
+        return repeat(a, self.particles)
 
     def _apart(self, x: Array, y: Array, size: int) -> Array:
         """mean_k ‖x_j − y_k‖^β over the y of every `size` samples, or over all of another set: 0.
@@ -256,17 +268,6 @@ class Rollout:
         rest = jax.lax.stop_gradient(draw(jax.lax.stop_gradient(guidance), rest))
         sides = lambda a, b: (_grouped(a, d), _grouped(b, m - d))  # noqa: E731
         return tree_map(lambda a, b: ungrouped(jnp.concatenate(sides(a, b), axis=1)), some, rest)
-
-
-def _alike(one: Any, other: Any) -> Array:
-    """Which rows of two conditions are the same: (n, m)."""
-
-    def leaf(a: Array, b: Array) -> Array:
-        a, b = (jnp.asarray(c).reshape(c.shape[0], -1) for c in (a, b))
-        return jax.lax.map(lambda row: jnp.all(row == b, axis=-1), a)
-
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return functools.reduce(jnp.logical_and, (leaf(a, b) for a, b in pairs))
 
 
 def _moments(x: Array, size: int, axis_name: Any = None) -> tuple[Array, Array]:
@@ -356,8 +357,8 @@ def rollout(
             same gradient in expectation, as a group's samples are alike, for a part of its price.
         reference: True samples and their conditions, (n, ...) each, n ≥ 2, that the pooled term
             compares with in place of the batch's, which are so much fewer; more of them cost no
-            evaluation. Conditions come in them as often as in batches; where pooled is 1 they
-            aren't looked at and may be None. None: the batch's.
+            evaluation. Conditions come in them as often as in batches. With pooled=1 conditions may
+            be None: then a batch is of any, shuffled, and no blocks. None: the batch's.
 
     Raises:
         ValueError: If a number is out of its range, or there is a reference that nothing is
@@ -423,9 +424,10 @@ def _checked(reference: Any, pooled: float, grouped: bool) -> tuple[Tree, Any]:
             "rollout expects pooled > 0 with a reference, which the pooled term compares with; "
             "1 is that term alone."
         )
-    if grouped and not (jax.tree.leaves(cond) and batch_size(cond) == batch_size(x0)):
+    given = bool(jax.tree.leaves(cond))
+    if grouped > given or (given and batch_size(cond) != batch_size(x0)):
         raise ValueError("rollout expects a condition for each sample of the reference.")
-    return x0, tree_map(jnp.asarray, cond) if grouped else None
+    return x0, tree_map(jnp.asarray, cond) if given else None
 
 
 def _known(values: Array, cond: Any, beta: float) -> tuple[Array, Array]:
@@ -437,7 +439,7 @@ def _known(values: Array, cond: Any, beta: float) -> tuple[Array, Array]:
     if cond is None:
         return values, jnp.mean(mean_of_others(pairs))
     n = values.shape[0]
-    same = _alike(cond, cond) & ~np.eye(n, dtype=bool)
+    same = alike(cond, cond) & ~np.eye(n, dtype=bool)
     count = jnp.sum(same, axis=1)
     within = jnp.sum(jnp.where(same, pairs, 0), axis=1) / jnp.maximum(count, 1)
     between = jnp.sum(jnp.where(same, 0, pairs), axis=1) / jnp.maximum(n - 1 - count, 1)

@@ -31,8 +31,10 @@ from guidejax.objectives.base import (
     Batch,
     Evaluations,
     Networks,
+    alike,
     as_pytree,
     check_branches,
+    check_kind,
     check_numbers,
     check_start,
     cross,
@@ -110,15 +112,7 @@ class SelfConsistency:
         evaluations are at times that this objective never asks.
         """
         if self.reference is not None:
-            kinds = [
-                jax.tree.map(lambda a: np.shape(a)[1:], each)
-                for each in ((batch.x0, batch.cond), self.reference)
-            ]
-            if kinds[0] != kinds[1]:
-                raise ValueError(
-                    f"{where} has x0 and cond of shapes {kinds[0]} a sample, the reference "
-                    f"{kinds[1]}; expected the same, so that conditions can be compared."
-                )
+            check_kind(where, (batch.x0, batch.cond), self.reference)
         if batch.evaluations is None or not is_concrete(self.s_min, self.min_gap, self.t_max):
             return
         least, most = float(self.s_min) + float(self.min_gap), float(self.t_max)
@@ -218,14 +212,10 @@ class SelfConsistency:
         """
         known, conditions = self.reference  # type: ignore[misc]
         m, k, size = self.particles, self.ends, batch_size(batch.x0)
-        alike = [
-            jnp.all(a.reshape(size, 1, -1) == b.reshape(1, b.shape[0], -1), axis=-1)
-            for a, b in zip(jax.tree.leaves(batch.cond), jax.tree.leaves(conditions), strict=True)
-        ]
         points, own = flat(known), flat(batch.x0)
         # An example that is one of the reference counts once.
         other = jnp.any(points[None] != own[:, None], axis=-1)
-        usable = functools.reduce(jnp.logical_and, alike, other)
+        usable = other & alike(batch.cond, conditions)
         x = flat(tree_map(ungrouped, kept.x)).reshape(size, m, -1)
         alpha, sigma = (f(kept.t)[:, None, None] for f in (process.alpha, process.sigma))
 

@@ -53,6 +53,25 @@ class Batch(NamedTuple):
     evaluations: Evaluations | None = None
 
 
+def alike(one: Any, other: Any) -> Array:
+    """Which rows of two conditions are the same: (n, m)."""
+    found: Any = True
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        a, b = (jnp.asarray(c).reshape(c.shape[0], -1) for c in (a, b))
+        found = found & jnp.all(a[:, None] == b[None], axis=-1)
+    return found
+
+
+def check_kind(where: str, given: Any, reference: Any) -> None:
+    """Raise `ValueError` unless a batch has a sample's shapes as the reference has them."""
+    kinds = [jax.tree.map(lambda a: np.shape(a)[1:], each) for each in (given, reference)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{where} has the shapes {kinds[0]} a sample, the reference {kinds[1]}; expected the "
+            "same, so that they can be compared."
+        )
+
+
 def groups(x: Tree, size: int) -> Array:
     """Every `size` samples on end as one set of vectors: (groups, size, d)."""
     rows = flat(x)

@@ -106,7 +106,8 @@ def compress(mean: Any, every: int = 2) -> Weight:
 
     ω = mean · (tᵢ − tᵢ₊ₖ)/(tᵢ − tᵢ₊₁) on steps i = 0, k, 2k, ... with k = every, 0 on the others
     (Compress Guidance, 2408.11194, as we read it). Acts on ω; keeps the mean on the grid; the peak
-    is k · mean on a uniform one.
+    is k · mean on a uniform one. `dpmpp_2m` and `unipc` begin anew at every turn: take another
+    solver.
 
     Args:
         mean: Mean of ω over time: a number, (batch,) numbers or any `Weight`.

@@ -40,8 +40,8 @@ class Solver:
         branches: Names of the branches that it needs beside the guided x0, at every step.
         both_ways: Whether the times may also rise, from data to noise (inversion).
         multistep: Whether its memory is of predictions that it extrapolates from. It then begins
-            anew, by `init`, at a step where guidance turns on or off: what lies before is of
-            another field, and to go on from it would cost the method its order.
+            anew, by `init`, for each sample at a step where its ω turns on or off: what lies before
+            is of another field, and to go on from it would cost the method its order.
     """
 
     numbers: Mapping[str, Any]

@@ -254,7 +254,9 @@ def test_features_made_equal_are_as_far_from_the_unguided_samples():
     x0 = jax.random.normal(jax.random.key(0), (200, 8, 8, 1))
     unguided = 1.5 + 2 * jax.random.normal(jax.random.key(1), (200, 8, 8, 1))
     wide = lambda x: 9 * x[:, :4]
-    seen = methods.Seen(Sizes(), [gj.objectives.pixels, wide], x0, lambda: unguided)
+    seen = methods.Seen(
+        Sizes(), [gj.objectives.pixels, wide], x0, jnp.arange(200) % 10, lambda: unguided
+    )
     objective = methods.OBJECTIVES["features made equal"](seen)
     for feature in objective.features:
         ours, true = (jnp.mean(feature(x), axis=0) for x in (unguided, x0))

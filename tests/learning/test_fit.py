@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import shutil
 import warnings
 from typing import Any
 
@@ -196,6 +197,17 @@ def test_a_best_beyond_the_checkpoint_is_this_run_s_no_more(tmp_path, save_every
     np.testing.assert_array_equal(learning.load(tmp_path, jnp.array(0.0)), best)
 
 
+def test_a_best_that_was_not_written_is_scored_again(tmp_path):
+    """A kill between the two: the checkpoint of step 6 is there, its best φ isn't."""
+    options = {"save_every": 2, "directory": tmp_path, "score": near(1.6)}
+    with pytest.raises(KeyboardInterrupt):
+        climb(progress=stop, **options)
+    shutil.rmtree(tmp_path / "best" / "6")
+    for later in (8, 10, 12):
+        shutil.rmtree(tmp_path / str(later), ignore_errors=True)
+    np.testing.assert_allclose(climb(**options), 1.6, rtol=1e-6)
+
+
 def test_a_score_that_is_no_number():
     with pytest.raises(ValueError, match=r"score returned \{'fid': 1.0\}; expected a number"):
         climb(score=lambda phi: {"fid": 1.0})
@@ -294,6 +306,42 @@ def test_monitors_are_closed_however_a_run_ends(fails):
     with pytest.raises(OSError, match="no screen") if fails else contextlib.nullcontext():
         climb(2, monitors=[lambda report: None, Shown()])
     assert closed == [1]
+
+
+def test_a_monitor_that_cannot_be_closed_hides_nothing():
+    closed = []
+
+    class Shown:
+        def __call__(self, report):
+            pass
+
+        def close(self):
+            closed.append(1)
+            raise OSError("the disk is full")
+
+    with pytest.warns(UserWarning, match="disk is full"), pytest.raises(KeyboardInterrupt):
+        climb(8, monitors=[Shown(), Shown()], progress=stop)
+    assert closed == [1, 1]
+
+
+def test_a_rule_with_numbers_compiles_once():
+    """Such a rule has no hash, by which equal programs would be known."""
+    counts = []
+    for steps in (2, 6):
+        traces = []
+
+        def network(x, t, cond, traces=traces):
+            traces.append(0)
+            return 0.5 * x
+
+        gj.fit_omega(
+            KEY, NET, gj.denoiser(network, PROCESS), batches(steps),
+            rule=gj.adg.bind(max_angle=1.0), uncond=2, objective=objectives.l2(),
+            optimizer=STEADY, steps=steps, steps_per_dispatch=1, held_out=batches(2, seed=1),
+            score_every=2,
+        )  # fmt: skip
+        counts.append(len(traces))
+    assert counts[0] == counts[1]
 
 
 # Any number.

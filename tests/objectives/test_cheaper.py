@@ -188,7 +188,7 @@ def test_a_reference_is_of_the_batch_s_kind():
     objective = consistency(noise="expected", reference=REFERENCE)
     objective.check_batch(batch, "batch 0")
     one_hot = batch._replace(cond=jax.nn.one_hot(batch.cond, 2))
-    with pytest.raises(ValueError, match="batch 0 has x0 and cond of shapes"):
+    with pytest.raises(ValueError, match="batch 0 has the shapes"):
         objective.check_batch(one_hot, "batch 0")
 
 

@@ -97,8 +97,9 @@ def _conditions(key, layout):
 def test_no_loss_and_no_slope_where_the_distributions_agree(layout, far, beta):
     """Over batches, of the loss and of its slope in how far the classes lie apart."""
     options = {"pooled": 1.0, "particles": 2}
-    if layout != "any":
-        options = {"pooled": 1 - 1e-6, "particles": {"some groups": 12, "all groups": 6}[layout]}
+    if layout != "any":  # With a reference's conditions, or a share of groups by themselves.
+        options["particles"] = {"some groups": 12, "all groups": 6}[layout]
+        options["pooled"] = 1.0 if far else 1 - 1e-6
 
     def one(key):
         keys = jax.random.split(key, 4)
@@ -155,6 +156,12 @@ def test_means_say_what_pairs_do(options):
 def test_rows_of_a_batch_stand_for_their_group_in_order():
     """Where a few of each group are differentiated the batch is of groups, pooled or not."""
     mixed = Batch(jnp.zeros((4, 2)), np.array([0, 1, 0, 1]), {})
-    gj.rollout(particles=2, pooled=1.0).check_batch(mixed, "batch 0")
-    with pytest.raises(ValueError, match="several conditions"):
-        gj.rollout(particles=2, pooled=1.0, differentiate=1).check_batch(mixed, "batch 0")
+    options = {"particles": 2, "pooled": 1.0}
+    x0, cond = jnp.zeros((6, 2)), jnp.arange(6) % 2
+    for more in ({}, {"reference": (x0, None)}):
+        gj.rollout(**options, **more).check_batch(mixed, "batch 0")
+    for more in ({"differentiate": 1}, {"reference": (x0, cond)}):
+        with pytest.raises(ValueError, match="several conditions"):
+            gj.rollout(**options, **more).check_batch(mixed, "batch 0")
+    with pytest.raises(ValueError, match="batch 0 has the shapes"):
+        gj.rollout(**options, reference=(x0, jax.nn.one_hot(cond, 2))).check_batch(mixed, "batch 0")

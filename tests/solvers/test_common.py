@@ -365,3 +365,21 @@ def test_it_begins_anew_however_guidance_is_known(name):
             times=part, solver=SOLVERS[name](), guidance=gj.guidance(gj.cfg, omega),
         )  # fmt: skip
     np.testing.assert_allclose(x, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_each_sample_begins_anew_by_itself(name, jit):
+    """Windows of each sample: as in a batch of that window alone."""
+    lo, hi = jnp.linspace(0.1, 0.4, 5), jnp.linspace(0.6, 0.9, 5)
+
+    def run(lo, hi):
+        return gj.sample(
+            KEY, analytic.denoiser(TWO, RF), jnp.linspace(-1.5, 1.5, 5)[:, None],
+            cond=jnp.array([0, 1, 0, 1, 0]), uncond=TWO.null, times=gj.uniform_times(12, 1.0, 0.1),
+            solver=SOLVERS[name](), guidance=gj.guidance(gj.cfg, gj.interval(2.0, lo, hi)),
+        )  # fmt: skip
+
+    got = (jax.jit(run) if jit else run)(lo, hi)
+    for i in range(5):
+        np.testing.assert_allclose(got[i], run(lo[i], hi[i])[i], rtol=2e-5, atol=2e-5)
