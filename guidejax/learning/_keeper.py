@@ -44,7 +44,8 @@ class Keeper:
         return True, self._shared(batch) if self.hosts.count > 1 else batch
 
     def _shared(self, batch: Batch) -> Batch:
-        return shared(batch, self.program.mesh, self.program.axes)
+        mesh: Any = self.program.mesh
+        return shared(batch, mesh, self.program.axes)
 
     def look(self, step: int, phi: Any) -> dict[str, float]:
         """Score φ, and keep it if it is the best."""
