@@ -253,10 +253,12 @@ def headlines() -> str:
     known = {
         claim.claim: (run, claim) for run in runs for made in run.claims.values() for claim in made
     }
-    first = {
-        claim.claim: f"Digits: {claim.claim}"
-        for run in runs if run.page == "digits.md" for claim in run.claims["learn"][:2]
-    }  # fmt: skip
+    first = {}
+    for preset, which in DIGITS_PRESETS.items():
+        form = DIGITS[preset].learned[0]
+        for claim in _digits(preset).claims["learn"][:2]:
+            said = claim.claim.replace(f", {form} /", ", the learned weight /")
+            first[claim.claim] = f"Digits{which}: {said}"
     rows = []
     for name, said in {**first, **HEADLINES}.items():
         run, claim = known[name]
