@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -270,6 +271,19 @@ def check_finite(what: str, value: Any) -> None:
                 array = np.asarray(leaf, np.float32)  # bfloat16 is no np.number
             if not np.all(np.isfinite(array)):
                 raise ValueError(f"{what} holds NaN or infinite values; expected finite numbers.")
+
+
+def whole_number(of: str, value: Any) -> int:
+    """`value` as an int; `ValueError` where it is none, such as 50.0."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"expected a whole number of {of}, got {value!r}.") from None
+
+
+def any_of_row(on: Any) -> Any:
+    """Whether any flag of each row is on: (n, ...) -> (n,); a scalar is itself."""
+    return on.any(axis=tuple(range(1, on.ndim))) if on.ndim else on
 
 
 def check_floating(what: str, x: Tree) -> None:

@@ -72,6 +72,10 @@ class GuidedField:
 
         sure = [name for name, flag in flags.items() if is_concrete(flag) and bool(flag[0])]
         maybe = [name for name, flag in flags.items() if not is_concrete(flag)]
+        for name in sure:
+            network = self.others[name][0]
+            if network is not None:
+                check_sighted(network, t, f"the branch {name!r}: ")
         if not maybe:
             return evaluate(sure, x, t)
         on = for_any(jnp.any(jnp.stack([flags[name][0] for name in maybe])))

@@ -15,6 +15,7 @@ import numpy as np
 from guidejax._arrays import (
     Array,
     Tree,
+    any_of_row,
     batch_size,
     broadcasts_to,
     check_mask,
@@ -110,8 +111,7 @@ class Guidance:
 
         Of any sample: (n,). `needed_each` says it of each.
         """
-        found = self.needed_each(names, s, t, process, times)
-        return found.any(axis=tuple(range(1, found.ndim)))
+        return any_of_row(self.needed_each(names, s, t, process, times))
 
     def needed_each(
         self, names: tuple[str, ...], s: Any, t: Any, process: Process | None, times: Any
@@ -139,7 +139,7 @@ class Guidance:
             return np.zeros(len(t), bool)
         weight = functools.reduce(operator.add, weights.values())
         active = functools.partial(weight.active, process=process, times=times)
-        each = jax.vmap(lambda s, t: _sample_by_sample(jnp.asarray(active(s, t))))
+        each = jax.vmap(lambda s, t: any_of_row(jnp.asarray(active(s, t))))
         rows = lambda: each(None if s is None else jnp.asarray(s), jnp.asarray(t))  # noqa: E731
         if is_concrete(weight, s, t, times, process):
             with concretely():
@@ -152,7 +152,7 @@ class Guidance:
                 if not is_concrete(on[-1]):
                     break
             else:
-                known = (_sample_by_sample(np.asarray(step)) for step in on[::-1])
+                known = (any_of_row(np.asarray(step)) for step in on[::-1])
                 return np.stack(np.broadcast_arrays(*known)).astype(bool)
         return rows()
 
@@ -453,7 +453,7 @@ class Guidance:
             guided, new = _apply_link(link, values, carried, known, omega, x, step, space)
             if link.rule.exact_at_zero and "omega" in link.rule.takes:
                 # A step without guidance leaves the state alone, made or left out.
-                new = _where(_sample_by_sample(omega != 0), new, carried)
+                new = _where(any_of_row(omega != 0), new, carried)
             # A number in float64 doesn't make a state of that: a loop carries one dtype.
             after.append(tree_map(lambda a, b: a.astype(jnp.result_type(b)), new, carried))
         return guided.astype(dtype), tuple(after)
@@ -461,11 +461,6 @@ class Guidance:
 
 def _where(on: Array, new: Tree, old: Tree) -> Tree:
     return tree_map(lambda a, b: jnp.where(expand(on, a), a, b), new, old)
-
-
-def _sample_by_sample(on: Any) -> Any:
-    """Whether any of a sample's flags is on, where there is one a channel: a scalar or (batch,)."""
-    return on.any(axis=tuple(range(1, on.ndim))) if on.ndim else on
 
 
 def _part(omega: dict[str, Array], part: str) -> Array:

@@ -124,6 +124,7 @@ def _check_times(grid: np.ndarray, noise: Tree, denoise: Denoiser, solver: Solve
 
 
 def check_sighted(denoise: Denoiser, time: Any, whose: str = "") -> None:
+    """Raise `ValueError` where a network is known to say nothing of x0 at a time."""
     if denoise.blind_at(time):
         raise ValueError(
             f"{whose}at t = {time} α is 0, where {denoise.noisiest.prediction!r} says nothing of "
@@ -196,14 +197,17 @@ def _warn_of_other_noise(alpha: float, sigma: np.ndarray, noise: Tree, process: 
     least, most = float(sigma.min()), float(sigma.max())
     if least < alpha:  # Not from noise.
         return
+    known = is_concrete(noise) and all(
+        getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(noise)
+    )
+    if not known:
+        return
     if least < 4:  # To look at noise is to wait for it: once for a kind of run.
         kind = (type(process), tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(noise)))
         if kind in _MEASURED:
             return
         _MEASURED.add(kind)
     for leaf in jax.tree.leaves(noise):
-        if not (is_concrete(leaf) and getattr(leaf, "is_fully_addressable", True)):
-            continue
         with concretely():
             size = float(jnp.sqrt(jnp.mean(jnp.square(upcast(leaf)))))
         # Pictures within what is noised may be larger than noise; on EDM's scale it is all noise.

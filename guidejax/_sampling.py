@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, Times, Tree, batch_size, expand, is_concrete, tree_map
+from guidejax._arrays import (
+    Array,
+    Times,
+    Tree,
+    any_of_row,
+    batch_size,
+    expand,
+    is_concrete,
+    tree_map,
+)
 from guidejax._branches import BranchMode, check_mode, predict
 from guidejax._denoisers import Denoiser, check_denoiser
 from guidejax._guidance import Guidance
@@ -180,7 +189,7 @@ def sample(
     names = guide.branches[1:]
     each = {n: guide.needed_each((n,), *at, denoise.process, times) for n in names}
     anew = turns(each, where) if solver.multistep else None
-    active = {n: on.any(axis=tuple(range(1, on.ndim))) for n, on in each.items()}
+    active = {name: any_of_row(on) for name, on in each.items()}
     if skip == "never":
         active = {name: np.ones(count, bool) for name in active}
     active |= {name: np.ones(count, bool) for name in solver.branches}

@@ -5,21 +5,11 @@ NumPy arrays, so that a grid is known under jit too, where JAX would trace it.
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import concretely
+from guidejax._arrays import concretely, whole_number
 from guidejax.processes.base import Process, check_process
-
-
-def _count(steps: Any) -> int:
-    try:
-        return operator.index(steps)
-    except TypeError:
-        raise ValueError(f"expected a whole number of steps, got {steps!r}.") from None
 
 
 def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> np.ndarray:
@@ -32,7 +22,7 @@ def uniform_times(steps: int, start: float = 1.0, stop: float = 0.0) -> np.ndarr
         >>> uniform_times(4).tolist()
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    steps = _count(steps)
+    steps = whole_number("steps", steps)
     if steps < 1 or not 1 >= start > stop >= 0:
         raise ValueError(
             f"expected steps ≥ 1 and 1 ≥ start > stop ≥ 0, got {steps}, {start}, {stop}."
@@ -62,7 +52,7 @@ def karras_times(
         [0.800000011920929, 0.6800000071525574, 0.20000000298023224, 0.0]
     """
     check_process(process)
-    steps = _count(steps)
+    steps = whole_number("steps", steps)
     if steps < 1 or not 0 < sigma_min < sigma_max or not rho > 0:
         raise ValueError(
             "expected steps ≥ 1, 0 < sigma_min < sigma_max and rho > 0, "

@@ -433,3 +433,13 @@ def test_where_nothing_is_said_of_x0():
         with pytest.raises(ValueError, match="says nothing of x0; start lower"):
             call(x, 1.0)
         assert np.all(np.isfinite(call(x, 0.999)))
+    sighted, blind = (
+        gj.denoiser(lambda x, t, c: x, processes.rectified_flow(), kind) for kind in ("x0", "eps")
+    )
+    weak = gj.guided(
+        sighted, gj.guidance(gj.rules.autoguidance, 1.0), cond=jnp.zeros(2),
+        conditions={"weak": (blind, jnp.zeros(2))},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"branch 'weak'.*says nothing of x0"):
+        weak.x0(x, 1.0)
+    assert np.all(np.isfinite(weak.x0(x, 0.999)))

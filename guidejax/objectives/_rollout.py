@@ -357,8 +357,9 @@ def rollout(
             same gradient in expectation, as a group's samples are alike, for a part of its price.
         reference: True samples and their conditions, (n, ...) each, n ≥ 2, that the pooled term
             compares with in place of the batch's, which are so much fewer; more of them cost no
-            evaluation. Conditions come in them as often as in batches. With pooled=1 conditions may
-            be None: then a batch is of any, shuffled, and no blocks. None: the batch's.
+            evaluation. Conditions should come in them as often as in batches. With pooled=1 the
+            conditions may be None; a batch is then of any conditions, shuffled, not in blocks.
+            None: the batch's.
 
     Raises:
         ValueError: If a number is out of its range, or there is a reference that nothing is
@@ -433,7 +434,7 @@ def _checked(reference: Any, pooled: float, grouped: bool) -> tuple[Tree, Any]:
 def _known(values: Array, cond: Any, beta: float) -> tuple[Array, Array]:
     """Features of the reference, and the mean power of their distances, weighed as in `_together`.
 
-    Where conditions are given, a sample's own counts as often as it is there.
+    Where conditions are given, pairs of one condition count as often as among independent samples.
     """
     pairs = pairwise_distance_power(values, values, beta)
     if cond is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from guidejax._arrays import Array, is_concrete, upcast
+from guidejax._arrays import Array, is_concrete, upcast, whole_number
 from guidejax.processes.base import Process
 
 
@@ -148,13 +147,6 @@ def discrete(alphas_cumprod: Any) -> Discrete:
     return Discrete(jnp.asarray(log_snrs, jnp.result_type(float)))
 
 
-def _levels(steps: Any) -> int:
-    try:
-        return operator.index(steps)
-    except TypeError:
-        raise ValueError(f"expected a whole number of noise levels, got {steps!r}.") from None
-
-
 def _from_betas(betas: np.ndarray) -> Discrete:
     return discrete(np.cumprod(1 - betas))
 
@@ -171,7 +163,7 @@ def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) 
         >>> round(float(linear().alpha(1.0)), 4)
         0.0064
     """
-    return _from_betas(np.linspace(beta_start, beta_end, _levels(steps)))
+    return _from_betas(np.linspace(beta_start, beta_end, whole_number("noise levels", steps)))
 
 
 def scaled_linear(
@@ -189,7 +181,9 @@ def scaled_linear(
         >>> round(float(process.alpha(1.0)) ** 2, 6), float(process.index(1.0))
         (0.00466, 999.0)
     """
-    return _from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _levels(steps)) ** 2)
+    return _from_betas(
+        np.linspace(beta_start**0.5, beta_end**0.5, whole_number("noise levels", steps)) ** 2
+    )
 
 
 def squared_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Discrete:
@@ -207,7 +201,7 @@ def squared_cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0
         >>> round(float(squared_cosine().alpha(0.5)) ** 2, 3)
         0.494
     """
-    u = np.linspace(0, 1, _levels(steps) + 1)
+    u = np.linspace(0, 1, whole_number("noise levels", steps) + 1)
     bars = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
     return _from_betas(np.minimum(1 - bars[1:] / bars[:-1], max_beta))
 
