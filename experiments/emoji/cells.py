@@ -360,14 +360,16 @@ class Cells(cells.Cells):
         first = int(np.argmax([sum(curve[i : i + count]) for i in range(steps - count + 1)]))
         return guides.windowed(guide, float(times[first + count - 1]), float(times[first]))
 
+    def ungated(self, denoiser: str) -> bool:
+        """Whether the gated weight guides at as many steps as the learned one: it is that then."""
+        gated, free = (self.guide(denoiser, m, 0) for m in ("learned, gated", "learned"))
+        return evaluations(gated, self.plan.steps) == evaluations(free, self.plan.steps)
+
     def _report(self, denoiser: str, method: str) -> list[dict[str, Any]]:
         """A row a seed, on captions, noise and towers that nothing was chosen on."""
         rows, plan = list[dict[str, Any]](), self.plan
-        if method == "learned, gated":
-            gated, free = (self.guide(denoiser, m, 0) for m in (method, "learned"))
-            if evaluations(gated, plan.steps) == evaluations(free, plan.steps):
-                # Nothing was gated.
-                return self[f"{plan.label}/{denoiser}/learned"]
+        if method == "learned, gated" and self.ungated(denoiser):
+            return self[f"{plan.label}/{denoiser}/learned"]
         for seed in range(plan.seeds):
             row: dict[str, Any] = {}
             guide = self.guide(denoiser, method, seed)

@@ -136,13 +136,25 @@ def sweep(
     return _save(figure, path)
 
 
+def merged(curves: dict[str, tuple[Any, str, str]]) -> dict[str, tuple[Any, str, str]]:
+    """The curves, those with the same values as one, "a = b": the last would hide the others."""
+    alike: list[tuple[list[str], tuple[Any, str, str]]] = []
+    for label, curve in curves.items():
+        same = next((to for to, known in alike if np.array_equal(known[0], curve[0])), None)
+        if same is None:
+            alike.append(([label], curve))
+        else:
+            same.append(label)
+    return {" = ".join(labels): curve for labels, curve in alike}
+
+
 def weights(
     curves: dict[str, tuple[Any, str, str]], times: Any, path: pathlib.Path
 ) -> pathlib.Path:
     """ω over the sampler's steps: (steps,) or (steps, captions) a label, with colour and style."""
     figure, axis = plt.subplots(figsize=(7.5, 4))
     t, top = np.asarray(times)[:-1], 0.0
-    for label, (table, color, style) in curves.items():
+    for label, (table, color, style) in merged(curves).items():
         table = np.broadcast_to(
             np.asarray(table).reshape(len(t), -1), (len(t), np.size(table) // len(t))
         )

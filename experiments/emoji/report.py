@@ -309,6 +309,8 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
             continue
         if method == "unguided" or guide.links[0].rule.name != "cfg":
             continue
+        if method == "learned, gated" and cells.ungated(home):
+            continue  # Drawn as the learned one.
         if weight.sees_state:
             table = omegas(cells.key(PICTURE), cells.denoiser(home), guide, some, steps)
         else:

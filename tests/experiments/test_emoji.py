@@ -17,7 +17,17 @@ from flax import traverse_util
 
 import guidejax as gj
 from experiments.emoji import __main__ as emoji
-from experiments.emoji import arena, captions, docs, methods, report, storage, towers, train
+from experiments.emoji import (
+    arena,
+    captions,
+    docs,
+    figures,
+    methods,
+    report,
+    storage,
+    towers,
+    train,
+)
 from experiments.emoji import cells as cells_module
 from experiments.emoji.arena import Arena, evaluations, nearest, train_pictures
 from experiments.emoji.cells import Cells
@@ -331,6 +341,13 @@ def test_publishing_keeps_what_is_finished_and_draws_the_page(tmp_path, monkeypa
     ]  # fmt: skip
     assert (kept / "tune/0/constant.json").read_text() == done.read_text()
     assert (kept / "learn/0/0.safetensors").read_bytes() == b"weights"
+
+
+def test_curves_that_are_one_have_one_line():
+    one, other = (np.full(3, 0.4), "blue", "--"), (np.arange(3.0), "red", "-")
+    found = figures.merged({"constant": one, "learned": other, "interval": (one[0], "green", "-")})
+    assert list(found) == ["constant = interval", "learned"]
+    assert found["constant = interval"] is one
 
 
 def test_what_is_not_gated_is_not_drawn_again(monkeypatch):
