@@ -7,6 +7,7 @@ import dataclasses
 import dis
 import functools
 import inspect
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -263,13 +264,15 @@ class _Seen:
 
     function: Callable[[], Any]
     arrays: dict[str, tuple[Any, ...]]
+    call: int
     told: bool = False
 
 
 # For each place in the source that makes functions, those that were seen.
 _SEEN: dict[Any, list[_Seen]] = {}
-# Of so many at one place it is said that they are made anew at each call.
+# Where so many calls brought new ones from one place, it is said that they are made anew at each.
 _MANY = 4
+_CALLS = itertools.count()
 # Beyond so many arrays what a function reads isn't looked at.
 _LEAVES = 4096
 
@@ -280,15 +283,18 @@ def _warn_of_new_functions(denoise: Denoiser, guide: Guidance) -> None:
     functions = [getattr(network, "fn", network), denoise.time]
     functions += [link.rule.fn for link in guide.links]
     functions += [getattr(weight.fn, "fn", weight.fn) for weight in every_weight(guide)]
+    call = next(_CALLS)
     for function in functions:
-        warn_of_new_function(function, level=5)
+        warn_of_new_function(function, level=5, call=call)
 
 
-def warn_of_new_function(function: Any, level: int = 4) -> None:
+def warn_of_new_function(function: Any, level: int = 4, call: int | None = None) -> None:
     """Say where a function is made anew at each call, or reads what changed since it compiled.
 
-    `level` is that of the caller whom it concerns, as `stacklevel` has it.
+    `level` is that of the caller whom it concerns, as `stacklevel` has it. `call` is the same for
+    all functions of a call, which may have several of one place, as of a weight a class.
     """
+    call = next(_CALLS) if call is None else call
     code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
     if code is None:
         return
@@ -307,9 +313,9 @@ def warn_of_new_function(function: Any, level: int = 4) -> None:
                 "is learned, as φ of gj.fit.",
                 stacklevel=level,
             )
-    elif len(seen) < _MANY and (weak := _weakly(function)) is not None:
-        seen.append(_Seen(weak, _reads(function, code)))
-        if len(seen) == _MANY and hasattr(function, "__code__"):
+    elif len({one.call for one in seen}) < _MANY and (weak := _weakly(function)) is not None:
+        seen.append(_Seen(weak, _reads(function, code), call))
+        if len({one.call for one in seen}) == _MANY and hasattr(function, "__code__"):
             warnings.warn(
                 f"{where} is a new function at each call, so that each call compiles anew; define "
                 "it once.",

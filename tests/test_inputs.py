@@ -1,5 +1,6 @@
 """Wrong calls, as people write them: an error, or the right value, before the network is traced."""
 
+import functools
 import gc
 import itertools
 import warnings
@@ -545,6 +546,19 @@ def test_two_functions_by_turns_are_no_new_ones(unseen):
         for _ in range(4):
             for denoise in networks:
                 _inputs._warn_of_new_functions(denoise, CFG)
+
+
+def test_a_function_a_class_is_no_new_one_at_each_call(unseen):
+    """All of one place in the source, and the same at each call."""
+    classes = [_new_weight(i)["guidance"].omega for i in range(8)]
+    guide = gj.guidance(gj.cfg, functools.reduce(lambda a, b: a + b, classes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(6):
+            _inputs._warn_of_new_functions(DENOISE, guide)
+    with pytest.warns(UserWarning, match="new function at each call"):
+        for _ in range(6):
+            _inputs._warn_of_new_functions(DENOISE, _new_weight(0)["guidance"])
 
 
 def _new_network(i):
