@@ -143,16 +143,16 @@ def _digits(preset: DigitsName) -> Run:
 def _emoji() -> Run:
     cells = emoji.published()
     made = emoji.claims(cells)
-    found = [c for c in emoji_report.claims(cells) if "ADG" not in c["claim"]]
+    found = [c for c in emoji_report.distinct(cells) if "ADG" not in c["claim"]]
     made["learn"] = of_the_bar(found, "emoji/grid.png")
-    plan, seeds = cells.plan, "one run a line, from the same noise"
-    if found:
-        seeds = f"{plan.seeds} of noise on each denoiser; lines of a sweep are one run each"
-    tuned = [cells.find(name) for name in cells.functions if name.startswith("tune/")]
-    others = {each["device"] for each in tuned if each} - {"cpu"}
+    plan = cells.plan
+    seeds = (
+        f"{plan.seeds} of noise on each of {len(plan.early)} denoisers and on one trained for long; lines of a sweep "
+        "are one run each"
+    )
     return Run(
         "3,655 real colour pictures, a text-to-image model", "emoji.md",
-        "python -m experiments.emoji --preset full --publish", seeds, ", ".join([CPU, *sorted(others)]), made,
+        "python -m experiments.emoji --preset wide --publish", seeds, f"{emoji.machine(cells)}; {CPU}", made,
     )  # fmt: skip
 
 
@@ -239,8 +239,7 @@ theorems and equations, come from abstracts, the authors' programs and other peo
 ## What isn't judged
 
 Nothing here was run on the papers' own models (SD3.5, ImageNet networks): their weights couldn't be downloaded. `python -m
-experiments.evaluate` compares tuned and learned guidance on any of [the public models](models.md) for who has them. The text-to-image
-comparison of tuned and learned weights isn't finished; [emoji.md](emoji.md#what-isnt-done) says what is missing.
+experiments.evaluate` compares tuned and learned guidance on any of [the public models](models.md) for who has them.
 """
         + (UNFINISHED.format(", ".join(unfinished)) if unfinished else "")
     )
@@ -248,7 +247,7 @@ comparison of tuned and learned weights isn't finished; [emoji.md](emoji.md#what
 
 
 def headlines() -> str:
-    """A line for the first two claims of each protocol of the digits, and of `HEADLINES`."""
+    """A line for the first two claims about learned weights on pictures, and of `HEADLINES`."""
     runs = [make() for make in RUNS]
     known = {
         claim.claim: (run, claim) for run in runs for made in run.claims.values() for claim in made
@@ -259,6 +258,9 @@ def headlines() -> str:
         for claim in _digits(preset).claims["learn"][:2]:
             said = claim.claim.replace(f", {form} /", ", the learned weight /")
             first[claim.claim] = f"Digits{which}: {said}"
+    for claim in _emoji().claims["learn"][:2]:
+        said = claim.claim.replace("learned /", "the learned weight /")
+        first[claim.claim] = f"Emoji: {said}"
     rows = []
     for name, said in {**first, **HEADLINES}.items():
         run, claim = known[name]

@@ -36,14 +36,17 @@ def default_jobs() -> int:
 def share(command: Sequence[str], jobs: int) -> None:
     """Run `command` in `jobs` processes, each on its share of the cores, to the end of all.
 
-    Two processes on a core each do more than one on both, where the work is of small arrays.
+    Two processes on a core each do more than one on both, where the work is of small arrays; and
+    several keep a GPU busy that one would leave idle while it compiles. Of a GPU's memory each
+    takes what it needs, unless XLA_PYTHON_CLIENT_PREALLOCATE says otherwise.
 
     Raises:
         SystemExit: If one of them fails.
     """
     cores = sorted(os.sched_getaffinity(0))
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     workers = [
-        subprocess.Popen(command, env={**os.environ, CORES: " ".join(map(str, cores[job::jobs]))})
+        subprocess.Popen(command, env={**shared, CORES: " ".join(map(str, cores[job::jobs]))})
         for job in range(min(jobs, len(cores)))
     ]
     try:

@@ -1,5 +1,6 @@
 """Wrong calls, as people write them: an error, or the right value, before the network is traced."""
 
+import collections
 import functools
 import gc
 import itertools
@@ -556,9 +557,9 @@ def test_a_function_a_class_is_no_new_one_at_each_call(unseen):
         warnings.simplefilter("error")
         for _ in range(6):
             _inputs._warn_of_new_functions(DENOISE, guide)
+    guides = [_new_weight(i)["guidance"] for i in range(6)]
     with pytest.warns(UserWarning, match="new function at each call"):
-        for _ in range(6):
-            _inputs._warn_of_new_functions(DENOISE, _new_weight(0)["guidance"])
+        collections.deque(map(functools.partial(_inputs._warn_of_new_functions, DENOISE), guides))
 
 
 def _new_network(i):

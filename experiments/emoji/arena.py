@@ -135,11 +135,19 @@ class Arena:
         seen = {name: _image(tower.image, x0)[0] for name, tower in self.towers.items()}
         return geometric_mean(self._frechet(seen).values())
 
-    def _frechet(self, seen: Mapping[str, jax.Array], rows: Any = slice(None)) -> dict[str, float]:
-        """Distance of features to those of the real pictures, or of some of their rows."""
-        return {name: float(_frechet(f, self._real[name][rows])) for name, f in seen.items()}
+    def _frechet(self, seen: Mapping[str, Any], rows: Any = slice(None)) -> dict[str, float]:
+        """Distance of features to those of the real pictures, or of some of their rows.
 
-    def _resampled(self, seen: Mapping[str, jax.Array]) -> list[float]:
+        On the CPU, which has the singular values of small matrices sooner than a GPU has.
+        """
+        found = {}
+        with jax.default_device(jax.devices("cpu")[0]):
+            for name, features in seen.items():
+                real = np.asarray(self._real[name])[rows]
+                found[name] = float(_frechet(np.asarray(features), real))
+        return found
+
+    def _resampled(self, seen: Mapping[str, Any]) -> list[float]:
         """Distances beside real pictures that are drawn anew, the same draws for every method."""
         count = len(self.captions)
         draws = [np.random.default_rng(i).integers(0, count, count) for i in range(self.resamples)]
@@ -161,7 +169,7 @@ class Arena:
         where captions, each with its sample and its real picture, are drawn anew that many times.
         """
         looks = {name: _image(tower.image, x0) for name, tower in self.towers.items()}
-        seen = {name: features for name, (features, _) in looks.items()}
+        seen = {name: np.asarray(features) for name, (features, _) in looks.items()}
         distances, each = self._frechet(seen), self._of_each(x0, looks)
         found = {
             **{f"frechet/{name}": value for name, value in distances.items()},
@@ -189,7 +197,7 @@ class Arena:
         return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
     def _errors(
-        self, seen: Mapping[str, jax.Array], each: Mapping[str, np.ndarray], draws: int
+        self, seen: Mapping[str, Any], each: Mapping[str, np.ndarray], draws: int
     ) -> dict[str, float]:
         count = len(self.captions)
         found: dict[str, list[float]] = {name: [] for name in ("frechet", *each)}

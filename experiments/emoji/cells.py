@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -101,6 +102,10 @@ class Cells(cells.Cells):
         aims = tuple(AIMS) if plan.both else ("distance",)
         for form in dict.fromkeys(form for aim in aims for form in self.candidates(aim)):
             yield f"choose/{form}", partial(self._choose, form)
+        for omega in plan.constants:
+            yield f"constants/{omega:g}", partial(self._constant, omega)
+        if plan.constants:
+            yield "self-consistency", self._asked
         for aim in aims:
             yield f"choice/{aim}", partial(self._choice, aim)
         for home in homes:
@@ -115,6 +120,8 @@ class Cells(cells.Cells):
             for method in self.compared(denoiser):
                 name = f"{plan.label}/{denoiser}/{method}"
                 yield name, partial(self._report, denoiser, method)
+        for omega in plan.line:
+            yield f"line/{plan.early[0]}/{omega:g}", partial(self._steady, plan.early[0], omega)
         if not plan.omegas:
             return
         for rule in SWEEP_RULES:
@@ -139,8 +146,18 @@ class Cells(cells.Cells):
         return self._made[make, *args]
 
     def denoiser(self, name: str) -> gj.Denoiser:
-        """A denoiser by name."""
-        return self._once(train.load, self.weights / f"denoiser-{name}.safetensors")
+        """A denoiser by name: of the repository, or one that was trained here."""
+        return self._once(self._denoiser, name)
+
+    def _denoiser(self, name: str) -> gj.Denoiser:
+        file = f"denoiser-{name}.safetensors"
+        ready, trained = self.weights / file, train.Config.out / name / file
+        if not ready.exists() and not trained.exists():
+            raise SystemExit(
+                f"denoiser {name} doesn't come with the repository, and isn't at {trained}: "
+                f"python -m experiments.emoji.train --seed {name}"
+            )
+        return train.load(ready if ready.exists() else trained)
 
     def selection(self, part: int | None = None) -> Arena:
         """Pictures to choose on: the half that `part` says, or all."""
@@ -256,14 +273,63 @@ class Cells(cells.Cells):
 
     def _choose(self, form: str) -> dict[str, Any]:
         """Learned on one half of the selection pictures, scored on the other."""
-        home, other = self.plan.early[0], self.selection(1)
-        phi = self._fit(f"fits/{form}", form, home, 0, self.learned_from(form, 0), self.key(CHOOSE))
+        home, half = self.plan.early[0], self.learned_from(form, 0)
+        phi = self._fit(f"fits/{form}", form, home, 0, half, self.key(CHOOSE))
         guide = methods.LEARNED[form].guide(phi)
-        x0 = generate(self.key(CHOOSE, 1), self.denoiser(home), guide, other.cond, self.plan.steps)
+        updates, curve = self._updates(methods.LEARNED[form]), self._curve(guide, self.selection(1))
+        return {**self._chosen_by(guide), "updates": updates, "omega": curve}
+
+    def _constant(self, omega: float) -> dict[str, Any]:
+        """A constant, where the learned forms are scored."""
+        guide = gj.guidance(gj.cfg, jnp.float32(omega))  # Traced: one program for all.
+        return {"omega": omega, **self._chosen_by(guide)}
+
+    def _asked(self) -> dict[str, Any]:
+        """What self-consistency says of constants: a loss a picture, and the reward that it sees.
+
+        On the half of the selection that forms learn on, all from the same draws, as many as an
+        eighth of the form's updates see.
+        """
+        arena, plan, denoise = self.selection(0), self.plan, self.denoiser(self.plan.early[0])
+        form = methods.Learned(objective="self-consistency")
+        forms = (dataclasses.replace(form, reward=gamma) for gamma in (0.0, 1.0))
+        plain, rewarded = (
+            methods.objective(each, None, 0, plan.particles, self.weights) for each in forms
+        )
+        null = jax.tree.map(
+            lambda n, c: jnp.broadcast_to(n, c.shape), towers.NULL, dict(arena.cond)
+        )
+        batch = gj.objectives.Batch(arena.x0, dict(arena.cond), {"uncond": null})
+        omegas = jnp.asarray([0.0, *(w for w in plan.constants if w), 0.1])
+
+        @jax.jit
+        def look(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            keys = jax.random.split(key, len(arena.captions))
+            known = plain.evaluate(keys, ("cond", "uncond"), denoise, batch)
+            seen = batch._replace(evaluations=known)
+
+            def of(omega: jax.Array) -> tuple[jax.Array, jax.Array]:
+                guide = gj.guidance(gj.cfg, omega)
+                loss = plain(keys, guide, denoise, seen)
+                return loss, loss - rewarded(keys, guide, denoise, seen)
+
+            return jax.lax.map(of, omegas)
+
+        draws = max(1, self._updates(form) * plan.batch // len(arena.captions) // 8)
+        found = [look(key) for key in jax.random.split(self.key(CHOOSE, 2), draws)]
+        loss, reward = (np.mean([each[i] for each in found], axis=0) for i in (0, 1))
+        order = np.argsort(omegas)
         return {
-            "distance": other.score(x0), "reward": other.reward_score(x0),
-            "updates": self._updates(methods.LEARNED[form]), "omega": self._curve(guide, other),
-        }  # fmt: skip
+            "omega": np.asarray(omegas)[order].round(5).tolist(),
+            "loss": loss[order].astype(np.float64).round(4).tolist(),
+            "reward": reward[order].astype(np.float64).round(6).tolist(),
+        }
+
+    def _chosen_by(self, guide: gj.Guidance) -> dict[str, float]:
+        """What a form is chosen by, on the half of the selection that it didn't learn on."""
+        other, denoise = self.selection(1), self.denoiser(self.plan.early[0])
+        x0 = generate(self.key(CHOOSE, 1), denoise, guide, other.cond, self.plan.steps)
+        return {"distance": other.score(x0), "reward": other.reward_score(x0)}
 
     def _curve(self, guide: gj.Guidance, arena: Arena) -> list[float] | None:
         """Mean ω of each step over captions, None where it looks at the state."""
@@ -384,6 +450,20 @@ class Cells(cells.Cells):
             rows.append(row)
         return rows
 
+    def _steady(self, denoiser: str, omega: float) -> dict[str, float]:
+        """A constant from the same noise as the report's methods, the mean over its seeds."""
+        arena, guide = self.reported("report"), gj.guidance(gj.cfg, jnp.float32(omega))
+        rows = []
+        for seed in range(self.plan.seeds):
+            key = self.key(REPORT, 1, seed)
+            x0 = generate(key, self.denoiser(denoiser), guide, arena.cond, self.plan.steps)
+            found = arena.measure(x0)
+            rows.append({name: found[name] for name in ("frechet", "clip score")})
+        return {
+            "omega": omega,
+            **{name: float(np.mean([r[name] for r in rows])) for name in rows[0]},
+        }
+
     def _diverse(self) -> Arena:
         """Some captions of the report, each several times on end."""
         return self._once(self._repeated, *self.plan.diverse)
@@ -413,7 +493,10 @@ class Cells(cells.Cells):
             self.key(DIVERSE), self.denoiser(denoiser), guide, arena.cond, self.plan.steps, True
         )
         found = arena.diversities(x0, self.plan.diverse[1])
-        return {"diversity": float(np.mean(found)), "strength": float(np.mean(strength))}
+        return {
+            "diversity": float(np.mean(found)), "strength": float(np.mean(strength)),
+            "diversities": found.astype(np.float64).round(5).tolist(),
+        }  # fmt: skip
 
     def _sweep(self, denoiser: str, rule: str, omega: float) -> dict[str, Any]:
         """What a rule makes of an ω; from the same noise for all."""
@@ -438,7 +521,10 @@ class Cells(cells.Cells):
         return found
 
     def _schedule(self, denoiser: str, schedule: str) -> dict[str, Any]:
-        """Diversity and quality of a schedule, and what becomes of a nudge on the way."""
+        """Diversity and quality of a schedule, and how far it goes in each stage of guidance.
+
+        By step, or by perturbed time, a number a caption.
+        """
         guide = gj.guidance(gj.cfg, SCHEDULES[schedule])
         arena, diverse, plan = self.reported("report"), self._diverse(), self.plan
         network = self.denoiser(denoiser)
@@ -449,18 +535,22 @@ class Cells(cells.Cells):
             self.key(DIVERSE, 2), network, noise, cond=diverse.cond, uncond=towers.NULL,
             guidance=guide, times=times, samples=plan.diverse[1], omega=MEAN, delta=0.05,
         )  # fmt: skip
-        mean = lambda a: np.asarray(a, np.float64).mean(axis=-1).round(5).tolist()  # noqa: E731
+        rounded = lambda a: np.asarray(a, np.float64).round(5).tolist()  # noqa: E731
+        each = {
+            "nearer": found.guided_distance / found.cond_distance,
+            "norm_growth": found.norm_growth,
+            "cosine": found.cosine,
+            "spread_ratio": found.spread_ratio,
+            "growth_ratio": found.growth_ratio,
+        }
         return {
             "measured": arena.measure(x0),
             **self._diversity(denoiser, guide),
-            "t": np.asarray(found.t).round(5).tolist(),
-            "perturbed_t": np.asarray(found.perturbed_t).round(5).tolist(),
-            **{
-                name: mean(getattr(found, name))
-                for name in ("guided_distance", "cond_distance", "norm_growth", "cosine",
-                             "spread_ratio", "growth_ratio", "guided_growth")
-            },
-        }  # fmt: skip
+            "t": rounded(found.t),
+            "s": rounded(found.s),
+            "perturbed_t": rounded(found.perturbed_t),
+            **{name: rounded(values) for name, values in each.items()},
+        }
 
 
 def _device() -> str:

@@ -16,8 +16,9 @@ class Config:
     A run that is stopped goes on where it was when the same command is given again.
     """
 
-    preset: Literal["quick", "full"] = "quick"
-    """quick: minutes, from what is tuned and learned already. full: all of it, hours."""
+    preset: Literal["quick", "full", "wide"] = "quick"
+    """quick: minutes, from what is tuned and learned already. full: all of it, hours on CPUs. wide:
+    also a report on more denoisers, which `experiments.emoji.train` makes first: for a GPU."""
     out: pathlib.Path = pathlib.Path("runs/emoji/main")
     """Where the report, the metrics, and a small file for each finished cell go."""
     cells: tuple[str, ...] = ()
@@ -51,6 +52,8 @@ class Plan:
         selection: Pictures of the selection split that tuning and learning look at.
         report: Pictures of the report.
         resamples: Of the report's real pictures.
+        constants: Constant weights beside the learned forms, where these are chosen.
+        line: Constant weights beside the report's methods, on the first denoiser.
         omegas: Of the sweep, for each rule.
         draws: Of the captions, for the standard errors of the sweep.
         diverse: Captions, and samples of each, that diversity is measured on.
@@ -72,6 +75,8 @@ class Plan:
     selection: int = 275
     report: int = 461
     resamples: int = 20
+    constants: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+    line: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
     omegas: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0, 14.0, 20.0)
     draws: int = 200
     diverse: tuple[int, int] = (24, 8)
@@ -79,14 +84,14 @@ class Plan:
     label: str = "report"
 
 
+# Every method for the denoiser trained for long too would take more than twelve hours.
+FULL = Plan(long_methods=("unguided", "constant", "interval", "interval per group", "adg", "apg"))
 PLANS = {
-    # Every method for the denoiser trained for long too would take more than twelve hours.
-    "full": Plan(
-        long_methods=("unguided", "constant", "interval", "interval per group", "adg", "apg"),
-    ),
+    "full": FULL,
+    "wide": dataclasses.replace(FULL, early=("0", "1", "2", "3", "4", "5")),
     "quick": Plan(
         early=("0",), long=(), seeds=1, methods=("unguided", "constant", "interval", "adg", "apg"),
-        both=(),
-        batch=16, report=128, resamples=0, omegas=(), diverse=(8, 4), anew=30, label="quick",
+        both=(), batch=16, report=128, resamples=0, constants=(), line=(), omegas=(),
+        diverse=(8, 4), anew=30, label="quick",
     ),
 }  # fmt: skip

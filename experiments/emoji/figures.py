@@ -56,49 +56,134 @@ def grid(columns: dict[str, Any], prompts: list[str], path: pathlib.Path) -> pat
 
 
 def _points(axis: Any, table: dict[str, dict[str, Any]], x: str, y: str) -> None:
-    """Every method by two figures, with their intervals; one label for those at one place."""
+    """Every method by two figures, with their intervals; one point for those at one place."""
     places: dict[tuple[str, str], list[str]] = {}
     for method, entry in table.items():
+        at = entry[x]["mean"], entry[y]["mean"]
+        places.setdefault((f"{at[0]:.3g}", f"{at[1]:.4g}"), []).append(method)
+    for same in places.values():
+        entry, plain = table[same[0]], same[0].removesuffix(", for both")
         bars = {
             side: entry[name]["high"] - entry[name]["mean"]
             for name, side in ((x, "xerr"), (y, "yerr"))
             if "low" in entry[name]
         }
-        at = entry[x]["mean"], entry[y]["mean"]
-        plain = method.removesuffix(", for both")
-        mark = {"fmt": "o" if plain == method else "D", "markersize": 7, "linewidth": 1}
-        axis.errorbar(*at, **bars, **mark, color=COLORS[plain])
-        places.setdefault((f"{at[0]:.3g}", f"{at[1]:.4g}"), []).append(method)
-    for methods in places.values():
-        at = tuple(table[methods[0]][name]["mean"] for name in (x, y))
-        label = " = ".join(methods)
-        axis.annotate(label, at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+        mark = {"fmt": "o" if plain == same[0] else "D", "markersize": 7, "elinewidth": 0.8}
+        axis.errorbar(
+            entry[x]["mean"], entry[y]["mean"], **bars, **mark, color=COLORS[plain],
+            label=textwrap.fill(" = ".join(same), 42),
+        )  # fmt: skip
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """What the points are, on the right: names beside them would hide each other."""
+    figure.legend(
+        *axis.get_legend_handles_labels(), frameon=False, loc="center left",
+        bbox_to_anchor=(0.91, 0.5), fontsize=9,
+    )  # fmt: skip
 
 
 def plane(table: dict[str, dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
     """Every method by its CLIP score and its Fréchet distance."""
-    figure, axis = plt.subplots(figsize=(9, 6))
+    figure, axis = plt.subplots(figsize=(9, 5.5))
     _points(axis, table, "clip score", "frechet")
     axis.set_xlabel("CLIP score, on towers for the report alone  (right is better)")
     axis.set_ylabel("Fréchet distance  (down is better)")
+    _legend(figure, axis)
     return _save(figure, path)
 
 
-def strength(
+def beside_constants(
     table: dict[str, dict[str, Any]], constants: list[dict[str, Any]], path: pathlib.Path
 ) -> pathlib.Path:
-    """Every method by its effective ω and its Fréchet distance, and the line of constant ω."""
+    """Every method of one denoiser beside the line of constant ω: by CLIP score, by strength."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.5), sharey=True)
+    labels = {
+        "clip score": "CLIP score, on towers for the report alone  (right is better)",
+        "strength": "effective ω: the plain rule nearest to each step, mean over steps",
+    }
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        along = "omega" if name == "strength" else name
+        axis.plot(
+            [row[along] for row in constants], [row["frechet"] for row in constants], marker=".",
+            color=COLORS["cfg"], linewidth=1.6, alpha=0.6, label="constant ω, from the same noise",
+        )  # fmt: skip
+        _points(axis, table, name, "frechet")
+        axis.set_xlabel(label)
+    for row in constants:
+        axes[0].annotate(
+            f"{row['omega']:g}", (row["clip score"], row["frechet"]), xytext=(-3, -11),
+            textcoords="offset points", fontsize=8, color=COLORS["cfg"], ha="right",
+        )  # fmt: skip
+    axes[0].set_ylabel("Fréchet distance  (down is better)")
+    _legend(figure, axes[0])
+    figure.subplots_adjust(wspace=0.05)
+    return _save(figure, path)
+
+
+def rewards(
+    learned: dict[str, list[dict[str, Any]]], constants: list[dict[str, Any]], path: pathlib.Path
+) -> pathlib.Path:
+    """Distance against the reward's score: learned weights as γ grows, and constants."""
     figure, axis = plt.subplots(figsize=(9, 6))
-    _points(axis, table, "strength", "frechet")
-    top = 1.3 * max(entry["strength"]["mean"] for entry in table.values())
-    rows = [row for row in constants if row["omega"] <= top]
-    axis.plot(
-        [row["omega"] for row in rows], [row["frechet"] for row in rows],
-        color=COLORS["cfg"], linewidth=1.6, alpha=0.6, label="constant ω, one seed of the sweep",
-    )  # fmt: skip
-    axis.set_xlabel("effective ω: the plain rule nearest to each step, mean over steps")
-    axis.set_ylabel("Fréchet distance  (down is better)")
+    lines = {"constant ω": (constants, "omega", "ω", COLORS["constant"], "o", (9, -9))}
+    for (name, rows), color, to in zip(
+        learned.items(), (COLORS["learned"], "#7f7f7f"), ((-9, 4), (9, 6)), strict=False
+    ):
+        lines[f"learned by {name}"] = rows, "gamma", "γ", color, "D", to
+    for label, (rows, number, sign, color, marker, to) in lines.items():
+        rows = sorted(rows, key=lambda row: row[number])
+        x, y = ([row[name] for row in rows] for name in ("reward", "distance"))
+        axis.plot(x, y, marker=marker, markersize=6, linewidth=1.4, color=color, label=label)
+        said: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            place = f"{row['reward']:.3f}", f"{row['distance']:.3f}"
+            said.setdefault(place, []).append(f"{row[number]:g}")
+        for place, numbers in said.items():
+            axis.annotate(
+                f"{sign} = {', '.join(numbers)}", tuple(map(float, place)), xytext=to,
+                textcoords="offset points", fontsize=9, color=color,
+                ha="right" if to[0] < 0 else "left",
+            )  # fmt: skip
+    axis.set_xlabel("CLIP score on the reward's own tower  (right is better)")
+    axis.set_ylabel("Fréchet distance on selection captions  (down is better)")
     axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+def stages(schedules: dict[str, dict[str, Any]], path: pathlib.Path) -> pathlib.Path:
+    """Schedules of one mean: what comes of them, and how far each goes in the three stages."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4))
+    palette = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#9d755d")
+    for (name, row), color in zip(schedules.items(), palette, strict=False):
+        each = np.asarray(row["diversities"])
+        half = 1.96 * each.std(ddof=1) / each.size**0.5
+        style = {"color": color, "label": name, "linewidth": 1.6, "markersize": 5}
+        axes[0].errorbar(
+            row["diversity"], row["measured"]["frechet"], xerr=half, fmt="o", **style
+        )  # fmt: skip
+        axes[1].plot(row["t"], np.mean(row["spread_ratio"], axis=1), marker=".", **style)
+        growth = np.asarray(row["growth_ratio"])
+        half = 1.96 * growth.std(axis=1, ddof=1) / growth.shape[1] ** 0.5
+        axes[2].errorbar(
+            row["perturbed_t"], growth.mean(axis=1), yerr=half, marker="o", capsize=2, **style
+        )
+    axes[0].set_xlabel("diversity of one caption (real pictures: 1)")
+    axes[0].set_ylabel("Fréchet distance  (down is better)")
+    axes[1].set_title("spread of one caption's x̂0, guided / conditional", fontsize=10)
+    axes[2].set_title("growth of a perturbation, guided / conditional", fontsize=10)
+    axes[1].set_yscale("log")
+    axes[1].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter(NullFormatter())
+    for axis, label in zip(
+        axes[1:], ("time t of x̂0", "time t at which x is perturbed"), strict=True
+    ):
+        axis.axhline(1, color="black", linestyle="--", linewidth=1)
+        axis.set_xlabel(f"{label} (1 noise → 0 data)")
+        axis.invert_xaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=5,
+                  loc="upper center", bbox_to_anchor=(0.5, 1.05))  # fmt: skip
     return _save(figure, path)
 
 
@@ -140,12 +225,16 @@ def merged(curves: dict[str, tuple[Any, str, str]]) -> dict[str, tuple[Any, str,
     """The curves, those with the same values as one, "a = b": the last would hide the others."""
     alike: list[tuple[list[str], tuple[Any, str, str]]] = []
     for label, curve in curves.items():
-        same = next((to for to, known in alike if np.array_equal(known[0], curve[0])), None)
+        same = next((to for to, known in alike if _same(known[0], curve[0])), None)
         if same is None:
             alike.append(([label], curve))
         else:
             same.append(label)
     return {" = ".join(labels): curve for labels, curve in alike}
+
+
+def _same(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def weights(

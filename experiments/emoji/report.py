@@ -19,9 +19,10 @@ import guidejax as gj
 from experiments import page as pages
 from experiments import paired
 from experiments.claims import estimate
-from experiments.emoji import figures, towers
+from experiments.emoji import figures, methods, towers
 from experiments.emoji.arena import nearest, omegas, train_pictures
 from experiments.emoji.cells import BOTH, PICTURE, Cells
+from experiments.emoji.config import Plan
 from experiments.emoji.train import PROCESS
 from experiments.statistics import (
     mean_interval,
@@ -136,6 +137,23 @@ def difference(cells: Cells, denoisers: tuple[str, ...], method: str, other: str
         interval = paired_difference_interval(ours, theirs, confidence(cells))
         found |= {"low": float(interval.low), "high": float(interval.high)}
     return _levelled(found, cells)
+
+
+def beside(cells: Cells, denoisers: tuple[str, ...], split: str = "report") -> dict[str, Any]:
+    """`ratio` of the learned weight to every method that is tuned for the distance."""
+    names = [method for method in cells.tuned(denoisers[0]) if rows_of(cells, denoisers, method)]
+    if not rows_of(cells, denoisers, "learned"):
+        return {}
+    return {method: ratio(cells, denoisers, "learned", method, split) for method in names}
+
+
+def gained(table: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Of what the best method takes off the Fréchet distance without guidance, each one's share."""
+    distance = {name: entry["frechet"]["mean"] for name, entry in table.items()}
+    if "unguided" not in distance or (least := min(distance.values())) == distance["unguided"]:
+        return {}
+    most = distance["unguided"] - least
+    return {name: (distance["unguided"] - value) / most for name, value in distance.items()}
 
 
 Claim = dict[str, Any]
@@ -263,6 +281,17 @@ def claims(cells: Cells) -> list[Claim]:
     return [*found, *_of_angles(cells)]
 
 
+def distinct(cells: Cells) -> list[Claim]:
+    """The claims, without those of a gated weight that guides at every step: the learned one's."""
+    found, alike = claims(cells), set[str]()
+    for kind, denoisers in ((", trained for long", cells.plan.long), ("", cells.plan.early)):
+        gated, free = (rows_of(cells, denoisers, m) for m in ("learned, gated", "learned"))
+        if gated == free:
+            alike.add(kind)
+    of = lambda text: ", trained for long" if "trained for long" in text else ""  # noqa: E731
+    return [c for c in found if "gated" not in c["claim"] or of(c["claim"]) not in alike]
+
+
 def real(cells: Cells) -> dict[str, float]:
     """What the report's real pictures measure."""
     x0 = cells.reported("report").x0
@@ -295,10 +324,84 @@ def grid(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     return figures.grid(columns(cells), list(PROMPTS), path)
 
 
+def pictures(cells: Cells, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Every figure that finished cells allow, by what it shows."""
+    plan, home, swept = cells.plan, cells.plan.early[0], cells.swept()
+    found = {"The same noise, prompts down, methods across": grid(cells, folder / "grid.png")}
+    for kind, denoisers in kinds(plan).items():
+        if table := summarise(cells, denoisers):
+            name = f"Quality against alignment, {kind} denoiser{'s' * (len(denoisers) > 1)}"
+            path = folder / f"plane-{kind.replace(' ', '-')}.png"
+            found[name] = figures.plane(table, path)
+    one, steady = summarise(cells, (home,)), line(cells)
+    if one and steady:
+        found[f"Learned weights beside constants, on one plane and at one strength: denoiser {home}"] = (
+            figures.beside_constants(one, steady, folder / "strength.png")
+        )  # fmt: skip
+    if swept:
+        found["Each rule as ω grows; real pictures dashed"] = figures.sweep(
+            swept, real(cells), folder / "sweep.png"
+        )
+    if constants(cells):
+        found["Distance against the reward's score as γ grows, on selection captions"] = (
+            figures.rewards(gammas(cells), constants(cells), folder / "reward.png")
+        )
+    if scheduled := schedules(cells):
+        found["Schedules of one mean ω, stage by stage"] = figures.stages(
+            scheduled, folder / "schedules.png"
+        )
+    found["ω over time; learned: the mean over captions of each kind, with the middle 80%"] = (
+        _weights(cells, folder / "weights.png")
+    )
+    return found
+
+
+def kinds(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The denoisers of each kind there is."""
+    found = {"early-stopped": plan.early, "trained for long": plan.long}
+    return {kind: denoisers for kind, denoisers in found.items() if denoisers}
+
+
+def constants(cells: Cells) -> list[dict[str, float]]:
+    """Constant weights where the learned forms are chosen, if all are finished."""
+    return _all(cells, [f"constants/{omega:g}" for omega in cells.plan.constants])
+
+
+def line(cells: Cells) -> list[dict[str, float]]:
+    """Constant weights where the report's methods are, if all are finished."""
+    plan = cells.plan
+    return _all(cells, [f"line/{plan.early[0]}/{omega:g}" for omega in plan.line])
+
+
+def _all(cells: Cells, names: list[str]) -> list[dict[str, float]]:
+    return [cells[name] for name in names] if all(map(cells.done, names)) else []
+
+
+def gammas(cells: Cells) -> dict[str, list[dict[str, float]]]:
+    """Each objective as the reward's weight γ grows, where the forms are chosen."""
+    found: dict[str, list[dict[str, float]]] = {"rollout": [], "self-consistency": []}
+    for name, form in methods.LEARNED.items():
+        row = cells.find(f"choose/{name}")
+        if row and name.split(",")[0] in found and (form.reward or name == form.objective):
+            found[form.objective].append({"gamma": form.reward, **row})
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def schedules(cells: Cells) -> dict[str, dict[str, Any]]:
+    """What is finished of the schedules of one mean."""
+    names = [name for name in cells.functions if name.startswith("schedules/") and cells.done(name)]
+    return {name.split("/")[-1]: cells[name] for name in names}
+
+
 def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     home, arena, steps = cells.plan.early[0], cells.reported("report"), cells.plan.steps
-    # What looks at the state is followed through runs of every few captions.
-    some = jax.tree.map(lambda a: a[::7], dict(arena.cond))
+    # What looks at the state is followed through runs of some captions, few of them of people.
+    group = np.asarray(arena.cond["group"])
+    people = np.flatnonzero(group == towers.GROUPS["People & Body"])[::7]
+    rows = np.sort(
+        np.concatenate([people, np.flatnonzero(group != towers.GROUPS["People & Body"])])
+    )
+    some = jax.tree.map(lambda a: a[rows], dict(arena.cond))
     times = jnp.asarray(gj.uniform_times(steps))
     curves: dict[str, tuple[Any, str, str]] = {}
     for method in cells.compared(home):
@@ -318,15 +421,23 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
         table = np.asarray(table)
         style = "-." if both else "-" if method.startswith("learned") else "--"
         if method == "learned" and table.ndim > 1:
-            for group in ("People & Body", "Flags"):
-                rows = np.flatnonzero(np.asarray(some["group"]) == towers.GROUPS[group])
-                if rows.size:
-                    curves[f"learned, {group}"] = (
-                        table[:, rows], figures.COLORS[method], "-" if group == "Flags" else ":"
-                    )  # fmt: skip
+            for (label, those), dash in zip(
+                _by_kind(some["group"]).items(), (":", "-", ".-"), strict=True
+            ):
+                if those.any():
+                    curves[f"learned, {label}"] = table[:, those], figures.COLORS[method], dash
         else:
             curves[method] = (table, figures.COLORS[method.removesuffix(BOTH)], style)
     return figures.weights(curves, times, path)
+
+
+def _by_kind(group: Any) -> dict[str, np.ndarray]:
+    """Which captions are of each kind that the report has several of."""
+    kinds = {
+        name: np.asarray(group) == towers.GROUPS[name]
+        for name in ("People & Body", "Smileys & Emotion")
+    }
+    return kinds | {"all others": ~np.any(list(kinds.values()), axis=0)}
 
 
 def _claims_as_html(found: list[Claim]) -> str:
@@ -341,53 +452,37 @@ def _claims_as_html(found: list[Claim]) -> str:
 
 def write(cells: Cells, out: pathlib.Path, preset: str, notes: str) -> dict[str, Any]:
     """metrics.json, table.md, figures and report.html of what is finished; returns the metrics."""
-    plan = cells.plan
-    kinds = {"early-stopped": plan.early, "trained for long": plan.long}
-    summary = {k: summarise(cells, d) for k, d in kinds.items() if d}
-    summary = {k: table for k, table in summary.items() if table}
+    summary = {kind: summarise(cells, denoisers) for kind, denoisers in kinds(cells.plan).items()}
+    summary = {kind: table for kind, table in summary.items() if table}
+    of = lambda kind: kinds(cells.plan)[kind]  # noqa: E731
     results: dict[str, Any] = {
         "preset": preset,
         "claims": claims(cells),
         "real": real(cells),
         "summary": summary,
-        "composed": {k: summarise(cells, kinds[k], "composed") for k in summary},
+        "composed": {kind: summarise(cells, of(kind), "composed") for kind in summary},
+        "beside": {kind: beside(cells, of(kind)) for kind in summary},
+        "gained": {kind: gained(table) for kind, table in summary.items()},
         "tuned": {n: cells.find(n) for n in cells.functions if n.startswith("tune/")},
         "choice": {n: cells.find(n) for n in cells.functions if n.startswith("choice/")},
         "sweep": cells.swept(),
-        "schedules": {
-            n.split("/")[-1]: cells.find(n) for n in cells.functions if n.startswith("schedules/")
-        },
+        "schedules": schedules(cells),
     }
     (out / "metrics.json").write_text(json.dumps(results, indent=1))
-    pictures = {"The same noise, prompts down, methods across": grid(cells, out / "grid.png")}
-    text, folder = "", out / "figures"
+    text = ""
     for kind, table in summary.items():
-        name = kind.replace(" ", "-")
-        pictures[f"Quality against alignment, {kind} denoisers"] = figures.plane(
-            table, folder / f"plane-{name}.png"
-        )
         text += f"## {kind}\n\n{markdown(table)}\n\nOn pairs of attributes that training never "
         text += f"had together:\n\n{markdown(results['composed'][kind])}\n\n"
-        if "cfg" in results["sweep"]:
-            pictures[f"Learned weights and others at one strength, {kind} denoisers"] = (
-                figures.strength(table, results["sweep"]["cfg"], folder / f"strength-{name}.png")
-            )
-    if results["sweep"]:
-        pictures["Each rule as ω grows; real pictures dashed"] = figures.sweep(
-            results["sweep"], results["real"], folder / "sweep.png"
-        )
-    pictures["ω over time; learned: of captions of two kinds, with the middle 80%"] = _weights(
-        cells, folder / "weights.png"
-    )
     (out / "table.md").write_text(text)
     tables = "".join(
         f"<h2>{kind}</h2>{pages.table(markdown(table))}" for kind, table in summary.items()
     )
+    drawn = pictures(cells, out / "figures")
     (out / "report.html").write_text(
         pages.document(
             "guidejax: emoji",
             "<h1>Guidance of a text-to-image model, tuned and learned</h1>"
-            f"{_claims_as_html(results['claims'])}<p>{notes}</p>{pages.pictures(pictures)}{tables}",
+            f"{_claims_as_html(results['claims'])}<p>{notes}</p>{pages.pictures(drawn)}{tables}",
         )
     )
     return results

@@ -36,7 +36,7 @@ from experiments.emoji.config import PLANS, Config, Plan
 TINY = Plan(
     early=("0",), long=(), settings=2, seeds=2, methods=("unguided", "interval"),
     both=("interval",), steps=2, batch=4, selection=48, report=20, resamples=2,
-    omegas=(0.0, 7.0), draws=2, diverse=(2, 2), anew=1,
+    constants=(0.0, 2.0), line=(0.0, 2.0), omegas=(0.0, 7.0), draws=2, diverse=(2, 2), anew=1,
 )  # fmt: skip
 
 
@@ -68,6 +68,15 @@ def test_the_log_of_the_towers_is_that_of_the_weights():
     found = towers.retrieval(towers.load("reward"), "report")
     # bfloat16 moves a rank or two.
     assert found == pytest.approx(logged["reward"]["report"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_figures_that_a_gpu_made_are_found_again():
+    cells = docs.published()
+    (row, *_) = cells["report/0/constant"]
+    found = cells._diversity("0", cells.guide("0", "constant", 0))
+    for name in ("diversity", "strength"):
+        assert found[name] == pytest.approx(row[name], rel=1e-3)
 
 
 def test_all_weights_together_are_small():
@@ -176,7 +185,7 @@ def test_the_quick_preset_never_takes_hours(tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "RESULTS", tmp_path / "none")
     with pytest.raises(SystemExit, match="tune/0/constant"):
         emoji.main(Config(out=tmp_path))
-    with pytest.raises(SystemExit, match="--preset full --publish"):
+    with pytest.raises(SystemExit, match="--preset wide --publish"):
         emoji.main(Config(out=tmp_path, publish=True))
 
 
@@ -243,6 +252,16 @@ def test_seeds_of_a_denoiser_are_no_independent_pairs():
     table = report.summarise(cells, CLAIMED.early)
     row = table["learned"]["frechet"]
     assert row["high"] - row["low"] > 0.3
+
+
+def test_what_a_weight_that_is_not_gated_claims_is_told_once():
+    cells = a_report(CLAIMED, lambda d, method, s: 0.8 if "learned" in method else 1.0)
+    for row in cells.known["report/0/learned, gated"]:
+        row["evaluations"] = 12
+    found = [claim["claim"] for claim in report.distinct(cells)]
+    assert len(found) == 9
+    assert sum("gated" in claim for claim in found) == 3
+    assert not any("gated" in claim for claim in found if "trained for long" in claim)
 
 
 def test_the_best_tuned_is_the_best_of_all():
@@ -527,7 +546,11 @@ def test_the_report_has_every_method_and_claim(run):
     assert table["unguided"]["strength"]["mean"] == 0 < table["learned"]["strength"]["mean"]
     assert cells["tune/0/interval, for both"]["trace"][0] == cells["tune/0/interval"]["trace"][0]
     page = (out / "report.html").read_text()
-    assert page.count("<figure>") == 4
+    # The grid, methods on a plane and beside constants, the sweep, rewards, schedules, ω over time.
+    assert page.count("<figure>") == 7
+    assert set(results["beside"]["early-stopped"]) == {"unguided", "interval"}
+    assert max(results["gained"]["early-stopped"].values()) in (0, 1)
+    assert results["gained"]["early-stopped"]["unguided"] == 0
     assert "a note" in page
     assert "nan" not in (out / "table.md").read_text()
     assert json.loads((out / "metrics.json").read_text())["preset"] == "full"
