@@ -128,7 +128,7 @@ def rewards(
     figure, axis = plt.subplots(figsize=(9, 6))
     lines = {"constant ω": (constants, "omega", "ω", COLORS["constant"], "o", (9, -9))}
     for (name, rows), color, to in zip(
-        learned.items(), (COLORS["learned"], "#7f7f7f"), ((-9, 4), (9, 6)), strict=False
+        learned.items(), (COLORS["learned"], "#7f7f7f"), ((9, -12), (9, 6)), strict=False
     ):
         lines[f"learned by {name}"] = rows, "gamma", "γ", color, "D", to
     for label, (rows, number, sign, color, marker, to) in lines.items():
@@ -143,7 +143,6 @@ def rewards(
             axis.annotate(
                 f"{sign} = {', '.join(numbers)}", tuple(map(float, place)), xytext=to,
                 textcoords="offset points", fontsize=9, color=color,
-                ha="right" if to[0] < 0 else "left",
             )  # fmt: skip
     axis.set_xlabel("CLIP score on the reward's own tower  (right is better)")
     axis.set_ylabel("Fréchet distance on selection captions  (down is better)")

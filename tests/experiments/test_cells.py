@@ -1,7 +1,9 @@
 """Cells: each is made once, by whoever is first, and isn't taken for another experiment's."""
 
 import json
+import os
 import pathlib
+import sys
 
 import pytest
 
@@ -119,3 +121,21 @@ def test_the_plan_of_the_stages_is_written_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stages.main(stages.Config(out=tmp_path))
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes have no cores here")
+def test_processes_that_share_work_have_cores_of_their_own_and_leave_a_gpu_to_each_other(tmp_path):
+    told = f"""
+import os, pathlib
+cores, preallocate = os.environ[{sharing.CORES!r}], os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]
+pathlib.Path({str(tmp_path)!r}, cores.replace(" ", "-")).write_text(preallocate)
+"""
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    sharing.share([sys.executable, "-c", told], jobs)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(found.values()) == {"false"}
+    cores = sorted(core for name in found for core in map(int, name.split("-")))
+    assert len(found) == jobs
+    assert cores == sorted(os.sched_getaffinity(0))
+    with pytest.raises(SystemExit, match=f"{jobs} of {jobs} processes failed"):
+        sharing.share([sys.executable, "-c", "raise SystemExit(3)"], jobs)
