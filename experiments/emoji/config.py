@@ -92,6 +92,6 @@ PLANS = {
     "quick": Plan(
         early=("0",), long=(), seeds=1, methods=("unguided", "constant", "interval", "adg", "apg"),
         both=(), batch=16, report=128, resamples=0, constants=(), line=(), omegas=(),
-        diverse=(8, 4), anew=30, label="quick",
+        diverse=(8, 4), anew=24, label="quick",
     ),
 }  # fmt: skip

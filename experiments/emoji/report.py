@@ -395,12 +395,9 @@ def schedules(cells: Cells) -> dict[str, dict[str, Any]]:
 
 def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
     home, arena, steps = cells.plan.early[0], cells.reported("report"), cells.plan.steps
-    # What looks at the state is followed through runs of some captions, few of them of people.
-    group = np.asarray(arena.cond["group"])
-    people = np.flatnonzero(group == towers.GROUPS["People & Body"])[::7]
-    rows = np.sort(
-        np.concatenate([people, np.flatnonzero(group != towers.GROUPS["People & Body"])])
-    )
+    # What looks at the state is followed through runs of some captions, as many of people as not.
+    people = np.asarray(arena.cond["group"]) == towers.GROUPS["People & Body"]
+    rows = np.sort(np.concatenate([_some(each, people.size // 16) for each in (people, ~people)]))
     some = jax.tree.map(lambda a: a[rows], dict(arena.cond))
     times = jnp.asarray(gj.uniform_times(steps))
     curves: dict[str, tuple[Any, str, str]] = {}
@@ -429,6 +426,12 @@ def _weights(cells: Cells, path: pathlib.Path) -> pathlib.Path:
         else:
             curves[method] = (table, figures.COLORS[method.removesuffix(BOTH)], style)
     return figures.weights(curves, times, path)
+
+
+def _some(which: np.ndarray, count: int) -> np.ndarray:
+    """The rows of some of these captions, evenly, about as many as asked."""
+    found = np.flatnonzero(which)
+    return found[:: max(1, found.size // max(count, 1))]
 
 
 def _by_kind(group: Any) -> dict[str, np.ndarray]:

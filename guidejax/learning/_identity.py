@@ -3,6 +3,8 @@
 An identity is JSON, section by section: the weight, the guidance, the objective, the optimizer,
 the denoiser, the conditions of the branches, the data, the key. A dataclass is known by its
 settings, an array by a fingerprint of its values, a function by the program that it traces to.
+Arrays of an objective may be statistics that were computed on other cores or on another chip than
+the last time, which round otherwise: of these there is a sketch, compared within a tolerance.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ TRACERS = ("jax", "flax", "optax")
 # Arrays up to this many bytes are fingerprinted on the host, larger ones where they lie.
 SMALL = 1 << 20
 FEW = 16  # Numbers that are written out; of more there is a fingerprint.
+# By how much an objective's numbers may differ, relative to themselves and to the largest beside
+# them, and a sketch to its length: sums of float32 round by less, and one of a million elements
+# that is another moves a sketch by 1e-3.
+NUMBERS, LARGEST, SKETCH = 1e-5, 1e-6, 1e-4
+SIGNS = 4
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Of a program: names, and where it runs, which may be on other devices the next time.
 PLACEMENT = {
@@ -38,27 +45,33 @@ PLACEMENT = {
 }  # fmt: skip
 
 
-def describe(value: Any) -> Any:
-    """What is written beside φ to know it again: settings, where the object has any, as JSON."""
+def describe(value: Any, of_array: Callable[[Any], Any] | None = None) -> Any:
+    """What is written beside φ to know it again: settings, where the object has any, as JSON.
+
+    `of_array` says what an array of many numbers is known by, a fingerprint by default.
+    """
     if hasattr(value, "describe"):
         return value.describe()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        settings = {f.name: _setting(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **settings}
+        return {
+            "kind": type(value).__name__,
+            **{f.name: _setting(getattr(value, f.name), of_array or fingerprint)
+               for f in dataclasses.fields(value)},
+        }  # fmt: skip
     return {"kind": "function"}
 
 
-def _setting(value: Any) -> Any:
+def _setting(value: Any, of_array: Callable[[Any], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return describe(value)
+        return describe(value, of_array)
     if isinstance(value, (tuple, list)):
-        return [_setting(v) for v in value]
+        return [_setting(v, of_array) for v in value]
     if isinstance(value, Mapping):
-        return {str(name): _setting(v) for name, v in value.items()}
+        return {str(name): _setting(v, of_array) for name, v in value.items()}
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return np.asarray(value).tolist() if np.size(value) <= FEW else fingerprint(value)
+        return np.asarray(value).tolist() if np.size(value) <= FEW else of_array(value)
     if isinstance(value, jax.tree_util.Partial):
-        return [getattr(value.func, "__qualname__", "a function"), _setting(value.args)]
+        return [getattr(value.func, "__qualname__", "a function"), _setting(value.args, of_array)]
     if callable(value):
         return "a function"
     return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
@@ -136,12 +149,44 @@ def shapes(tree: Tree) -> list[str]:
     ]
 
 
-def values(tree: Tree) -> dict[str, Any]:
-    """The places, dtypes, shapes and values of a pytree's arrays."""
+def values(tree: Tree, of_tree: Callable[[Tree], Any] | None = None) -> dict[str, Any]:
+    """The places, dtypes, shapes and values of a pytree's arrays.
+
+    `of_tree` says what many values are known by, a fingerprint by default.
+    """
     leaves = [plain(leaf) for leaf in jax.tree.leaves(tree)]
     if sum(leaf.size for leaf in leaves) <= FEW and all(_is_here(leaf) for leaf in leaves):
         return {"arrays": shapes(tree), "values": [np.asarray(leaf).tolist() for leaf in leaves]}
-    return {"arrays": shapes(tree), "values": fingerprint(tree)}
+    return {"arrays": shapes(tree), "values": (of_tree or fingerprint)(tree)}
+
+
+def sketches(tree: Tree) -> list[Any]:
+    """`sketch` of each leaf."""
+    return [sketch(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def sketch(leaf: Any) -> Any:
+    """An array's length ‖a‖, and Σ a · r of some random signs r, which rounding hardly moves.
+
+    They do move where elements change, or change places. What isn't of floats has a fingerprint.
+    """
+    leaf = plain(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return fingerprint(leaf)
+    if _is_here(leaf) and leaf.nbytes <= SMALL:
+        with np.errstate(over="ignore"):
+            found = _sketch(np, np.asarray(leaf))
+    else:
+        found = jax.jit(_sketch, static_argnums=0)(jnp, leaf)
+    return {"sketch": [_as_json(float(number)) for number in found]}
+
+
+def _sketch(lib: Any, a: Any) -> Any:
+    wide = a.astype(lib.promote_types(a.dtype, lib.float32))
+    mixed = _mixed(lib, a.shape)
+    signs = [1 - 2.0 * ((mixed >> lib.uint32(16 + k)) & lib.uint32(1)) for k in range(SIGNS)]
+    sums = [lib.sum(wide * sign.astype(wide.dtype)) for sign in signs]
+    return lib.stack([lib.sqrt(lib.sum(wide * wide)), *sums])
 
 
 def fingerprint(tree: Tree) -> str:
@@ -186,14 +231,19 @@ def _sum(lib: Any, a: Any) -> Any:
         bits = np.ascontiguousarray(a).view(kind).reshape(a.shape + (wide,) * (wide > 1))
     else:
         bits = jax.lax.bitcast_convert_type(a, kind)
-    place: Any = lib.zeros(bits.shape, lib.uint32)
-    for axis, size in enumerate(bits.shape):
-        along = [1] * bits.ndim
+    mixed = _mixed(lib, bits.shape) | lib.uint32(1)
+    return lib.sum(bits.astype(lib.uint32) * mixed, dtype=lib.uint32)
+
+
+def _mixed(lib: Any, shape: tuple[int, ...]) -> Any:
+    """A hash of each element's place."""
+    place: Any = lib.zeros(shape, lib.uint32)
+    for axis, size in enumerate(shape):
+        along = [1] * len(shape)
         along[axis] = size
         place = place * lib.uint32(size) + lib.arange(size, dtype=lib.uint32).reshape(along)
     mixed = (place * lib.uint32(2654435761)) ^ lib.uint32(0x9E3779B9)
-    mixed = (mixed ^ (mixed >> lib.uint32(15))) * lib.uint32(0x85EBCA6B) | lib.uint32(1)
-    return lib.sum(bits.astype(lib.uint32) * mixed, dtype=lib.uint32)
+    return (mixed ^ (mixed >> lib.uint32(15))) * lib.uint32(0x85EBCA6B)
 
 
 # The sections.
@@ -224,14 +274,16 @@ def of_run(
     found = {
         "weight": {**describe(guide), "φ": shapes(phi)},
         "guidance": {
-            "rules": [[k.rule.name, k.space, _setting(dict(k.options))] for k in made.links],
+            "rules": [
+                [k.rule.name, k.space, _setting(dict(k.options), fingerprint)] for k in made.links
+            ],
             "weights": {name: describe(weight.fn) for name, weight in made.weights},
             "numbers": program(lambda phi: jax.tree.leaves(guide(phi)), shaped),
         },
         "objective": {
-            **describe(objective),
+            **describe(objective, sketch),
             "name": getattr(objective, "__qualname__", None),
-            "arrays": values(arrays) if jax.tree.leaves(arrays) else None,
+            "arrays": values(arrays, sketches) if jax.tree.leaves(arrays) else None,
         },
         "optimizer": program(
             lambda phi: propose(optimizer, phi, optimizer.init(phi), phi, jnp.float32(0)), shaped
@@ -290,7 +342,7 @@ def differences(saved: Identity, now: Identity) -> list[str]:
 
 
 def _differ(where: str, saved: Any, now: Any, same_versions: bool) -> list[str]:
-    if saved == now:
+    if saved == now or (where.startswith("objective") and _close(saved, now)):
         return []
     if not (isinstance(saved, dict) and isinstance(now, dict)):
         return [f"{where}: saved {_short(saved)}, now {_short(now)}"]
@@ -308,6 +360,28 @@ def _differ(where: str, saved: Any, now: Any, same_versions: bool) -> list[str]:
     for name in sorted(saved.keys() | now.keys()):
         found += _differ(f"{where}, {name}", saved.get(name), now.get(name), same_versions)
     return found
+
+
+def _close(saved: Any, now: Any) -> bool:
+    """Whether numbers, sketches, or lists of these are the same up to rounding."""
+    if isinstance(saved, dict) and isinstance(now, dict) and "sketch" in saved and "sketch" in now:
+        return _near(saved["sketch"], now["sketch"], 0.0, SKETCH)
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        near = all(map(_is_number, (*saved, *now)))
+        return _near(saved, now, NUMBERS, LARGEST) if near else all(map(_close, saved, now))
+    if _is_number(saved) and _is_number(now):
+        return _near([saved], [now], NUMBERS, 0.0)
+    return bool(saved == now)
+
+
+def _near(saved: list[float], now: list[float], own: float, largest: float) -> bool:
+    one, other = np.asarray(saved, np.float64), np.asarray(now, np.float64)
+    size = np.maximum(np.abs(one), np.abs(other))
+    return bool(np.all(np.abs(one - other) <= own * size + largest * size.max(initial=0.0)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:

@@ -232,6 +232,52 @@ def test_a_fingerprint_is_the_same_on_the_host_and_sharded(mesh, dtype, monkeypa
     assert _identity.fingerprint(values[::-1]) != host
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_sketch_is_nearly_the_same_on_the_host_and_sharded(mesh, dtype, monkeypatch):
+    values = np.random.default_rng(0).normal(size=(16, 5)).astype(jnp.dtype(dtype))
+    split = jax.device_put(
+        values, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    )
+    host = _identity.sketch(values)
+    monkeypatch.setattr(_identity, "SMALL", 0)
+    for there in (split, jnp.asarray(values)):
+        assert _identity._close(_identity.sketch(there), host)
+    assert not _identity._close(_identity.sketch(values[::-1]), host)
+
+
+def _of(statistics):
+    objective = gj.rollout([jax.tree_util.Partial(lambda a, x: x @ a, statistics)])
+    arrays = objectives.base.as_pytree(objective)
+    return {
+        "objective": {
+            **_identity.describe(objective, _identity.sketch),
+            "arrays": _identity.values(arrays, _identity.sketches),
+        }
+    }
+
+
+@pytest.mark.parametrize("shape", [(3,), (50, 40)])
+def test_statistics_that_another_chip_rounds_otherwise_are_the_same(shape):
+    """Unless more than that has changed: a row, their order, their scale."""
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=shape).astype(np.float32)
+    rounded = (given * (1 + 3e-7 * rng.normal(size=shape))).astype(np.float32)
+    assert (rounded != given).any()
+    saved = json.loads(json.dumps(_of(given)))
+    assert not _identity.differences(saved, json.loads(json.dumps(_of(rounded))))
+    row = given.copy()
+    row[1] += 0.1
+    for other in (row, given[::-1], given * np.float32(1.001)):
+        assert _identity.differences(saved, json.loads(json.dumps(_of(other))))
+
+
+def test_settings_beside_large_ones_are_told_apart():
+    one = {"objective": {"weights": [100.0, 1e-3]}}
+    assert _identity.differences(one, {"objective": {"weights": [100.0, 2e-3]}})
+    # Elsewhere numbers are settings, and are compared as they are.
+    assert _identity.differences({"data": {"flip": 0.5}}, {"data": {"flip": 0.5000001}})
+
+
 # Damage.
 
 
