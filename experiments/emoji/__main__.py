@@ -31,13 +31,14 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "cells"
 _ALL = (
     "Methods were tuned, and weights learned, on the selection captions, the towers that "
     "may be seen and noise of their own; every figure is on the report's captions, towers and "
-    "noise."
+    "noise. What was tried, and why what isn't reached isn't, is in docs/emoji.md."
 )
 NOTES = {
     "full": _ALL,
     "wide": _ALL,
     "quick": "The denoiser, the tuned numbers and the weight called learned come with the "
-    "repository; the one called learned anew was learned in this run.",
+    "repository; the one called learned anew was learned in this run. What came of the whole "
+    "experiment, what was tried, and why, is in docs/emoji.md.",
 }
 
 LOG = logging.getLogger("experiments.emoji")

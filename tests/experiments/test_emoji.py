@@ -544,6 +544,11 @@ def test_the_report_has_every_method_and_claim(run):
     assert table["learned, for both"]["frechet"] == table["learned"]["frechet"]
     assert table["unguided"]["strength"]["mean"] == 0 < table["learned"]["strength"]["mean"]
     assert cells["tune/0/interval, for both"]["trace"][0] == cells["tune/0/interval"]["trace"][0]
+    assert [row["omega"] for row in results["line"]] == [0, 2]
+    assert [row["omega"] for row in results["constants"]] == [0, 2]
+    assert [row["gamma"] for row in results["reward"]["rollout"]] == [0]
+    said = results["self-consistency"]
+    assert np.shape(said["loss"]) == np.shape(said["reward"]) == (len(said["omega"]), 24)
     page = (out / "report.html").read_text()
     # The grid, methods on a plane and beside constants, the sweep, rewards, schedules, ω over time.
     assert page.count("<figure>") == 7
