@@ -21,16 +21,23 @@ def settle() -> bool:
 
     Returns whether it did: this process shares the work of another, which writes the report.
     """
-    if CORES in os.environ:
+    if CORES in os.environ and hasattr(os, "sched_setaffinity"):  # Not on macOS.
         os.sched_setaffinity(0, map(int, os.environ[CORES].split()))
     return CORES in os.environ
 
 
+def cores() -> list[int]:
+    """The cores that this process may use, as far as the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def default_jobs() -> int:
-    """One process a core where there are CPUs alone, else one."""
-    if jax.default_backend() != "cpu" or not hasattr(os, "sched_getaffinity"):
+    """One process a core where there are CPUs alone, and each can be kept on its own; else one."""
+    if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity"):
         return 1
-    return len(os.sched_getaffinity(0))
+    return len(cores())
 
 
 def share(command: Sequence[str], jobs: int) -> None:
@@ -43,11 +50,11 @@ def share(command: Sequence[str], jobs: int) -> None:
     Raises:
         SystemExit: If one of them fails.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    all_cores = cores()
     shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     workers = [
-        subprocess.Popen(command, env={**shared, CORES: " ".join(map(str, cores[job::jobs]))})
-        for job in range(min(jobs, len(cores)))
+        subprocess.Popen(command, env={**shared, CORES: " ".join(map(str, all_cores[job::jobs]))})
+        for job in range(min(jobs, len(all_cores)))
     ]
     try:
         failed = [worker.wait() for worker in workers]

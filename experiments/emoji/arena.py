@@ -144,7 +144,7 @@ class Arena:
         self.towers = {name: towers.load(name, self.folder) for name in self.names}
         self.reward = towers.load("reward", self.folder)
         self.classify = towers.load_classifier(self.folder)
-        self._real = {n: _image(t.image, self.x0)[0] for n, t in self.towers.items()}
+        self._real = {n: np.asarray(_image(t.image, self.x0)[0]) for n, t in self.towers.items()}
 
     def score(self, x0: jax.Array) -> float:
         """Geometric mean of the Fréchet distances on the towers: what tuning minimises."""
@@ -159,8 +159,7 @@ class Arena:
         found = {}
         with jax.default_device(jax.devices("cpu")[0]):
             for name, features in seen.items():
-                real = np.asarray(self._real[name])[rows]
-                found[name] = float(_frechet(np.asarray(features), real))
+                found[name] = float(_frechet(np.asarray(features), self._real[name][rows]))
         return found
 
     def _resampled(self, seen: Mapping[str, Any]) -> list[float]:

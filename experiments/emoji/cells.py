@@ -105,7 +105,7 @@ class Cells(cells.Cells):
         for omega in plan.constants:
             yield f"constants/{omega:g}", partial(self._constant, omega)
         if plan.constants:
-            yield "self-consistency", self._asked
+            yield "self-consistency", self._self_consistency
         for aim in aims:
             yield f"choice/{aim}", partial(self._choice, aim)
         for home in homes:
@@ -121,7 +121,10 @@ class Cells(cells.Cells):
                 name = f"{plan.label}/{denoiser}/{method}"
                 yield name, partial(self._report, denoiser, method)
         for omega in plan.line:
-            yield f"line/{plan.early[0]}/{omega:g}", partial(self._steady, plan.early[0], omega)
+            yield (
+                f"line/{plan.early[0]}/{omega:g}",
+                partial(self._on_the_line, plan.early[0], omega),
+            )
         if not plan.omegas:
             return
         for rule in SWEEP_RULES:
@@ -150,14 +153,8 @@ class Cells(cells.Cells):
         return self._once(self._denoiser, name)
 
     def _denoiser(self, name: str) -> gj.Denoiser:
-        file = f"denoiser-{name}.safetensors"
-        ready, trained = self.weights / file, train.Config.out / name / file
-        if not ready.exists() and not trained.exists():
-            raise SystemExit(
-                f"denoiser {name} doesn't come with the repository, and isn't at {trained}: "
-                f"python -m experiments.emoji.train --seed {name}"
-            )
-        return train.load(ready if ready.exists() else trained)
+        path = self.weights / f"denoiser-{name}.safetensors"
+        return train.load(path if path.exists() or not name.isdigit() else train.trained(name))
 
     def selection(self, part: int | None = None) -> Arena:
         """Pictures to choose on: the half that `part` says, or all."""
@@ -277,14 +274,14 @@ class Cells(cells.Cells):
         phi = self._fit(f"fits/{form}", form, home, 0, half, self.key(CHOOSE))
         guide = methods.LEARNED[form].guide(phi)
         updates, curve = self._updates(methods.LEARNED[form]), self._curve(guide, self.selection(1))
-        return {**self._chosen_by(guide), "updates": updates, "omega": curve}
+        return {**self._scored(guide), "updates": updates, "omega": curve}
 
     def _constant(self, omega: float) -> dict[str, Any]:
         """A constant, where the learned forms are scored."""
         guide = gj.guidance(gj.cfg, jnp.float32(omega))  # Traced: one program for all.
-        return {"omega": omega, **self._chosen_by(guide)}
+        return {"omega": omega, **self._scored(guide)}
 
-    def _asked(self) -> dict[str, Any]:
+    def _self_consistency(self) -> dict[str, Any]:
         """What self-consistency says of constants: a loss a picture, and the reward that it sees.
 
         On the half of the selection that forms learn on, all from the same draws, as many as an
@@ -325,7 +322,7 @@ class Cells(cells.Cells):
             "reward": reward[order].astype(np.float64).round(6).tolist(),
         }
 
-    def _chosen_by(self, guide: gj.Guidance) -> dict[str, float]:
+    def _scored(self, guide: gj.Guidance) -> dict[str, float]:
         """What a form is chosen by, on the half of the selection that it didn't learn on."""
         other, denoise = self.selection(1), self.denoiser(self.plan.early[0])
         x0 = generate(self.key(CHOOSE, 1), denoise, guide, other.cond, self.plan.steps)
@@ -450,7 +447,7 @@ class Cells(cells.Cells):
             rows.append(row)
         return rows
 
-    def _steady(self, denoiser: str, omega: float) -> dict[str, float]:
+    def _on_the_line(self, denoiser: str, omega: float) -> dict[str, float]:
         """A constant from the same noise as the report's methods, the mean over its seeds."""
         arena, guide = self.reported("report"), gj.guidance(gj.cfg, jnp.float32(omega))
         rows = []

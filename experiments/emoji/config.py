@@ -29,7 +29,7 @@ class Config:
     weights: pathlib.Path = storage.WEIGHTS
     """Where the networks lie."""
     publish: bool = False
-    """Keep what is finished of the full preset in the repository, and write docs/emoji.md."""
+    """Keep what is finished, of full or wide, in the repository, and write docs/emoji.md."""
 
 
 @dataclasses.dataclass(frozen=True)

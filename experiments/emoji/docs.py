@@ -120,14 +120,19 @@ def outcome(cells: Cells) -> str:
     strength = {name: entry["strength"]["mean"] for name, entry in early.items()}
     near = float(np.interp(strength["learned"], list(line), list(line.values())))
     one = report.summarise(cells, (home,))["learned"]["frechet"]["mean"]
+    beaten = [c["holds"] for c in found if "the best tuned" in c["claim"]]
+    harmless = all(c["holds"] for c in found if "/ unguided" in c["claim"])
+    gated = "" if any("gated" in c["claim"] for c in found) else (
+        " The gated weight is the learned one itself, since the tuned interval guides at every step."
+    )  # fmt: skip
     return f"""
 ## What came of it
 
-**Learned weights don't beat tuned ones here.** The gated weight is the learned one itself, since the tuned interval guides at every step.
+**Learned weights {"beat tuned ones here, in part" if any(beaten) else "don't beat tuned ones here"}.**{gated}
 
 {_table(["asked", "measured", "verdict"], rows)}
 
-On the denoisers that are {"; on the one that is ".join(text)}. No learned weight hurts.
+On the denoisers that are {"; on the one that is ".join(text)}.{" No learned weight hurts." if harmless else ""}
 
 The learned weight's Fréchet distance over that of each method that was tuned for the distance, paired:
 
@@ -180,8 +185,7 @@ def tuned(cells: Cells) -> str:
 
 Fréchet distance on the selection captions (geometric mean over the towers that may be seen) of the best of {cells.plan.settings} settings
 that a coordinate search scored. Each begins at the best constant (the per-group interval at the best interval); a method that contains
-it is no worse, and one that doesn't, as ADG and the triangle, may be. {cells.plan.settings} settings don't bring the twelve numbers of the
-per-group interval to rest. Every setting is in `results`.
+it is no worse, and one that doesn't, as ADG and the triangle, may be. Every setting is in `results`.
 No optimum lies on an edge of what was searched but on natural ones: a window's ends at 0 and 1, a cap that doesn't bind.
 """
     for home in dict.fromkeys(cells.like(name) for name in cells.denoisers):
@@ -195,6 +199,13 @@ No optimum lies on an edge of what was searched but on natural ones: a window's 
             rows.sort(key=lambda row: row[1])
             text += f"\nDenoiser {home}:\n\n"
             text += _table(["method", "distance", "numbers"], rows) + "\n"
+            moving = [
+                name for name in cells.functions
+                if name.startswith(f"tune/{home}/") and cells.done(name) and not cells[name]["rests"]
+            ]  # fmt: skip
+            if moving:
+                names = "; ".join(name.removeprefix(f"tune/{home}/") for name in moving)
+                text += f"\nNot at rest after {cells.plan.settings} settings, so that more might find a little more: {names}.\n"
     return text
 
 
@@ -261,11 +272,11 @@ that of a constant, {beside}.
 
 **Self-consistency is timid here.** It learns ω below {np.max(timid):.1g} at every step, with and without a reward. Its loss says so of constants too: on the captions
 that it learned on ({loss.shape[1]} of them, the same draws for each ω), guidance makes steps fit the noised true pictures less from the smallest ω on. And the reward, which
-it sees on the x̂0 of single steps, hardly grows, and falls beyond ω = 0.5:
+it sees on the x̂0 of single steps, hardly grows, and then falls:
 
 {_table(["ω", f"loss, less that at 0 ({loss[0].mean():.0f})", "reward of x̂0, less that at 0"], asked)}
 
-So γ would have to be {needed:.0f} or more for any guidance to pay; 30 and 100 were tried. By the rollout, where the errors of twelve steps add up and the reward
+So γ would have to be {needed:.0f} for ω = {said["omega"][at]:.2g} to pay, and more for stronger guidance; 30 and 100 were tried. By the rollout, where the errors of twelve steps add up and the reward
 sees finished pictures, γ = 0.3 moves ω.
 """
 
@@ -501,15 +512,12 @@ FEW = " Only the methods that people use most were tuned for it, and for the dis
 def rest(cells: Cells) -> str:
     """The report's tables, and what is missing."""
     text = ""
-    kinds = {
-        "Early-stopped denoisers": cells.plan.early,
-        "The denoiser trained for long": cells.plan.long,
-    }
-    for kind, denoisers in kinds.items():
+    for kind, denoisers in report.kinds(cells.plan).items():
         table = report.summarise(cells, denoisers)
         if table:
             few = FEW if cells.compared(denoisers[0]) != cells.compared(cells.plan.early[0]) else ""
-            text += f"\n## {kind}\n\n{OVER[len(denoisers) > 1]}{few}{_hacked(table)}\n\n{report.markdown(table)}\n"
+            title = f"Denoiser{'s' * (len(denoisers) > 1)}, {kind}"
+            text += f"\n## {title}\n\n{OVER[len(denoisers) > 1]}{few}{_hacked(table)}\n\n{report.markdown(table)}\n"
             composed = report.summarise(cells, denoisers, "composed")
             text += f"\nOn composed captions, pairs that training never had together:\n\n{report.markdown(composed)}\n"
     return text + _how(cells)
@@ -535,8 +543,9 @@ def _how(cells: Cells) -> str:
     text = f"""
 ## How it was run
 
-All cells were made on one {machine(cells)}, in ten minutes with the training of three denoisers beside them, in sixteen processes; those of
-constants, lines and schedules on two CPU cores:
+All cells were made on one {machine(cells)}, in ten minutes with the training of three denoisers beside them, in sixteen processes, with XLA's
+tuning of matrix products off (`XLA_FLAGS="--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"`), since there is more to compile
+than to compute; those of constants, lines and schedules on two CPU cores. The same one after the other:
 
 ```bash
 for seed in 3 4 5; do python -m experiments.emoji.train --seed $seed --every 2500 & done; wait

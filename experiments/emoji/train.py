@@ -126,6 +126,29 @@ def held_out(net, params, x0, words):
     return jnp.mean(jax.lax.map(lambda part: loss(net, params, key, *part), parts))
 
 
+def identity(config: Config) -> dict[str, Any]:
+    """What makes a run this one: its settings, but for where it writes and reads."""
+    return {**dataclasses.asdict(config), "out": None, "towers": None}
+
+
+def trained(seed: str) -> pathlib.Path:
+    """Where the usual run of a seed left its denoiser.
+
+    Raises:
+        SystemExit: If it isn't there, or is of a run of other settings.
+    """
+    folder, command = Config.out / seed, f"python -m experiments.emoji.train --seed {seed}"
+    path = folder / f"denoiser-{seed}.safetensors"
+    if not path.exists():
+        raise SystemExit(
+            f"denoiser {seed} doesn't come with the repository, and isn't at {path}: {command}"
+        )
+    found, usual = json.loads((folder / "config.json").read_text()), identity(Config(int(seed)))
+    if {**found, "every": None} != {**usual, "every": None}:
+        raise SystemExit(f"{folder} holds a run of other settings; move it away, and {command}")
+    return path
+
+
 def load(path: pathlib.Path) -> gj.Denoiser:
     """The denoiser of weights that are written; its condition is that of `towers.prompts`."""
     params, about = storage.read(path)
@@ -165,11 +188,10 @@ def main(config: Config) -> None:
         raise SystemExit(f"--steps and --every must be multiples of {CHUNK}.")
     out = (config.out / str(config.seed)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    identity = {**dataclasses.asdict(config), "out": None, "towers": None}
     settings = out / "config.json"
-    if settings.exists() and json.loads(settings.read_text()) != identity:
+    if settings.exists() and json.loads(settings.read_text()) != identity(config):
         raise SystemExit(f"{out} holds a run of other settings; give another --out.")
-    settings.write_text(json.dumps(identity, indent=1))
+    settings.write_text(json.dumps(identity(config), indent=1))
     net = network(config.width, config.depth, config.dropout)
     about = {"width": config.width, "depth": config.depth, "seed": config.seed}
 

@@ -123,19 +123,27 @@ def test_the_plan_of_the_stages_is_written_whole(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.*"))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes have no cores here")
-def test_processes_that_share_work_have_cores_of_their_own_and_leave_a_gpu_to_each_other(tmp_path):
+@pytest.mark.parametrize("system", ["which keeps processes on cores", "which doesn't"])
+def test_processes_that_share_work_have_cores_of_their_own_and_leave_a_gpu_to_each_other(
+    tmp_path, monkeypatch, system
+):
+    if system == "which doesn't":  # macOS
+        for name in ("sched_getaffinity", "sched_setaffinity"):
+            monkeypatch.delattr(os, name, raising=False)
+        monkeypatch.setenv(sharing.CORES, "0")
+        assert sharing.settle()
+        monkeypatch.delenv(sharing.CORES)
+        assert sharing.default_jobs() == 1
     told = f"""
 import os, pathlib
 cores, preallocate = os.environ[{sharing.CORES!r}], os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"]
 pathlib.Path({str(tmp_path)!r}, cores.replace(" ", "-")).write_text(preallocate)
 """
-    jobs = min(2, len(os.sched_getaffinity(0)))
+    jobs = min(2, len(sharing.cores()))
     sharing.share([sys.executable, "-c", told], jobs)
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert set(found.values()) == {"false"}
-    cores = sorted(core for name in found for core in map(int, name.split("-")))
     assert len(found) == jobs
-    assert cores == sorted(os.sched_getaffinity(0))
+    assert sorted(core for name in found for core in map(int, name.split("-"))) == sharing.cores()
     with pytest.raises(SystemExit, match=f"{jobs} of {jobs} processes failed"):
         sharing.share([sys.executable, "-c", "raise SystemExit(3)"], jobs)

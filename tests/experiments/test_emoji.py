@@ -188,6 +188,24 @@ def test_the_quick_preset_never_takes_hours(tmp_path, monkeypatch):
         emoji.main(Config(out=tmp_path, publish=True))
 
 
+def test_a_denoiser_that_is_trained_here_is_of_the_usual_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Config, "out", tmp_path)
+    cells = Cells(PLANS["wide"], storage.WEIGHTS, [], print)
+    with pytest.raises(SystemExit, match=r"isn't at .*train --seed 3"):
+        cells.denoiser("3")
+    (tmp_path / "3").mkdir()
+    net = train.network(24, 1)
+    words = jnp.ones((1, captions.LENGTH, 64))
+    params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.ones(1), words)
+    storage.save(tmp_path / "3/denoiser-3.safetensors", params, {"width": 24, "depth": 1})
+    settings = tmp_path / "3/config.json"
+    settings.write_text(json.dumps(train.identity(train.Config(3, steps=100))))
+    with pytest.raises(SystemExit, match="other settings"):
+        cells.denoiser("3")
+    settings.write_text(json.dumps(train.identity(train.Config(3, every=2500))))
+    assert jax.tree.map(jnp.shape, cells.denoiser("3").params) == jax.tree.map(jnp.shape, params)
+
+
 # Claims
 
 
